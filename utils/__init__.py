@@ -1,0 +1,1 @@
+"""Modules of the federated fine-tuning toolkit; federated.py shows how they fit together."""

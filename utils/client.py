@@ -1,0 +1,272 @@
+"""The client: `YoloClient(NumPyClient)` does the work, the ClientApp carries messages to it.
+
+Subclass `YoloClient` to change what a client does; the handlers below it only unpack named arrays
+from a message, call it, and pack the reply.
+"""
+
+import json
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+
+from utils.arrays import Arrays, Layout
+from utils.data import read_data_yaml, write_private_yaml
+from utils.evaluation import Evaluator
+from utils.model import build_model, load_into, to_arrays
+from utils.run_dir import write_atomically
+from utils.trainer import SliceSettings, SliceTrainer
+
+CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small numbers
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """What the server tells every client, in each message; JSON on the wire.
+
+    run_id: unique for a run. digest: of the global model's layout. train: resolved train
+    arguments. clients: name and data.yaml of each partition, and private_root the folder of their
+    private folders; only in simulation, where one machine has all data.
+    """
+
+    run_id: str
+    base_model: str
+    task: str
+    digest: str
+    train: dict[str, Any]
+    num_rounds: int
+    local_epochs: int
+    seed: int
+    device: str
+    num_threads: int
+    clients: list[tuple[str, str]]
+    private_root: str
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Instructions":
+        """Instructions from `to_json`."""
+        return cls(**json.loads(text))
+
+
+class YoloClient(NumPyClient):
+    """Trains and evaluates a YOLO model on one data set, slice by slice.
+
+    Parameters and results are lists of arrays in the order of `names`. Holds the trainer and the
+    evaluator, so that data sets, loaders and optimiser live through the run.
+    """
+
+    def __init__(self, name: str, settings: SliceSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.trainer = SliceTrainer(settings)
+        self.data = read_data_yaml(settings.data, where=f"client '{name}'")
+        self._model: torch.nn.Module | None = None
+        self._evaluator: Evaluator | None = None
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model to evaluate with, on the CPU; not the one in training."""
+        if self._model is None:
+            s = self.settings
+            self._model = build_model(s.base_model, s.task, self.data, s.train, s.seed)
+        return self._model
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of this client's model."""
+        return Layout.of(to_arrays(self.model))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays in the lists below."""
+        return list(self.model.state_dict())
+
+    def get_parameters(self, config: dict[str, Any]) -> list[np.ndarray]:
+        """Arrays of the model as it would start."""
+        return list(to_arrays(self.model).values())
+
+    def fit(
+        self, parameters: list[np.ndarray], config: dict[str, Any]
+    ) -> tuple[list[np.ndarray], int, dict[str, Any]]:
+        """Train the slice of round `config["server-round"]` from these global arrays.
+
+        Returns the trained arrays, the number of training images, and the mean losses of the
+        slice ("train/box_loss", ...) with its "seconds".
+        """
+        started = time.perf_counter()
+        arrays = dict(zip(self.names, parameters, strict=True))
+        result = self.trainer.train(int(config["server-round"]), arrays)
+        metrics = {**result.losses, "seconds": time.perf_counter() - started}
+        return [result.arrays[name] for name in self.names], result.num_examples, metrics
+
+    def evaluate(
+        self, parameters: list[np.ndarray], config: dict[str, Any]
+    ) -> tuple[float, int, dict[str, Any]]:
+        """Evaluate these global arrays on the val split.
+
+        Returns 1 - fitness (Ultralytics' validator computes no loss here), the number of val
+        images, and Ultralytics' metrics with "fitness" and "seconds".
+        """
+        started = time.perf_counter()
+        if self._evaluator is None:
+            s = self.settings
+            self._evaluator = Evaluator(
+                self.data, s.task, s.train, s.private_dir, s.device, s.num_threads
+            )
+        load_into(self.model, dict(zip(self.names, parameters, strict=True)))
+        result = self._evaluator(self.model)
+        seconds = time.perf_counter() - started
+        metrics = {**result.metrics, "fitness": result.fitness, "seconds": seconds}
+        return 1.0 - result.fitness, result.num_examples, metrics
+
+
+# The YoloClients of this process, by run and name: they live from round to round.
+_clients: dict[tuple[str, str], YoloClient] = {}
+
+
+def client_for(instructions: Instructions, partition: int) -> YoloClient:
+    """The YoloClient of a partition, made on its first message in this process."""
+    name, data_yaml = instructions.clients[partition]
+    key = (instructions.run_id, name)
+    if key not in _clients:
+        private_dir = Path(instructions.private_root) / name
+        data = read_data_yaml(Path(data_yaml), where=f"client '{name}'")
+        settings = SliceSettings(
+            base_model=instructions.base_model,
+            task=instructions.task,
+            data=write_private_yaml(data, private_dir),
+            private_dir=private_dir,
+            train=instructions.train,
+            num_rounds=instructions.num_rounds,
+            local_epochs=instructions.local_epochs,
+            seed=instructions.seed + SEED_STEP * partition,
+            device=instructions.device,
+            num_threads=instructions.num_threads,
+        )
+        _clients[key] = YoloClient(name, settings)
+    return _clients[key]
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Named arrays as a Flower record, which keeps names, shapes and dtypes."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """Named arrays of a Flower record."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+Handler = Callable[[Message, Context], Message]
+app = ClientApp()
+
+
+def _reporting_errors(handler: Handler) -> Handler:
+    """Answer with the reason when the client raises, and keep the traceback in its folder."""
+
+    @wraps(handler)
+    def wrapped(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception as error:  # whatever it is, the server must be told
+            text = traceback.format_exc()
+            instructions = _instructions(message)
+            name = instructions.clients[_partition(context)][0]
+            folder = Path(instructions.private_root) / name
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return Message(Error(CLIENT_ERROR, reason), reply_to=message)
+
+    return wrapped
+
+
+@app.query()
+@_reporting_errors
+def query(message: Message, context: Context) -> Message:
+    """Say who this is and check that its model is the server's."""
+    instructions = _instructions(message)
+    client = client_for(instructions, _partition(context))
+    if client.layout.digest != instructions.digest:
+        raise ValueError(
+            f"client '{client.name}' builds another model from {instructions.base_model} than the "
+            "server; use the same base model file and the same Ultralytics version"
+        )
+    return Message(RecordDict({"client": _identity(client)}), reply_to=message)
+
+
+@app.train()
+@_reporting_errors
+def train(message: Message, context: Context) -> Message:
+    """Train one slice."""
+    client, arrays, config = _unpack(message, context)
+    parameters, num_examples, metrics = client.fit(arrays, config)
+    record = RecordDict(
+        {
+            "arrays": to_record(dict(zip(client.names, parameters, strict=True))),
+            "metrics": MetricRecord({"num-examples": num_examples, **metrics}),
+            "client": _identity(client),
+        }
+    )
+    return Message(record, reply_to=message)
+
+
+@app.evaluate()
+@_reporting_errors
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model."""
+    client, arrays, config = _unpack(message, context)
+    loss, num_examples, metrics = client.evaluate(arrays, config)
+    numbers = MetricRecord({"num-examples": num_examples, "loss": loss, **metrics})
+    return Message(RecordDict({"metrics": numbers, "client": _identity(client)}), reply_to=message)
+
+
+def _instructions(message: Message) -> Instructions:
+    return Instructions.from_json(str(message.content["config"]["instructions"]))
+
+
+def _partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def _identity(client: YoloClient) -> ConfigRecord:
+    return ConfigRecord({"name": client.name})
+
+
+def _unpack(
+    message: Message, context: Context
+) -> tuple[YoloClient, list[np.ndarray], dict[str, Any]]:
+    """The client and its arguments: arrays in the order of its names, found by name."""
+    client = client_for(_instructions(message), _partition(context))
+    received = from_record(message.content["arrays"])
+    missing = [name for name in client.names if name not in received]
+    if missing or len(received) != len(client.names):
+        raise ValueError(
+            f"client '{client.name}' received {len(received)} arrays, its model has "
+            f"{len(client.names)} (missing: {', '.join(missing[:3]) or 'none'})"
+        )
+    config = dict(message.content["config"])
+    return client, [received[name] for name in client.names], config

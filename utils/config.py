@@ -1,0 +1,321 @@
+"""Settings: a YAML file and key=value overrides become one validated, immutable `Config`.
+
+The names, defaults and meaning of every setting are here; configs/example.yaml explains them to
+users. Train arguments are Ultralytics' own: their names and types are checked against the
+installed version, and those which a federation decides itself are refused with the reason.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+# Train arguments that the federation sets: name -> which setting to use instead.
+OWNED_TRAIN_ARGS = {
+    "model": "use base_model",
+    "data": "use datasets",
+    "epochs": "use num_rounds and local_epochs; the schedule spans num_rounds * local_epochs",
+    "task": "it comes from base_model",
+    "mode": "a federation always trains",
+    "seed": "use seed",
+    "device": "use client_resources (num_gpus: 0 trains on the CPU)",
+    "project": "use save_dir",
+    "name": "use name",
+    "exist_ok": "every run gets a directory of its own",
+    "save_dir": "use save_dir",
+    "save": "every round is saved",
+    "save_period": "every round is saved",
+    "resume": "a run starts from base_model; give it a round's exported .pt to go on from there",
+    "time": "use num_rounds",
+    "patience": "a federation runs all its rounds; best.pt is the best of them",
+    "val": "use evaluate.every",
+    "split": "clients are evaluated on their val split",
+    "plots": "results.png shows the run",
+    "verbose": "use verbose",
+    "cfg": "write the train arguments here",
+    "profile": "export the model and profile that",
+    "compile": "compiled models are not supported in a federation",
+    "distill_model": "distillation is not supported in a federation",
+    "quantize": "quantisation-aware training is not supported; export with quantize=... instead",
+    "save_json": "not available in a federation",
+}
+# Arguments of predict, track and export, and Python objects that no YAML can hold.
+NOT_TRAIN_ARGS = frozenset(
+    "source vid_stride stream_buffer visualize retina_masks embed show save_frames save_txt "
+    "save_conf save_crop show_labels show_conf show_boxes line_width format optimize dynamic "
+    "simplify opset workspace dnn tracker augmentations".split()
+)
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class InputError(ValueError):
+    """Something the user can fix. `problems` has one line for each: where, found, expected."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class ClientData(_Frozen):
+    """One client: a name, safe as a folder name, and the path of its `data.yaml`."""
+
+    name: str
+    data: str
+
+
+class StrategyConfig(BaseModel):
+    """Name of a strategy in utils/strategies.py; what else stands here are its options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = "fedavg"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the strategy, by name."""
+        return dict(self.model_extra or {})
+
+
+class ClientResources(_Frozen):
+    """What Ray reserves for one client at work; fractions let clients share.
+
+    num_cpus: also the number of PyTorch threads, rounded down, at least 1.
+    num_gpus: "auto" shares the machine's GPUs among the clients and is 0 where there is none.
+    """
+
+    num_cpus: Annotated[float, Field(gt=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class EvaluateConfig(_Frozen):
+    """data: a `data.yaml` held by the server, whose val split scores each global model.
+
+    every: evaluate after every n-th round and after the last; 0 never evaluates.
+    """
+
+    data: str | None = None
+    every: Annotated[int, Field(ge=0)] = 1
+
+
+def _name_client(value: Any) -> Any:
+    """Accept a bare path; its client is named after the file, or its folder for data.yaml."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    stem = path.parent.name if path.stem in {"data", "dataset"} else path.stem
+    return {"name": stem or path.stem, "data": value}
+
+
+def _name_strategy(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Config(_Frozen):
+    """All settings of a run. Paths are as the user wrote them, relative to the working directory.
+
+    datasets: "demo" stands for the generated data set of utils/demo_data.py.
+    train: Ultralytics train arguments by name.
+    """
+
+    base_model: str
+    datasets: (
+        Literal["demo"]
+        | Annotated[list[Annotated[ClientData, BeforeValidator(_name_client)]], Field(min_length=1)]
+    )
+    num_rounds: Annotated[int, Field(ge=1)] = 10
+    local_epochs: Annotated[int, Field(ge=1)] = 1
+    save_dir: str = "runs/federated"
+    name: Annotated[str, Field(pattern=CLIENT_NAME.pattern + "$")] = "train"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    strategy: Annotated[StrategyConfig, BeforeValidator(_name_strategy)] = StrategyConfig()
+    client_resources: ClientResources = ClientResources()
+    train: dict[str, Any] = {}
+    evaluate: EvaluateConfig = EvaluateConfig()
+    verbose: bool = False
+
+    @property
+    def clients(self) -> list[ClientData]:
+        """The clients; only after `datasets: demo` was replaced by them."""
+        assert not isinstance(self.datasets, str)
+        return self.datasets
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole schedule, of which each round is a slice."""
+        return self.num_rounds * self.local_epochs
+
+    def to_yaml(self) -> str:
+        """YAML that gives this config again."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides (dots reach nested keys) and validate.
+
+    `${vars.x}` in the file stands for an entry of its free-form mapping `vars`.
+
+    Raises InputError with every problem found.
+    """
+    settings, problems = _read(path, overrides)
+    if problems:
+        raise InputError(problems)
+    settings.pop("vars", None)
+    config = None
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        problems = _explain(path, error.errors())
+    train = settings.get("train")
+    if isinstance(train, dict):
+        problems += [f"{path}: {line}" for line in train_problems(train)]
+    problems += [f"{path}: {line}" for line in client_name_problems(settings.get("datasets"))]
+    if problems or config is None:
+        raise InputError(problems)
+    return config
+
+
+def train_problems(train: dict[str, Any]) -> list[str]:
+    """Say which train arguments are unknown, not the user's to set, or of a wrong type."""
+    from ultralytics.cfg import DEFAULT_CFG_DICT, check_cfg
+
+    known = [k for k in DEFAULT_CFG_DICT if k not in OWNED_TRAIN_ARGS and k not in NOT_TRAIN_ARGS]
+    problems = []
+    for key, value in train.items():
+        if key in OWNED_TRAIN_ARGS:
+            problems.append(f"train.{key}: set by the federation; {OWNED_TRAIN_ARGS[key]}")
+        elif key in NOT_TRAIN_ARGS:
+            problems.append(f"train.{key}: not a train argument; remove it")
+        elif key not in known:
+            problems.append(f"train.{key}: unknown Ultralytics argument{nearest(key, known)}")
+        elif key == "batch" and (isinstance(value, bool) or not isinstance(value, int)):
+            problems.append(f"train.batch: found {value!r}, expected a whole number of images")
+        elif key == "batch" and value < 1:
+            problems.append(
+                f"train.batch: found {value}, expected at least 1; AutoBatch (batch=-1) would "
+                "give every client another batch size"
+            )
+        elif key == "imgsz" and (isinstance(value, bool) or not isinstance(value, int)):
+            problems.append(f"train.imgsz: found {value!r}, expected a whole number of pixels")
+        elif key == "cache" and value == "disk":
+            problems.append("train.cache: 'disk' writes into the data folder; use ram or false")
+        else:
+            try:
+                check_cfg({key: value})
+            except (TypeError, ValueError) as error:
+                problems.append(f"train.{key}: {str(error).splitlines()[0]}")
+    return problems
+
+
+def client_name_problems(datasets: Any) -> list[str]:
+    """Say which client names cannot be folder names or stand twice (also in another case).
+
+    datasets: the setting as read; entries that are no clients at all are reported elsewhere.
+    """
+    problems = []
+    first: dict[str, int] = {}
+    for index, entry in enumerate(datasets if isinstance(datasets, list) else []):
+        client = _name_client(entry)
+        if not (isinstance(client, dict) and isinstance(client.get("name"), str)):
+            continue
+        name = client["name"]
+        where = f"datasets[{index}] '{name}'"
+        if not CLIENT_NAME.fullmatch(name):
+            problems.append(
+                f"{where}: not usable as a folder name; give it a name of letters, digits, '.', "
+                f"'_' and '-', e.g. {{name: client_{index}, data: {client.get('data')}}}"
+            )
+        other = first.setdefault(name.casefold(), index)
+        if other != index:
+            problems.append(
+                f"{where}: the same name as datasets[{other}]; give each client its own, e.g. "
+                f"{{name: {name}_{index}, data: {client.get('data')}}}"
+            )
+    return problems
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing when no word is near."""
+    matches = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    try:
+        layers = [OmegaConf.load(path)]
+    except FileNotFoundError:
+        return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        text = " ".join(str(error).split())
+        return {}, [f"{path}: not a readable YAML file: {text}"]
+    problems = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            problems.append(f"'{override}': expected key=value, e.g. num_rounds=5")
+            continue
+        try:
+            layers.append(OmegaConf.from_dotlist([override]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"'{override}': not readable: {' '.join(str(error).split())}")
+    if problems:
+        return {}, problems
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        text = " ".join(str(error).split()).split(" full_key:")[0]
+        return {}, [f"{path}: {text}; give it with vars.x=..."]
+    if not isinstance(merged, dict):
+        return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
+    return {str(key): value for key, value in merged.items()}, []
+
+
+def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
+    """One line for each setting that Pydantic refused."""
+    lines: dict[str, str] = {}
+    for error in errors:
+        parts = [part for part in error["loc"] if not _is_branch(part)]
+        where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
+        if error["type"] == "extra_forbidden":
+            section = _SECTIONS.get(str(parts[0]), Config) if len(parts) > 1 else Config
+            text = f"unknown setting{nearest(str(parts[-1]), section.model_fields)}"
+        elif error["type"] == "missing":
+            text = "missing; see configs/example.yaml"
+        else:
+            message = error["msg"].removeprefix("Input should be ").split(", unable")[0]
+            last = "dataset" if isinstance(parts[-1], int) else str(parts[-1])
+            expected = _EXPECTED.get(last, message)
+            text = f"found {error['input']!r}, expected {expected}"
+        lines.setdefault(where, f"{path}: {where}: {text}")  # a union reports every branch
+    return list(lines.values())
+
+
+def _is_branch(part: Any) -> bool:
+    """Whether this part of an error's path is Pydantic's name for a branch of a union."""
+    return isinstance(part, str) and any(mark in part for mark in "[(-")
+
+
+_EXPECTED = {
+    "dataset": "the path of a data.yaml, or {name: ..., data: ...}",
+    "datasets": "'demo' or a list of data.yaml paths, one for each client",
+    "num_gpus": "a number of at least 0 (a fraction shares a GPU) or 'auto'",
+    "num_cpus": "a number greater than 0",
+    "name": "letters, digits, '.', '_' and '-'",
+    "train": "Ultralytics train arguments, one 'key: value' line each",
+    "client_resources": "'num_cpus: ...' and 'num_gpus: ...' lines",
+    "evaluate": "'data: ...' and 'every: ...' lines",
+    "strategy": "a name, or 'name: ...' and its options",
+}
+_SECTIONS = {
+    "client_resources": ClientResources,
+    "evaluate": EvaluateConfig,
+    "datasets": ClientData,
+}

@@ -1,0 +1,255 @@
+"""A client's data: what its data.yaml says, whether every file is sound, and reading it.
+
+The data folder is only ever read. Ultralytics would write label caches beside the labels, .npy
+caches and repaired JPEGs beside the images, and would execute a `download:` entry; here a private
+folder holds the caches and a cleaned copy of the data.yaml, and damaged images are reported.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.utils import check_det_dataset, get_split_fraction, verify_image_label
+from ultralytics.utils import YAML, colorstr
+
+from utils.config import InputError
+
+# Keys of a data.yaml that training and validation read.
+DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
+DATA_KEYS += ("kpt_shape", "kpt_names", "flip_idx")
+MAX_LINES_PER_SPLIT = 5
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What one data set holds.
+
+    names: class names by index. num_train, num_val: images that Ultralytics will use.
+    class_counts: boxes of each class in the train split, in the order of `names`.
+    """
+
+    names: tuple[str, ...]
+    num_train: int
+    num_val: int
+    class_counts: tuple[int, ...]
+
+
+class PrivateDataset(YOLODataset):
+    """Ultralytics' data set for detect, segment, pose and obb, with its caches in `cache_dir`.
+
+    cache_dir: folder of this client, never shared with another process that may write.
+    split: names the cache file.
+    """
+
+    def __init__(self, *args: Any, cache_dir: Path, split: str, **kwargs: Any) -> None:
+        self.cache_dir = cache_dir
+        self.split = split
+        super().__init__(*args, **kwargs)
+        self._ignore_foreign_npy()
+
+    def _ignore_foreign_npy(self) -> None:
+        # An .npy beside an image would be read, refreshed or removed by Ultralytics.
+        self.npy_files = [
+            self.cache_dir / f"{self.split}-{i}.npy" for i in range(len(self.im_files))
+        ]
+
+    def cache_images(self) -> None:
+        """Read all images into memory; runs inside the base class's `__init__`."""
+        self._ignore_foreign_npy()
+        super().cache_images()
+
+    def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict, bool]:
+        # The file beside the labels is a pickle from a folder we do not own: never read it.
+        return super()._load_or_scan_cache(self.cache_dir / f"{self.split}.cache", cache_hash)
+
+    def verify_args(self) -> tuple:
+        """Use Ultralytics' check of an image and its label, but never let it repair a file."""
+        _, arguments = super().verify_args()
+        return _verify_read_only, arguments
+
+
+def _verify_read_only(arguments: tuple) -> tuple | list:
+    problem = _truncated_jpeg(arguments[0])
+    if problem:
+        return [None, None, None, None, None, 0, 0, 0, 1, f"{arguments[0]}: {problem}"]
+    return verify_image_label(arguments)
+
+
+def _truncated_jpeg(path: str) -> str | None:
+    """Say so if a JPEG lacks its end marker: Ultralytics would overwrite such a file."""
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(2) != b"\xff\xd8":
+                return None
+            file.seek(-2, 2)
+            return None if file.read() == b"\xff\xd9" else "truncated JPEG (no end marker)"
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+
+
+def build_dataset(
+    args: Any,
+    img_path: str | list[str],
+    batch: int | None,
+    data: dict[str, Any],
+    mode: str,
+    stride: int,
+    cache_dir: Path,
+) -> PrivateDataset:
+    """Build what `ultralytics.data.build_yolo_dataset` builds, as a PrivateDataset.
+
+    That function names its class, so its call stands here again; a test compares the two.
+
+    args: Ultralytics train arguments. batch: images per batch (rectangular batches need it).
+    mode: "train" augments, "val" does not. stride: largest stride of the model, pixels.
+    """
+    train = mode == "train"
+    split = "train" if train else args.split
+    return PrivateDataset(
+        cache_dir=cache_dir,
+        split=split,
+        img_path=img_path,
+        imgsz=args.imgsz,
+        batch_size=batch,
+        augment=train,
+        hyp=args,
+        rect=args.rect or not train,
+        cache=args.cache or None,
+        single_cls=args.single_cls or False,
+        stride=stride,
+        pad=0.0 if train else 0.5,
+        prefix=colorstr(f"{mode}: "),
+        task=args.task,
+        classes=args.classes,
+        data=data,
+        fraction=get_split_fraction(args.fraction, split),
+    )
+
+
+def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
+    """Read a data.yaml and resolve its paths as Ultralytics does; nothing is downloaded or run.
+
+    Raises InputError; `where` starts each of its lines.
+    """
+    where = f"{where} ({path})"
+    if not path.is_file():
+        raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{where}: not a readable YAML file: {text}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: expected 'train', 'val' and 'names' lines as in a data.yaml")
+    missing = [key for key in ("train", "names") if not raw.get(key)]
+    missing += [] if raw.get("val") or raw.get("validation") else ["val"]
+    if missing:
+        raise InputError(f"{where}: no '{', '.join(missing)}'; a data.yaml has train, val, names")
+    try:
+        data = check_det_dataset(str(path), autodownload=False)
+    except FileNotFoundError as error:
+        text = str(error).strip().splitlines()[0]
+        raise InputError(f"{where}: {text}; correct 'path', 'train' or 'val'") from error
+    except (SyntaxError, TypeError, ValueError, KeyError, AssertionError) as error:
+        raise InputError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+    return {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
+
+
+def class_names(data: dict[str, Any]) -> tuple[str, ...]:
+    """Class names by index."""
+    return tuple(str(data["names"][i]) for i in range(len(data["names"])))
+
+
+def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
+    """Write `data` with absolute paths and nothing that Ultralytics could execute."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "data.yaml"
+    YAML.save(path, data)
+    return path
+
+
+def check_dataset(
+    path: Path, task: str, cache_dir: Path, *, where: str, splits: tuple[str, ...]
+) -> DataSummary:
+    """Read every image header and label of a data set once; the caches serve the training.
+
+    Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split.
+    """
+    data = read_data_yaml(path, where=where)
+    where = f"{where} ({path})"
+    problems: list[str] = []
+    datasets: dict[str, PrivateDataset] = {}
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        try:
+            datasets[split] = _scan(data, task, split, cache_dir)
+        except InputError as error:
+            problems += [f"{where}: {split}: {line}" for line in error.problems]
+    if problems:
+        raise InputError(problems)
+    names = class_names(data)
+    counts = np.zeros(len(names), int)
+    for label in datasets["train"].labels if "train" in datasets else ():
+        counts += np.bincount(label["cls"].astype(int).ravel(), minlength=len(names))
+    return DataSummary(
+        names,
+        len(datasets["train"]) if "train" in datasets else 0,
+        len(datasets["val"]) if "val" in datasets else 0,
+        tuple(int(c) for c in counts),
+    )
+
+
+def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> PrivateDataset:
+    from ultralytics.cfg import get_cfg
+
+    args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
+    try:
+        dataset = build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
+    except FileNotFoundError as error:
+        cause = str(error.__cause__ or error).splitlines()[0].removeprefix(colorstr("val: "))
+        raise InputError(f"{cause.split('. Supported')[0]}; expected at least one image") from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(_lines_of(str(error))) from error
+    problems = list(_file_problems(cache_dir / f"{split}.cache", dataset))
+    if problems:
+        more = len(problems) - MAX_LINES_PER_SPLIT
+        tail = [f"... and {more} more damaged files"] if more > 0 else []
+        raise InputError(problems[:MAX_LINES_PER_SPLIT] + tail)
+    if split == "train" and not any(len(label["cls"]) for label in dataset.labels):
+        raise InputError(
+            f"none of the {len(dataset)} images has a label; expected .txt files in a 'labels' "
+            "folder beside 'images'"
+        )
+    return dataset
+
+
+def _file_problems(cache: Path, dataset: PrivateDataset) -> Iterator[str]:
+    """Lines about files that Ultralytics would leave out of training without a word."""
+    used = set(dataset.im_files)
+    listed = dataset.get_img_files(dataset.img_path)
+    if len(used) == len(listed):
+        return
+    messages = np.load(cache, allow_pickle=True).item()["msgs"]  # our own file, just written
+    for message in messages:
+        text = message.removeprefix(colorstr("val: ")).replace("ignoring corrupt image/label: ", "")
+        if any(path in text for path in set(listed) - used):
+            yield f"{text}; repair or remove the file"
+
+
+def _lines_of(message: str) -> list[str]:
+    """The informative lines of an Ultralytics error."""
+    lines = [line.strip().removeprefix(colorstr("val: ")) for line in message.splitlines()]
+    lines = [line.replace("ignoring corrupt image/label: ", "") for line in lines]
+    return [line for line in lines if line and "docs.ultralytics.com" not in line] or [message]
+
+
+def move_caches(source: Path, target: Path) -> None:
+    """Move label caches made while checking into the run directory."""
+    target.mkdir(parents=True, exist_ok=True)
+    for cache in source.glob("*.cache"):
+        shutil.move(str(cache), target / cache.name)

@@ -1,0 +1,129 @@
+"""The process environment in which Ultralytics, Flower and Ray run: quiet, offline, private.
+
+All three read environment variables while they are imported, so `prepare_environment` must be
+called first. Ray's workers inherit the variables.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+# Off by default; whoever sets one of these before starting is obeyed.
+QUIET_DEFAULTS = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns that it will stop hiding GPUs
+    "YOLO_OFFLINE": "1",  # no look-up of weights, fonts or package updates
+    "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
+    "ULTRALYTICS_SAFE_LOAD": "1",  # a .pt is a pickle: load known classes only
+    "KMP_WARNINGS": "0",
+}
+# Ultralytics' settings that reach the network or other packages.
+SETTINGS_OFF = (
+    "sync",
+    "clearml",
+    "comet",
+    "dvc",
+    "mlflow",
+    "raytune",
+    "tensorboard",
+    "wandb",
+    "vscode_msg",
+    "openvino_msg",
+)
+
+
+def prepare_environment(*, verbose: bool = False) -> None:
+    """Set the variables above and give Ultralytics a private settings folder. Idempotent.
+
+    The user's own Ultralytics settings keep their folders (`datasets_dir`, ...); the copy only
+    switches off what would reach the network. Fonts are taken from Matplotlib, because
+    Ultralytics would download one to draw class names.
+    """
+    for name, value in QUIET_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("YOLO_VERBOSE", str(verbose).lower())
+    if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="federated-yolo-"))
+    _write_settings(folder / "Ultralytics", _user_settings())
+    os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
+
+
+def remove_private_settings() -> None:
+    """Delete the folder that `prepare_environment` made, at the end of the main process."""
+    folder = os.environ.pop("FEDERATED_YOLO_CONFIG", None)
+    if folder:
+        os.environ.pop("YOLO_CONFIG_DIR", None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def silence_libraries() -> None:
+    """Keep the log lines of Flower and Ray off the screen; failures are shown by this project."""
+    for name in ("flwr", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@cache
+def ensure_torchvision_nms() -> None:
+    """Make `import torchvision` work where its compiled operators cannot be loaded.
+
+    torchvision's Linux wheels on PyPI are CUDA builds. Beside a CPU build of PyTorch (seen with
+    torchvision 0.28.0 and torch 2.13.0+cpu) its library does not load and the import ends in
+    "operator torchvision::nms does not exist". Ultralytics imports it in every validator and uses
+    that one operator, of which it also has its own version; here that version takes the place.
+    Where torchvision loads, nothing is changed.
+    """
+    import torch
+
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    library = Path(spec.origin).with_name("_C.so")
+    try:
+        torch.ops.load_library(str(library))
+    except OSError:
+        from ultralytics.utils.nms import TorchNMS
+
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        for operator in ("nms", "qnms"):  # the import only wants both to be declared
+            torch.library.define(f"torchvision::{operator}", schema)
+        torch.library.impl("torchvision::nms", "CPU")(TorchNMS.nms)
+        import torchvision.extension
+
+        torchvision.extension._has_ops = lambda: True
+
+
+def _user_settings() -> dict[str, object]:
+    config_home = os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))
+    parent = Path(os.environ.get("YOLO_CONFIG_DIR", config_home))
+    try:
+        return json.loads((parent / "Ultralytics" / "settings.json").read_text())
+    except (OSError, ValueError):  # no settings yet: Ultralytics' defaults are as good
+        return {}
+
+
+def _write_settings(folder: Path, user: dict[str, object]) -> None:
+    import matplotlib
+
+    folder.mkdir(parents=True)
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    for name in ("Arial.ttf", "Arial.Unicode.ttf"):
+        shutil.copyfile(font, folder / name)
+    settings: dict[str, object] = {
+        "settings_version": "0.0.8",
+        "datasets_dir": str(Path.cwd() / "datasets"),
+        "weights_dir": str(Path.cwd() / "weights"),
+        "runs_dir": str(Path.cwd() / "runs"),
+        "uuid": "0" * 64,
+        "api_key": "",
+        "openai_api_key": "",
+    }
+    settings.update((key, user[key]) for key in settings if key in user)
+    settings.update((key, False) for key in SETTINGS_OFF)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2))

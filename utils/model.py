@@ -1,0 +1,193 @@
+"""The global model: built in one place from a base, turned into named arrays and back, saved.
+
+Server, clients and exporter all call `build_model`, which is Ultralytics' own way from a base
+model and a list of class names to the model that `yolo train` would start from.
+"""
+
+import copy
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import ultralytics
+from ultralytics.cfg import get_cfg
+from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
+from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
+
+from utils.arrays import Arrays, Layout, layout_problems
+from utils.config import InputError
+from utils.environment import ensure_torchvision_nms
+from utils.run_dir import write_atomically
+
+TASKS = ("detect", "segment", "pose", "obb")
+
+
+def task_of(base_model: str) -> str:
+    """Task of a base model (a .pt or a model YAML), after checking that it can be used.
+
+    Raises InputError when the file is missing, no checkpoint, not safe to load, or of a task
+    that this toolkit does not train.
+    """
+    where = f"base_model '{base_model}'"
+    suffix = Path(base_model).suffix.lower()
+    if suffix == ".pt":
+        task = guess_model_task(load_checkpoint_module(base_model, where=where))
+    elif suffix in {".yaml", ".yml"}:
+        task = guess_model_task(_load_model_yaml(base_model, where))
+    else:
+        raise InputError(f"{where}: expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml")
+    if task not in TASKS:
+        raise InputError(f"{where}: task '{task}'; expected one of {', '.join(TASKS)}")
+    return str(task)
+
+
+def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
+    """The module inside an Ultralytics checkpoint, read by the restricted loader.
+
+    Raises InputError; `where` starts its line.
+    """
+    if not Path(path).is_file():
+        raise InputError(
+            f"{where}: no such file; weights are not downloaded, so put the .pt there or train "
+            "from a model YAML such as yolo11n.yaml"
+        )
+    ensure_torchvision_nms()  # classification checkpoints hold torchvision transforms
+    try:
+        checkpoint, _ = torch_safe_load(path, safe_only=True)
+    except Exception as error:  # any damage to a pickle surfaces as any kind of error
+        text = next((x for x in str(error).splitlines() if x.strip()), type(error).__name__)
+        raise InputError(
+            f"{where}: not an Ultralytics checkpoint that is safe to load: {text}"
+        ) from error
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
+    module = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"{where}: the file holds no model; expected an Ultralytics checkpoint")
+    return module
+
+
+def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
+    try:
+        loaded = yaml_model_load(name)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{where}: no such file, and no model of that name comes with Ultralytics"
+        ) from error
+    except Exception as error:  # a YAML of any shape meets Ultralytics' parser here
+        text = next((x for x in str(error).splitlines() if x.strip()), type(error).__name__)
+        raise InputError(f"{where}: not a model YAML: {text}") from error
+    if not isinstance(loaded, dict) or "backbone" not in loaded or "head" not in loaded:
+        raise InputError(f"{where}: not a model YAML; expected 'backbone' and 'head'")
+    return loaded
+
+
+def build_model(
+    base_model: str,
+    task: str,
+    data: Mapping[str, Any],
+    train: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> torch.nn.Module:
+    """Build the model that `yolo train` would start from: base, adapted to the data's classes.
+
+    The task's trainer builds it, so class rows are carried over by name, `pretrained` and
+    `cls_remap` are obeyed, and new weights are drawn from `seed` as in a plain training.
+
+    data: `names` (index -> name), `nc`, and what else the task needs of a data.yaml.
+    train: Ultralytics train arguments.
+    Returns the float32 model on the CPU.
+    """
+    ensure_torchvision_nms()
+    # The trainer's own __init__ would make folders and read images; building needs neither.
+    trainer: Any = object.__new__(trainer_class(task))
+    trainer.args = get_cfg(overrides={**(train or {}), "task": task, "model": base_model})
+    trainer.data = {"channels": 3, **data}
+    trainer.model = base_model
+    trainer.resume = False
+    init_seeds(seed, deterministic=trainer.args.deterministic)
+    try:
+        trainer.setup_model()
+    finally:
+        unset_deterministic()
+    trainer.set_model_attributes()
+    return trainer.model.float()
+
+
+def trainer_class(task: str) -> type:
+    """Ultralytics' trainer of a task."""
+    from ultralytics.models import yolo
+
+    return {
+        "detect": yolo.detect.DetectionTrainer,
+        "segment": yolo.segment.SegmentationTrainer,
+        "pose": yolo.pose.PoseTrainer,
+        "obb": yolo.obb.OBBTrainer,
+    }[task]
+
+
+def validator_class(task: str) -> type:
+    """Ultralytics' validator of a task."""
+    from ultralytics.models import yolo
+
+    return {
+        "detect": yolo.detect.DetectionValidator,
+        "segment": yolo.segment.SegmentationValidator,
+        "pose": yolo.pose.PoseValidator,
+        "obb": yolo.obb.OBBValidator,
+    }[task]
+
+
+def to_arrays(model: torch.nn.Module) -> Arrays:
+    """Copy the state of a model into named arrays, float32 and int64 as they are."""
+    state = unwrap_model(model).state_dict()
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def load_into(model: torch.nn.Module, arrays: Arrays) -> None:
+    """Copy named arrays into a model in place, so that its optimiser goes on with them.
+
+    Raises ValueError, naming arrays, when they are not the model's.
+    """
+    state = unwrap_model(model).state_dict()
+    layout = Layout(
+        tuple((n, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in state.items())
+    )
+    problems = layout_problems(arrays, layout)
+    if problems:
+        raise ValueError("the arrays do not fit the model: " + "; ".join(problems[:5]))
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(torch.from_numpy(np.require(arrays[name], requirements=["C", "W"])))
+
+
+def save_checkpoint(
+    path: Path, model: torch.nn.Module, train_args: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model as an Ultralytics checkpoint with its float32 weights, atomically.
+
+    `YOLO(path)` predicts, validates, exports and trains on from it. (Ultralytics' own
+    `YOLO.save` would round the weights to half precision.)
+    """
+    module = copy.deepcopy(unwrap_model(model)).float().eval()
+    module.task = guess_model_task(module)
+    module.args = vars(get_cfg(overrides={**(train_args or {}), "task": module.task}))
+    module.criterion = None  # the loss is rebuilt when training starts
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    checkpoint = {
+        "epoch": -1,  # training is over: nothing for `resume` to go on from
+        "best_fitness": None,
+        "model": module,
+        "ema": None,
+        "updates": None,
+        "optimizer": None,
+        "train_args": module.args,
+        "date": datetime.now(UTC).isoformat(),
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0 (https://ultralytics.com/license)",
+        "docs": "https://docs.ultralytics.com",
+    }
+    write_atomically(path, lambda file: torch.save(checkpoint, file))

@@ -1,0 +1,359 @@
+"""The server: one readable round loop over a Flower strategy."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from utils.arrays import Arrays, Layout, cast_to, layout_problems, to_double
+from utils.client import Instructions, from_record, to_record
+from utils.config import Config
+from utils.evaluation import Evaluation
+from utils.model import load_into, save_checkpoint, to_arrays
+from utils.run_dir import RoundMeta, RunDir
+
+POLL_S = 0.1
+
+
+class FederationError(RuntimeError):
+    """The run cannot go on; what is on disk stays usable."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's checked reply to a train message.
+
+    arrays: float32 and integers, of the global layout. losses: by Ultralytics' name.
+    """
+
+    name: str
+    arrays: Arrays
+    num_examples: int
+    losses: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A client's checked reply to an evaluate message; metrics include "fitness"."""
+
+    name: str
+    num_examples: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What one round gave.
+
+    score: the number that best.pt goes by, None if the round was not evaluated.
+    row: the round's row of results.csv.
+    """
+
+    round: int
+    score: float | None
+    row: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave: rounds in order, the best of them (None without evaluation)."""
+
+    run_dir: Path
+    rounds: list[RoundResult]
+    best: RoundResult | None
+
+
+class Display(Protocol):
+    """Shows a run while it goes on; see utils/progress.py."""
+
+    def step(self, round_number: int, step: str, clients: list[str]) -> None:
+        """A step of a round starts: clients are about to "train" or "evaluate"."""
+        ...
+
+    def client_done(self, name: str, text: str) -> None:
+        """A client has answered."""
+        ...
+
+    def client_failed(self, name: str, reason: str) -> None:
+        """A client has failed or its answer was refused."""
+        ...
+
+    def round_done(self, result: RoundResult) -> None:
+        """A round is complete and on disk."""
+        ...
+
+
+class Server:
+    """Runs the rounds. Holds the global arrays and the best score."""
+
+    def __init__(
+        self,
+        config: Config,
+        instructions: Instructions,
+        model: torch.nn.Module,
+        meta: RoundMeta,
+        strategy: Strategy,
+        run_dir: RunDir,
+        display: Display,
+        evaluate_on_server: Callable[[torch.nn.Module], Evaluation] | None = None,
+    ) -> None:
+        self.config = config
+        self.instructions = instructions
+        self.model = model
+        self.meta = meta
+        self.strategy = strategy
+        self.run_dir = run_dir
+        self.display = display
+        self.evaluate_on_server = evaluate_on_server
+        self.arrays = to_arrays(model)
+        self.layout = Layout.of(self.arrays)
+        self.names_by_node: dict[int, str] = {}
+        self.best: RoundResult | None = None
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Make `run` raise FederationError at its next step; from any thread."""
+        self._stopping.set()
+
+    def run(self, grid: Grid) -> RunResult:
+        """Run all rounds; every finished one is on disk.
+
+        Raises FederationError when no client answers usefully.
+        """
+        self.run_dir.save_round(self.arrays, self._meta(0))
+        self.greet(grid)
+        rounds = [self.run_round(grid, r) for r in range(1, self.config.num_rounds + 1)]
+        return RunResult(self.run_dir.path, rounds, self.best)
+
+    def greet(self, grid: Grid) -> None:
+        """Learn which node is which client, and that all have the same model."""
+        record = RecordDict({"config": self._config_record()})
+        nodes = list(grid.get_node_ids())
+        messages = [Message(record, node, "query") for node in nodes]
+        problems = []
+        for reply in self._exchange(grid, messages):
+            if reply.has_error():
+                problems.append(reply.error.reason or "no reason given")
+            else:
+                self.names_by_node[reply.metadata.src_node_id] = str(
+                    reply.content["client"]["name"]
+                )
+        if problems:
+            raise FederationError("\n".join(problems))
+
+    def run_round(self, grid: Grid, round_number: int) -> RoundResult:
+        """One round: train, aggregate, evaluate, save."""
+        started = time.perf_counter()
+        updates = self.train_clients(grid, round_number)
+        self.arrays = self.aggregate(round_number, updates)
+        load_into(self.model, self.arrays)
+        scores, on_server = self.evaluate(grid, round_number)
+        self.run_dir.save_round(self.arrays, self._meta(round_number))
+        result = self.summarise(round_number, updates, scores, on_server, started)
+        self.save_checkpoints(result)
+        self.write_rows(result, updates, scores)
+        self.display.round_done(result)
+        return result
+
+    # The steps of a round, in their order.
+
+    def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
+        """Send the global arrays, receive and check the clients' updates."""
+        self.display.step(round_number, "train", sorted(self.names_by_node.values()))
+        messages = self.strategy.configure_train(
+            round_number, to_record(self.arrays), self._config_record(), grid
+        )
+        updates = []
+        for reply in self._exchange(grid, messages):
+            update = self._checked(reply, self._read_update)
+            if update is not None:
+                loss = sum(update.losses.values())
+                self.display.client_done(update.name, f"loss {loss:.3g}, {update.seconds:.1f} s")
+                updates.append(update)
+        if not updates:
+            raise FederationError(
+                f"round {round_number}: no client returned a usable update; the reasons are above "
+                f"and in {self.run_dir.clients}/*/error.txt"
+            )
+        return sorted(updates, key=lambda update: update.name)  # sums depend on the order
+
+    def aggregate(self, round_number: int, updates: list[Update]) -> Arrays:
+        """Combine updates by the strategy, in float64, and cast back to the layout."""
+        replies = [_as_message(update) for update in updates]
+        aggregated, _ = self.strategy.aggregate_train(round_number, replies)
+        if aggregated is None:
+            raise FederationError(f"round {round_number}: the strategy returned no arrays")
+        arrays = cast_to(from_record(aggregated), self.layout)
+        problems = layout_problems(arrays, self.layout)
+        if problems:
+            raise FederationError(f"round {round_number}: aggregation: {'; '.join(problems[:3])}")
+        return arrays
+
+    def evaluate(self, grid: Grid, round_number: int) -> tuple[list[Score], Evaluation | None]:
+        """Score the global model on the clients' val splits and on the server's data."""
+        every = self.config.evaluate.every
+        if not every or (round_number % every and round_number != self.config.num_rounds):
+            return [], None
+        self.display.step(round_number, "evaluate", sorted(self.names_by_node.values()))
+        messages = self.strategy.configure_evaluate(
+            round_number, to_record(self.arrays), self._config_record(), grid
+        )
+        scores = []
+        for reply in self._exchange(grid, messages):
+            score = self._checked(reply, self._read_score)
+            if score is not None:
+                self.display.client_done(score.name, f"fitness {score.metrics['fitness']:.3f}")
+                scores.append(score)
+        on_server = self.evaluate_on_server(self.model) if self.evaluate_on_server else None
+        return sorted(scores, key=lambda score: score.name), on_server
+
+    def summarise(
+        self,
+        round_number: int,
+        updates: list[Update],
+        scores: list[Score],
+        on_server: Evaluation | None,
+        started: float,
+    ) -> RoundResult:
+        """The row of results.csv: losses and metrics are means weighted by images.
+
+        The score is the fitness on the server's data if it has any, else on the clients'.
+        """
+        examples = [update.num_examples for update in updates]
+        row: dict[str, object] = {
+            "round": round_number,
+            "epoch": round_number * self.config.local_epochs,
+            "seconds": round(time.perf_counter() - started, 3),
+            "num_clients": len(updates),
+            "num_examples": sum(examples),
+            **_weighted_means([update.losses for update in updates], examples),
+        }
+        means = _weighted_means(
+            [score.metrics for score in scores], [score.num_examples for score in scores]
+        )
+        score = means.pop("fitness", None)
+        row.update(means)
+        if on_server is not None:
+            row.update({f"server/{name}": value for name, value in on_server.metrics.items()})
+            score = on_server.fitness
+        row["fitness"] = score
+        return RoundResult(round_number, score, row)
+
+    def save_checkpoints(self, result: RoundResult) -> None:
+        """Write last.pt, and best.pt if no round before scored as high."""
+        save_checkpoint(self.run_dir.weights / "last.pt", self.model, self.instructions.train)
+        score = result.score
+        if score is not None and (
+            self.best is None or self.best.score is None or score > self.best.score
+        ):
+            self.best = result
+            save_checkpoint(self.run_dir.weights / "best.pt", self.model, self.instructions.train)
+
+    def write_rows(self, result: RoundResult, updates: list[Update], scores: list[Score]) -> None:
+        """Append to results.csv and clients.csv."""
+        self.run_dir.append_rows("results.csv", [result.row])
+        metrics = {score.name: score for score in scores}
+        rows = []
+        for update in updates:
+            score = metrics.get(update.name)
+            rows.append(
+                {
+                    "round": result.round,
+                    "client": update.name,
+                    "num_examples": update.num_examples,
+                    "seconds": round(update.seconds, 3),
+                    **update.losses,
+                    **({"num_val": score.num_examples, **score.metrics} if score else {}),
+                }
+            )
+        self.run_dir.append_rows("clients.csv", rows)
+
+    # Messages.
+
+    def _exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterable[Message]:
+        """Send messages and yield each reply when it arrives."""
+        waiting = set(grid.push_messages(messages))
+        while waiting:
+            if self._stopping.is_set():
+                raise FederationError("stopped")
+            for reply in grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            time.sleep(POLL_S if waiting else 0)
+
+    def _checked(self, reply: Message, read: Callable[[Message], Any]) -> Any:
+        """What a reply holds, or None after showing why it cannot be used."""
+        name = self.names_by_node.get(reply.metadata.src_node_id, "unknown client")
+        try:
+            if reply.has_error():
+                raise ValueError(reply.error.reason or "no reason given")
+            return read(reply)
+        except (ValueError, KeyError, TypeError) as error:
+            self.display.client_failed(name, str(error))
+            return None
+
+    def _read_update(self, reply: Message) -> Update:
+        arrays = from_record(reply.content["arrays"])
+        problems = layout_problems(arrays, self.layout)
+        if problems:
+            raise ValueError("its arrays were refused: " + "; ".join(problems[:3]))
+        numbers = dict(reply.content["metrics"])
+        num_examples = _positive(numbers.pop("num-examples"), "num-examples")
+        seconds = float(numbers.pop("seconds"))
+        losses = {name: float(value) for name, value in numbers.items()}
+        return Update(_name(reply), arrays, num_examples, losses, seconds)
+
+    def _read_score(self, reply: Message) -> Score:
+        numbers = dict(reply.content["metrics"])
+        num_examples = _positive(numbers.pop("num-examples"), "num-examples")
+        for name in ("loss", "seconds"):
+            numbers.pop(name)
+        metrics = {name: float(value) for name, value in numbers.items()}
+        if not np.isfinite(list(metrics.values())).all():
+            raise ValueError(f"its metrics are not finite: {metrics}")
+        return Score(_name(reply), num_examples, metrics)
+
+    def _config_record(self) -> ConfigRecord:
+        return ConfigRecord({"instructions": self.instructions.to_json()})
+
+    def _meta(self, round_number: int) -> RoundMeta:
+        return RoundMeta(round_number, self.meta.names, self.meta.task, self.meta.base_model)
+
+
+def _as_message(update: Update) -> Message:
+    """A checked update in the form that Flower's strategies aggregate."""
+    content = RecordDict(
+        {
+            "arrays": to_record(to_double(update.arrays)),
+            "metrics": MetricRecord({"num-examples": update.num_examples}),
+        }
+    )
+    return Message(content, dst_node_id=0, message_type="train")
+
+
+def _weighted_means(rows: list[dict[str, float]], weights: list[int]) -> dict[str, float]:
+    names = rows[0] if rows else {}
+    total = sum(weights)
+    return {
+        name: sum(row[name] * w for row, w in zip(rows, weights, strict=True)) / total
+        for name in names
+    }
+
+
+def _positive(value: Any, name: str) -> int:
+    if not value > 0 or value != int(value):
+        raise ValueError(f"{name}: found {value}, expected a positive whole number")
+    return int(value)
+
+
+def _name(reply: Message) -> str:
+    return str(reply.content["client"]["name"])

@@ -1,0 +1,192 @@
+"""What the terminal shows of a run: its start, a live line, a line per round, the end, problems.
+
+Where the output is no terminal there is no live line.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from utils.run_dir import RunDir
+from utils.server import RoundResult, RunResult
+from utils.simulation import Federation
+
+
+def show_start(console: Console, federation: Federation, run_dir: RunDir) -> None:
+    """Say what is about to run: model, device, and the images and classes of each client."""
+    config = federation.config
+    resources = config.client_resources
+    device = f"{resources.num_gpus:g} GPU" if resources.num_gpus else "no GPU found: on the CPU"
+    console.print(
+        f"[bold]{len(config.clients)} clients, {config.num_rounds} rounds x {config.local_epochs} "
+        f"epochs of {Path(config.base_model).name}[/] ({federation.task}, {config.strategy.name}), "
+        f"{device}, {resources.num_cpus:g} CPU each"
+    )
+    table = Table(title="Clients", title_justify="left", header_style="bold")
+    table.add_column("client")
+    for name in ("train images", "val images", *federation.names):
+        table.add_column(name, justify="right")
+    for name, summary in federation.summaries.items():
+        counts = (summary.num_train, summary.num_val, *summary.class_counts)
+        table.add_row(name, *map(str, counts))
+    console.print(table)
+    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True)
+
+
+def show_end(console: Console, result: RunResult, federation: Federation) -> None:
+    """Show the rounds, what was written, and what to do with it."""
+    console.print(rounds_table(result.rounds, result.best))
+    run_dir = _shown(result.run_dir)
+    weights = run_dir / "weights"
+    chosen = "best.pt" if result.best else "last.pt"
+    last = result.rounds[-1].round
+    files = {
+        f"{weights}/{chosen}": "the model: YOLO(...), yolo predict, yolo val, yolo export",
+        f"{weights}/round{last}.npz": "global weights of each round",
+        f"{run_dir}/results.csv": "losses and metrics by round; clients.csv: by client",
+        f"{run_dir}/results.png": "the same as curves",
+    }
+    width = max(map(len, files))
+    for path, meaning in files.items():
+        console.print(f"  {path:<{width}}  [dim]{meaning}[/]", soft_wrap=True)
+    console.print("Next:")
+    imgsz = federation.config.train.get("imgsz", 640)
+    for command in (
+        f"yolo predict model={weights}/{chosen} imgsz={imgsz} source=IMAGES",
+        f"yolo export model={weights}/{chosen} imgsz={imgsz} format=onnx",
+    ):
+        console.print(f"  {command}", style="cyan", soft_wrap=True)
+
+
+def show_problems(problems: Sequence[str]) -> None:
+    """Print one line for each problem with the input."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def _shown(path: Path) -> Path:
+    """A path as short as it can be from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+class TerminalDisplay:
+    """Shows the rounds on a console. Holds the answers of the current step, and the clock."""
+
+    def __init__(self, console: Console, num_rounds: int) -> None:
+        self.console = console
+        self.num_rounds = num_rounds
+        self._started = time.perf_counter()
+        self._step = "starting the clients"
+        self._round = 0
+        self._pending: list[str] = []
+        self._answers: dict[str, str] = {}
+        self._live = Live(
+            get_renderable=self._line, console=console, refresh_per_second=4, transient=True
+        )
+
+    def __enter__(self) -> "TerminalDisplay":
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def step(self, round_number: int, step: str, clients: list[str]) -> None:
+        """A step of a round starts."""
+        self._round, self._step = round_number, step
+        self._pending, self._answers = list(clients), {}
+
+    def client_done(self, name: str, text: str) -> None:
+        """A client has answered."""
+        self._answers[name] = text
+
+    def client_failed(self, name: str, reason: str) -> None:
+        """A client is left out of this step: say so, for good."""
+        self._answers[name] = "failed"
+        self.console.print(
+            Text.assemble(
+                (f"round {self._round}/{self.num_rounds}: client '{name}' failed: ", "bold red"),
+                reason,
+            )
+        )
+
+    def round_done(self, result: RoundResult) -> None:
+        """A round is on disk: print its line."""
+        row = result.row
+        parts = [f"round {result.round}/{self.num_rounds}"]
+        parts += [f"{short_name(k)} {v:.3g}" for k, v in row.items() if _is_loss(k, v)]
+        parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_map(k, v)]
+        parts.append(f"{row['seconds']:.1f} s")
+        self.console.print("  ".join(parts), highlight=True, soft_wrap=True)
+
+    def _line(self) -> Text:
+        elapsed = time.perf_counter() - self._started
+        line = Text.assemble(
+            (f"round {self._round}/{self.num_rounds}", "bold"),
+            f"  {self._step}  {len(self._answers)}/{len(self._pending)}",
+        )
+        for name in self._pending:
+            answer = self._answers.get(name)
+            line.append(f"  {name} ")
+            line.append(f"({answer})" if answer else "…", "green" if answer else "dim")
+        done = self._round - 1
+        if done > 0:
+            line.append(f"  ETA {_clock(elapsed / done * (self.num_rounds - done))}", "cyan")
+        line.truncate(self.console.width, overflow="ellipsis")
+        return line
+
+
+def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Table:
+    """The rounds as a table for the end of a run; the best one is marked."""
+    names = [
+        name
+        for name in dict.fromkeys(name for r in rounds for name in r.row)
+        if name.startswith(("train/", "metrics/mAP", "server/metrics/mAP"))
+    ]
+    table = Table(title="Rounds", title_justify="left", header_style="bold")
+    table.add_column("round", justify="right")
+    for name in names:
+        table.add_column(short_name(name), justify="right")
+    table.add_column("seconds", justify="right")
+    for result in rounds:
+        is_best = best is not None and result.round == best.round
+        cells = [_cell(result.row.get(name)) for name in names]
+        number = f"{'* ' if is_best else ''}{result.round}"
+        seconds = f"{result.row['seconds']:.1f}"
+        table.add_row(number, *cells, seconds, style="bold green" if is_best else "")
+    if best is not None:
+        table.caption = "* best round by fitness, saved as best.pt"
+        table.caption_justify = "left"
+    return table
+
+
+def short_name(column: str) -> str:
+    """`metrics/mAP50(B)` -> `mAP50`, `server/metrics/mAP50(B)` -> `server mAP50`."""
+    prefix = "server " if column.startswith("server/") else ""
+    name = column.split("/")[-1].removesuffix("_loss").replace("(B)", "")
+    return f"{prefix}{name} loss" if column.startswith("train/") else f"{prefix}{name}"
+
+
+def _is_loss(name: str, value: object) -> bool:
+    return name.startswith("train/") and isinstance(value, float)
+
+
+def _is_map(name: str, value: object) -> bool:
+    return "metrics/mAP" in name and isinstance(value, float)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,358 @@
+"""One round is a slice of one Ultralytics training run.
+
+A client's trainer is set up once, for all `num_rounds * local_epochs` epochs, and each round runs
+the next `local_epochs` of them in Ultralytics' own loop. Learning-rate schedule, warm-up, closing
+of mosaic and loss schedules are therefore right by construction, and a federation of one client
+equals plain `yolo train` bit for bit.
+
+What a training run carries from epoch to epoch beside the weights (optimiser, random states,
+position of the data loader, mosaic buffer) is saved after each slice in the client's private
+folder, so that the next slice may run in another process and still be the same.
+"""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.utils.torch_utils import init_seeds, unwrap_model
+
+from utils.arrays import Arrays
+from utils.data import build_dataset
+from utils.environment import ensure_torchvision_nms
+from utils.model import load_into, to_arrays, trainer_class
+from utils.run_dir import write_atomically
+
+KEPT_STATES = 2  # the last round's, and the one before it for a round that is tried again
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """What a client needs to know to train its slices.
+
+    data: the private data.yaml. private_dir: folder for this client's files.
+    train: Ultralytics train arguments. device: "cpu" or "0". num_threads: of PyTorch on the CPU.
+    """
+
+    base_model: str
+    task: str
+    data: Path
+    private_dir: Path
+    train: Mapping[str, Any]
+    num_rounds: int
+    local_epochs: int
+    seed: int
+    device: str
+    num_threads: int = 1
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """Outcome of one slice.
+
+    arrays: float32 weights (not the EMA's) and buffers. num_examples: training images.
+    losses: mean over the slice's epochs, by Ultralytics' name, e.g. "train/box_loss".
+    """
+
+    arrays: Arrays
+    num_examples: int
+    losses: dict[str, float]
+
+
+class _SliceDone(Exception):
+    """Leaves Ultralytics' loop at the end of a slice, without its final evaluation."""
+
+
+class LossIsNotFiniteError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
+    """Put before an Ultralytics trainer, makes it run its epochs in slices.
+
+    State: what Ultralytics keeps, and below, what it would keep in local variables of its loop.
+    """
+
+    def __init__(self, settings: SliceSettings) -> None:
+        ensure_torchvision_nms()
+        self.settings = settings
+        self.mosaic_is_closed = False
+        self.epochs_with_mosaic = 0  # epochs drawn from the loader before and after closing:
+        self.epochs_without_mosaic = 0  # closing resets the loader
+        self.epoch_losses: list[dict[str, float]] = []
+        self.slice_end = 0
+        super().__init__(overrides=self._overrides(settings))
+        # Ultralytics' integrations (loggers, its platform) have no business in a client.
+        self.callbacks = defaultdict(list)
+        self.add_callback("on_train_start", self._set_threads)
+        self.add_callback("on_train_epoch_end", self._count_epoch)
+        self.add_callback("on_fit_epoch_end", self._leave_after_slice)
+
+    @staticmethod
+    def _overrides(settings: SliceSettings) -> dict[str, Any]:
+        return {
+            **settings.train,
+            "task": settings.task,
+            "mode": "train",
+            "model": settings.base_model,
+            "data": str(settings.data),
+            "epochs": settings.num_rounds * settings.local_epochs,
+            "seed": settings.seed,
+            "device": settings.device,
+            "save_dir": str(settings.private_dir / "ultralytics"),
+            "exist_ok": True,
+            "save": False,
+            "val": False,
+            "plots": False,
+            "verbose": False,
+        }
+
+    # What follows replaces methods of BaseTrainer.
+
+    def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
+        """Build the data set with its caches in the private folder."""
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        caches = self.settings.private_dir / "caches"
+        return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches)
+
+    def _setup_train(self) -> None:
+        """Set up once; later slices only put the schedule in place."""
+        if self.ema is None:
+            super()._setup_train()
+            self.ema.enabled = False  # the raw weights are federated
+        self.scheduler.last_epoch = self.start_epoch - 1
+
+    def _build_train_pipeline(self) -> None:
+        """Refuse Ultralytics' way out of memory shortage, which is a smaller batch."""
+        if self.ema is not None:
+            raise MemoryError(
+                f"out of GPU memory with train.batch={self.args.batch}; lower it, or raise "
+                "client_resources.num_gpus so that fewer clients share the GPU"
+            )
+        super()._build_train_pipeline()
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Refuse to go on from a checkpoint: the round fails, the federation keeps its model."""
+        if self.loss is not None and not self.loss.isfinite():
+            raise LossIsNotFiniteError(
+                f"the loss is {float(self.loss)} in epoch {epoch + 1}; lower train.lr0"
+            )
+        return False
+
+    def _close_dataloader_mosaic(self) -> None:
+        super()._close_dataloader_mosaic()
+        self.mosaic_is_closed = True
+
+    def validate(self) -> tuple[dict[str, float], None]:
+        """Skip: evaluation is a step of its own, and would draw from the random state."""
+        return {}, None
+
+    def save_metrics(self, metrics: dict[str, float]) -> None:
+        """Skip: the run directory has the results."""
+
+    def save_model(self) -> bool:
+        """Skip: Ultralytics would save the EMA, rounded to half precision."""
+        return False
+
+    # Callbacks.
+
+    def _set_threads(self, _: Any) -> None:
+        # Ultralytics sets PyTorch's threads to nearly all cores whenever it selects the CPU.
+        torch.set_num_threads(self.settings.num_threads)
+
+    def _count_epoch(self, _: Any) -> None:
+        if self.mosaic_is_closed:
+            self.epochs_without_mosaic += 1
+        else:
+            self.epochs_with_mosaic += 1
+        self.epoch_losses.append({k: float(v) for k, v in self.tloss.items()})
+
+    def _leave_after_slice(self, _: Any) -> None:
+        if self.epoch + 1 >= self.slice_end:
+            raise _SliceDone
+
+
+@cache
+def _slice_class(task: str) -> type:
+    return type(f"{task.title()}Slices", (_SliceMixin, trainer_class(task)), {})
+
+
+class SliceTrainer:
+    """Trains one client's slices. Holds the Ultralytics trainer between rounds."""
+
+    def __init__(self, settings: SliceSettings) -> None:
+        self.settings = settings
+        self.states = settings.private_dir / "state"
+        self._trainer: Any = None
+        self._last_round = 0
+
+    def train(self, round_number: int, arrays: Arrays) -> SliceResult:
+        """Train the slice of this round (1-based), starting from the given global arrays.
+
+        Raises what the training raises; the next call then starts from the last saved state.
+        """
+        trainer, state = self._take_trainer(round_number)
+        load_into(trainer.model, arrays)
+        _place_schedules(trainer, round_number, self.settings.local_epochs)
+        if state is not None:
+            init_seeds(trainer.args.seed, deterministic=trainer.args.deterministic)
+            _restore_random_states(state["random"])
+        try:
+            trainer.train()
+        except _SliceDone:
+            pass
+        else:
+            raise AssertionError("Ultralytics' loop ended before its slice")
+        _apply_pending_gradients(trainer)
+        self._save_state(_state_of(trainer), round_number)
+        self._trainer, self._last_round = trainer, round_number
+        return SliceResult(
+            arrays=to_arrays(trainer.model),
+            num_examples=len(trainer.train_loader.dataset),
+            losses=_mean_losses(trainer),
+        )
+
+    def _take_trainer(self, round_number: int) -> tuple[Any, dict[str, Any] | None]:
+        """A trainer as after this client's last round before `round_number`, and that state.
+
+        The trainer kept here is used as it is if it trained that round, and brought to the saved
+        state if the client has meanwhile trained in another process or the round is tried again.
+        """
+        last = max((r for r in self._saved_rounds() if r < round_number), default=0)
+        state = self._load_state(last) if last else None
+        trainer, self._trainer = self._trainer, None  # kept again only if the slice succeeds
+        if trainer is not None and self._last_round != last:
+            mosaic_open = state is not None and not state["epochs_without_mosaic"]
+            if state is None or (mosaic_open and trainer.mosaic_is_closed):
+                trainer = None  # Ultralytics cannot go back to these
+        if trainer is None:
+            trainer = _slice_class(self.settings.task)(self.settings)
+            trainer._setup_train()
+            trainer.nominal_accumulate = trainer.accumulate
+            self._last_round = 0
+        if state is not None and self._last_round != last:
+            _restore(trainer, state)
+        return trainer, state
+
+    def _saved_rounds(self) -> list[int]:
+        names = self.states.glob("round*.pt") if self.states.is_dir() else ()
+        return [int(m.group(1)) for p in names if (m := re.fullmatch(r"round(\d+)", p.stem))]
+
+    def _load_state(self, round_number: int) -> dict[str, Any]:
+        return torch.load(self.states / f"round{round_number}.pt", weights_only=True)
+
+    def _save_state(self, state: dict[str, Any], round_number: int) -> None:
+        self.states.mkdir(parents=True, exist_ok=True)
+        path = self.states / f"round{round_number}.pt"
+        write_atomically(path, lambda file: torch.save(state, file))
+        for other in self._saved_rounds():
+            if not round_number - KEPT_STATES < other <= round_number:
+                (self.states / f"round{other}.pt").unlink(missing_ok=True)
+
+
+def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
+    """Put what Ultralytics counts by epoch where the slice of this round starts."""
+    start = (round_number - 1) * local_epochs
+    trainer.start_epoch, trainer.slice_end = start, start + local_epochs
+    trainer.stop = False
+    trainer.epoch_losses = []
+    trainer.accumulate = trainer.nominal_accumulate  # warm-up leaves it somewhere below
+    args, model = trainer.args, unwrap_model(trainer.model)
+    if args.close_mosaic and start > trainer.epochs - args.close_mosaic:
+        # An earlier slice closed it; the loop would close it again and reset the data loader.
+        if not trainer.mosaic_is_closed:
+            trainer._close_dataloader_mosaic()
+        args.close_mosaic = 0
+    if start:
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()
+        if hasattr(model.criterion, "update"):  # the loss of end-to-end heads has a schedule
+            model.criterion.updates = start - 1
+            model.criterion.update()
+
+
+def _apply_pending_gradients(trainer: Any) -> None:
+    """Step with what gradient accumulation (nbs > batch) has left at the end of the slice."""
+    if any(p.grad is not None for p in trainer.model.parameters()):
+        trainer.optimizer_step()
+
+
+def _mean_losses(trainer: Any) -> dict[str, float]:
+    epochs = trainer.epoch_losses
+    return {f"train/{name}": sum(e[name] for e in epochs) / len(epochs) for name in epochs[0]}
+
+
+def _state_of(trainer: Any) -> dict[str, Any]:
+    """All that a training run carries between epochs beside the weights; tensors and numbers."""
+    return {
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "epochs_with_mosaic": trainer.epochs_with_mosaic,
+        "epochs_without_mosaic": trainer.epochs_without_mosaic,
+        "mosaic_buffer": list(trainer.train_loader.dataset.buffer),
+        "random": _random_states(),
+    }
+
+
+def _restore(trainer: Any, state: dict[str, Any]) -> None:
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    trainer.epochs_with_mosaic = state["epochs_with_mosaic"]
+    trainer.epochs_without_mosaic = state["epochs_without_mosaic"]
+    _replay_loader(
+        trainer.train_loader, [trainer.epochs_with_mosaic, trainer.epochs_without_mosaic]
+    )
+    _refill_mosaic_buffer(trainer.train_loader.dataset, state["mosaic_buffer"])
+
+
+def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
+    """Bring the order of the images to where it stands after these epochs, without reading any.
+
+    num_epochs: epochs before and after closing mosaic, at which Ultralytics resets the loader.
+    Loader workers (GPU only) read ahead, so their order cannot be replayed; it goes on from the
+    seed instead.
+    """
+    loader.reset()
+    loader.generator.manual_seed(loader.generator.initial_seed())
+    if loader.num_workers:
+        return
+    for count in filter(None, num_epochs):
+        loader.iterator = loader._get_iterator()
+        for _ in range(count * len(loader)):
+            loader.iterator._next_index()
+
+
+def _refill_mosaic_buffer(dataset: Any, indices: list[int]) -> None:
+    """Read the images again that mosaic draws its neighbours from."""
+    for i in dataset.buffer:
+        dataset.ims[i] = dataset.im_hw0[i] = dataset.im_hw[i] = None
+    dataset.buffer = []
+    for i in indices:
+        dataset.load_image(i)
+
+
+def _random_states() -> dict[str, Any]:
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert name == "MT19937"
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
