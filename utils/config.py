@@ -7,12 +7,12 @@ installed version, and those which a federation decides itself are refused with 
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
@@ -51,7 +51,40 @@ NOT_TRAIN_ARGS = frozenset(
     "save_conf save_crop show_labels show_conf show_boxes line_width format optimize dynamic "
     "simplify opset workspace dnn tracker augmentations".split()
 )
+# Train arguments of which Ultralytics checks nothing, or only while it trains.
+CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "batch": (
+        lambda x: type(x) is int and x >= 1,
+        "a whole number of images, at least 1; AutoBatch (batch=-1) would give every client "
+        "another batch size",
+    ),
+    "imgsz": (lambda x: type(x) is int and x >= 32, "a whole number of pixels, at least 32"),
+    "workers": (lambda x: type(x) is int and x >= 0, "a whole number, at least 0"),
+    "cache": (
+        lambda x: x in (None, True, False, "ram"),
+        "ram or false; 'disk' would write into the data folder",
+    ),
+    "optimizer": (
+        lambda x: str(x).lower() in "auto sgd musgd adam adamax adamw nadam radam rmsprop".split(),
+        "auto, SGD, MuSGD, Adam, Adamax, AdamW, NAdam, RAdam or RMSprop",
+    ),
+    "pretrained": (lambda x: isinstance(x, bool | str), "true, false or the path of a .pt"),
+    "classes": (
+        lambda x: x is None or all(type(i) is int for i in (x if isinstance(x, list) else [x])),
+        "class indices, e.g. [0, 2]",
+    ),
+    "freeze": (
+        lambda x: x is None or isinstance(x, list) or type(x) is int,
+        "a number of layers, or a list of layers",
+    ),
+    "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
+}
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+# Numbers, of which true and false are none.
+PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 
 
 class InputError(ValueError):
@@ -63,7 +96,7 @@ class InputError(ValueError):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
 
 class ClientData(_Frozen):
@@ -92,8 +125,8 @@ class ClientResources(_Frozen):
     num_gpus: "auto" shares the machine's GPUs among the clients and is 0 where there is none.
     """
 
-    num_cpus: Annotated[float, Field(gt=0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    num_cpus: Annotated[float, Field(strict=True, gt=0)] = 1.0
+    num_gpus: Annotated[float, Field(strict=True, ge=0)] | Literal["auto"] = "auto"
 
 
 class EvaluateConfig(_Frozen):
@@ -103,7 +136,7 @@ class EvaluateConfig(_Frozen):
     """
 
     data: str | None = None
-    every: Annotated[int, Field(ge=0)] = 1
+    every: NonNegativeInt = 1
 
 
 def _name_client(value: Any) -> Any:
@@ -131,11 +164,11 @@ class Config(_Frozen):
         Literal["demo"]
         | Annotated[list[Annotated[ClientData, BeforeValidator(_name_client)]], Field(min_length=1)]
     )
-    num_rounds: Annotated[int, Field(ge=1)] = 10
-    local_epochs: Annotated[int, Field(ge=1)] = 1
+    num_rounds: PositiveInt = 10
+    local_epochs: PositiveInt = 1
     save_dir: str = "runs/federated"
-    name: Annotated[str, Field(pattern=CLIENT_NAME.pattern + "$")] = "train"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
+    seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
     strategy: Annotated[StrategyConfig, BeforeValidator(_name_strategy)] = StrategyConfig()
     client_resources: ClientResources = ClientResources()
     train: dict[str, Any] = {}
@@ -196,17 +229,9 @@ def train_problems(train: dict[str, Any]) -> list[str]:
             problems.append(f"train.{key}: not a train argument; remove it")
         elif key not in known:
             problems.append(f"train.{key}: unknown Ultralytics argument{nearest(key, known)}")
-        elif key == "batch" and (isinstance(value, bool) or not isinstance(value, int)):
-            problems.append(f"train.batch: found {value!r}, expected a whole number of images")
-        elif key == "batch" and value < 1:
-            problems.append(
-                f"train.batch: found {value}, expected at least 1; AutoBatch (batch=-1) would "
-                "give every client another batch size"
-            )
-        elif key == "imgsz" and (isinstance(value, bool) or not isinstance(value, int)):
-            problems.append(f"train.imgsz: found {value!r}, expected a whole number of pixels")
-        elif key == "cache" and value == "disk":
-            problems.append("train.cache: 'disk' writes into the data folder; use ram or false")
+        elif key in CHECKED_TRAIN_ARGS and not CHECKED_TRAIN_ARGS[key][0](value):
+            expected = CHECKED_TRAIN_ARGS[key][1]
+            problems.append(f"train.{key}: found {value!r}, expected {expected}")
         else:
             try:
                 check_cfg({key: value})
@@ -224,9 +249,9 @@ def client_name_problems(datasets: Any) -> list[str]:
     first: dict[str, int] = {}
     for index, entry in enumerate(datasets if isinstance(datasets, list) else []):
         client = _name_client(entry)
-        if not (isinstance(client, dict) and isinstance(client.get("name"), str)):
+        if not (isinstance(client, dict) and isinstance(client.get("name"), str | int | float)):
             continue
-        name = client["name"]
+        name = str(client["name"])
         where = f"datasets[{index}] '{name}'"
         if not CLIENT_NAME.fullmatch(name):
             problems.append(
@@ -250,32 +275,53 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     try:
-        layers = [OmegaConf.load(path)]
+        loaded = OmegaConf.load(path)
     except FileNotFoundError:
         return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        text = " ".join(str(error).split())
-        return {}, [f"{path}: not a readable YAML file: {text}"]
+        return {}, [f"{path}: not a readable YAML file: {_one_line(error)}"]
+    if not isinstance(loaded, DictConfig):
+        return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
     problems = []
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
             problems.append(f"'{override}': expected key=value, e.g. num_rounds=5")
             continue
+        _name_strategy_of(loaded)
         try:
-            layers.append(OmegaConf.from_dotlist([override]))
-        except (YAMLError, OmegaConfBaseException) as error:
-            problems.append(f"'{override}': not readable: {' '.join(str(error).split())}")
+            loaded.merge_with_dotlist([override])
+        except (YAMLError, OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
+            problems.append(f"'{override}': not usable with {path}: {_one_line(error)}")
     if problems:
         return {}, problems
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        text = " ".join(str(error).split()).split(" full_key:")[0]
-        return {}, [f"{path}: {text}; give it with vars.x=..."]
-    if not isinstance(merged, dict):
-        return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
-    return {str(key): value for key, value in merged.items()}, []
+        settings = _with_text_keys(OmegaConf.to_container(loaded, resolve=True))
+    except InterpolationKeyError as error:
+        return {}, [f"{path}: {_one_line(error)}; add it below 'vars', or give it as vars.NAME=..."]
+    except OmegaConfBaseException as error:
+        return {}, [f"{path}: {_one_line(error)}"]
+    # A section of which every line is commented out is None and has its defaults.
+    return {key: value for key, value in settings.items() if value is not None}, []
+
+
+def _name_strategy_of(settings: DictConfig) -> None:
+    """Write `strategy: NAME` as `strategy: {name: NAME}`, so that overrides add options to it."""
+    unresolved = OmegaConf.to_container(settings, resolve=False)
+    assert isinstance(unresolved, dict)
+    if isinstance(unresolved.get("strategy"), str):
+        settings["strategy"] = _name_strategy(unresolved["strategy"])
+
+
+def _with_text_keys(value: Any) -> Any:
+    """YAML also has numbers for keys, which are no setting's name."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(entry) for key, entry in value.items()}
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).split(" full_key:")[0]
 
 
 def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
@@ -295,6 +341,8 @@ def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
             expected = _EXPECTED.get(last, message)
             text = f"found {error['input']!r}, expected {expected}"
         lines.setdefault(where, f"{path}: {where}: {text}")  # a union reports every branch
+    if any(where.startswith("datasets[") for where in lines):
+        lines.pop("datasets", None)  # the branch 'demo' was not meant
     return list(lines.values())
 
 

@@ -6,7 +6,7 @@ folder holds the caches and a cleaned copy of the data.yaml, and damaged images 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,14 @@ from utils.config import InputError
 DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
 DATA_KEYS += ("kpt_shape", "kpt_names", "flip_idx")
 MAX_LINES_PER_SPLIT = 5
+PREFIX = colorstr("val: ")  # before the messages of a scan
+DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
+# Ultralytics' messages that would lead a user astray -> what they mean.
+PLAIN_WORDS = {
+    # It tries what Pillow cannot read as HEIF, and reports the failure of that.
+    "No module named 'pi_heif'": "not readable as an image (HEIC needs the package pi-heif)",
+    "setting an array element with a sequence": "label lines of different numbers of columns",
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,13 @@ class PrivateDataset(YOLODataset):
     """Ultralytics' data set for detect, segment, pose and obb, with its caches in `cache_dir`.
 
     cache_dir: folder of this client, never shared with another process that may write.
-    split: names the cache file.
+    split: names the cache file. messages: what Ultralytics says about files while it scans them.
     """
 
     def __init__(self, *args: Any, cache_dir: Path, split: str, **kwargs: Any) -> None:
         self.cache_dir = cache_dir
         self.split = split
+        self.messages: list[str] = []
         super().__init__(*args, **kwargs)
         self._ignore_foreign_npy()
 
@@ -58,14 +67,17 @@ class PrivateDataset(YOLODataset):
             self.cache_dir / f"{self.split}-{i}.npy" for i in range(len(self.im_files))
         ]
 
-    def cache_images(self) -> None:
-        """Read all images into memory; runs inside the base class's `__init__`."""
+    def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
+        """Say whether memory suffices for `cache: ram`; the first to read images, in `__init__`."""
         self._ignore_foreign_npy()
-        super().cache_images()
+        return super().check_cache_ram(safety_margin)
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict, bool]:
         # The file beside the labels is a pickle from a folder we do not own: never read it.
-        return super()._load_or_scan_cache(self.cache_dir / f"{self.split}.cache", cache_hash)
+        path = self.cache_dir / f"{self.split}.cache"
+        cache, exists = super()._load_or_scan_cache(path, cache_hash)
+        self.messages = cache["msgs"]
+        return cache, exists
 
     def verify_args(self) -> tuple:
         """Use Ultralytics' check of an image and its label, but never let it repair a file."""
@@ -76,18 +88,20 @@ class PrivateDataset(YOLODataset):
 def _verify_read_only(arguments: tuple) -> tuple | list:
     problem = _truncated_jpeg(arguments[0])
     if problem:
-        return [None, None, None, None, None, 0, 0, 0, 1, f"{arguments[0]}: {problem}"]
+        return [None, None, None, None, None, 0, 0, 0, 1, f"{arguments[0]}: {DAMAGED}{problem}"]
     return verify_image_label(arguments)
 
 
 def _truncated_jpeg(path: str) -> str | None:
-    """Say so if a JPEG lacks its end marker: Ultralytics would overwrite such a file."""
+    """Say so if a JPEG does not end in its end marker: Ultralytics would overwrite such a file."""
     try:
         with Path(path).open("rb") as file:
             if file.read(2) != b"\xff\xd8":
                 return None
             file.seek(-2, 2)
-            return None if file.read() == b"\xff\xd9" else "truncated JPEG (no end marker)"
+            if file.read() == b"\xff\xd9":
+                return None
+            return "truncated JPEG (or padded: it does not end in the end marker)"
     except OSError as error:
         return f"unreadable ({error.strerror})"
 
@@ -146,18 +160,46 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not a readable YAML file: {text}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected 'train', 'val' and 'names' lines as in a data.yaml")
-    missing = [key for key in ("train", "names") if not raw.get(key)]
-    missing += [] if raw.get("val") or raw.get("validation") else ["val"]
-    if missing:
-        raise InputError(f"{where}: no '{', '.join(missing)}'; a data.yaml has train, val, names")
+    problems = [f"{where}: {problem}" for problem in _yaml_problems(raw)]
+    if problems:
+        raise InputError(problems)
     try:
         data = check_det_dataset(str(path), autodownload=False)
     except FileNotFoundError as error:
-        text = str(error).strip().splitlines()[0]
-        raise InputError(f"{where}: {text}; correct 'path', 'train' or 'val'") from error
+        raise InputError(
+            f"{where}: {_one_line(error)}; correct 'path', 'train' or 'val'"
+        ) from error
     except (SyntaxError, TypeError, ValueError, KeyError, AssertionError) as error:
-        raise InputError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        text = _one_line(error).removeprefix(f"{path} ")
+        raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
     return {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
+
+
+def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
+    """Say what a data.yaml lacks, or has in a form that Ultralytics would stumble over later."""
+    raw = {"val": raw.get("validation"), **raw}  # Ultralytics takes either name
+    for key in ("train", "val", "names"):
+        if not raw.get(key):
+            yield f"no '{key}'; a data.yaml has train, val and names"
+    for key in ("train", "val"):
+        folders = raw.get(key) or ""
+        if not all(
+            isinstance(x, str) for x in (folders if isinstance(folders, list) else [folders])
+        ):
+            yield f"{key}: found {folders!r}, expected a folder of images or a list of them"
+    names = raw.get("names") or []
+    if isinstance(names, dict):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            indices = ", ".join(map(str, names))
+            yield f"names: found indices {indices}, expected 0 to {len(names) - 1} for {len(names)}"
+    elif not isinstance(names, list):
+        yield f"names: found {names!r}, expected a list of class names"
+    channels = raw.get("channels", 3)
+    if type(channels) is not int or channels < 1:
+        yield f"channels: found {channels!r}, expected a whole number, 3 for colour images"
+    shape = raw.get("kpt_shape", [1, 2])
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
+        yield f"kpt_shape: found {shape!r}, expected [number of keypoints, 2 or 3], e.g. [17, 3]"
 
 
 def class_names(data: dict[str, Any]) -> tuple[str, ...]:
@@ -211,15 +253,18 @@ def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> Priva
     try:
         dataset = build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
     except FileNotFoundError as error:
-        cause = str(error.__cause__ or error).splitlines()[0].removeprefix(colorstr("val: "))
-        raise InputError(f"{cause.split('. Supported')[0]}; expected at least one image") from error
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(_lines_of(str(error))) from error
-    problems = list(_file_problems(cache_dir / f"{split}.cache", dataset))
-    if problems:
-        more = len(problems) - MAX_LINES_PER_SPLIT
-        tail = [f"... and {more} more damaged files"] if more > 0 else []
-        raise InputError(problems[:MAX_LINES_PER_SPLIT] + tail)
+        cause = _one_line(error.__cause__ or error).split(". Supported")[0]
+        raise InputError(f"{cause}; expected at least one image") from error
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+    ) as error:  # all files damaged, or other labels
+        lines = str(error).splitlines()
+        raise InputError(_damaged_files(lines) or _one_line(error)) from error
+    damaged = _damaged_files(dataset.messages)
+    if damaged:
+        raise InputError(damaged)
     if split == "train" and not any(len(label["cls"]) for label in dataset.labels):
         raise InputError(
             f"none of the {len(dataset)} images has a label; expected .txt files in a 'labels' "
@@ -228,24 +273,23 @@ def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> Priva
     return dataset
 
 
-def _file_problems(cache: Path, dataset: PrivateDataset) -> Iterator[str]:
-    """Lines about files that Ultralytics would leave out of training without a word."""
-    used = set(dataset.im_files)
-    listed = dataset.get_img_files(dataset.img_path)
-    if len(used) == len(listed):
-        return
-    messages = np.load(cache, allow_pickle=True).item()["msgs"]  # our own file, just written
-    for message in messages:
-        text = message.removeprefix(colorstr("val: ")).replace("ignoring corrupt image/label: ", "")
-        if any(path in text for path in set(listed) - used):
-            yield f"{text}; repair or remove the file"
+def _damaged_files(messages: Iterable[str]) -> list[str]:
+    """One line for each file that Ultralytics would leave out without a word, up to 5."""
+    lines = []
+    for message in sorted(m for m in messages if DAMAGED in m):
+        path, reason = " ".join(message.split()).removeprefix(PREFIX).split(DAMAGED)
+        reason = next((plain for found, plain in PLAIN_WORDS.items() if found in reason), reason)
+        lines.append(f"{path}{reason}; repair or remove the image or its label")
+    more = len(lines) - MAX_LINES_PER_SPLIT
+    return lines[:MAX_LINES_PER_SPLIT] + (
+        [f"... and {more} more damaged files"] if more > 0 else []
+    )
 
 
-def _lines_of(message: str) -> list[str]:
-    """The informative lines of an Ultralytics error."""
-    lines = [line.strip().removeprefix(colorstr("val: ")) for line in message.splitlines()]
-    lines = [line.replace("ignoring corrupt image/label: ", "") for line in lines]
-    return [line for line in lines if line and "docs.ultralytics.com" not in line] or [message]
+def _one_line(error: BaseException) -> str:
+    """The first line of an Ultralytics error, without its colours and signs."""
+    text = str(error.args[0] if error.args else error).strip().splitlines()[0]
+    return text.removeprefix(PREFIX).replace(" ❌", "").rstrip(".")
 
 
 def move_caches(source: Path, target: Path) -> None:

@@ -126,16 +126,13 @@ def _check(config: Config, caches: Path) -> Federation:
     return Federation(config, task, names, summaries, server_data, model, caches)
 
 
-def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
-    """Run the federation on this machine under Flower's simulation.
-
-    Raises FederationError (utils/server.py) when it cannot go on, and what is done stays usable.
-    """
+def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Server:
+    """A server whose `run(grid)` runs this federation, and what it needs in the run directory."""
     config = federation.config
     run_dir.write_text("args.yaml", config.to_yaml())
     for data in config.clients:
         move_caches(federation.caches / data.name, run_dir.client_dir(data.name) / "caches")
-    server = Server(
+    return Server(
         config,
         _instructions(federation, run_dir),
         federation.model,
@@ -145,6 +142,15 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
         display,
         _server_evaluator(federation, run_dir),
     )
+
+
+def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
+    """Run the federation on this machine under Flower's simulation.
+
+    Raises FederationError (utils/server.py) when it cannot go on, and what is done stays usable.
+    """
+    config = federation.config
+    server = make_server(federation, display, run_dir)
     results: list[RunResult] = []
     app = ServerApp()
 

@@ -1,0 +1,71 @@
+"""Small real data sets and checkpoints, made where a test wants them: `import helpers`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.model import build_model, save_checkpoint
+
+
+def make_dataset(
+    folder: Path,
+    num_train: int = 6,
+    num_val: int = 3,
+    names: Sequence[str] = ("a", "b", "c"),
+    size: int = 64,
+    seed: int = 0,
+) -> Path:
+    """Write an Ultralytics detection data set and return the path of its data.yaml.
+
+    Images are `images/{train,val}/NUMBER.jpg`, square, `size` pixels: noise with 1 to 3 bright
+    rectangles, whose brightness is their class. The same arguments give the same files.
+    """
+    rng = np.random.default_rng(seed)
+    for split, num_images in (("train", num_train), ("val", num_val)):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        for number in range(num_images):
+            image, rows = _draw(rng, len(names), size)
+            cv2.imwrite(str(folder / "images" / split / f"{number}.jpg"), image)
+            (folder / "labels" / split / f"{number}.txt").write_text("".join(rows))
+    path = folder / "data.yaml"
+    path.write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(names)}]\n")
+    return path
+
+
+def _draw(rng: np.random.Generator, num_classes: int, size: int) -> tuple[np.ndarray, list[str]]:
+    """An image, (size, size, 3) uint8, and its label lines: class and xywh in fractions."""
+    image = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
+    rows = []
+    for _ in range(int(rng.integers(1, 4))):
+        label = int(rng.integers(num_classes))
+        width, height = (int(x) for x in rng.integers(size // 5, size // 2, 2))
+        left, top = int(rng.integers(size - width)), int(rng.integers(size - height))
+        image[top : top + height, left : left + width] = 255 - 120 * label // num_classes
+        box = (left + width / 2, top + height / 2, width, height)
+        rows.append(f"{label} {' '.join(f'{x / size:.6f}' for x in box)}\n")
+    return image, rows
+
+
+def make_checkpoint(
+    path: Path,
+    names: Sequence[str] = ("a", "b", "c"),
+    base: str = "yolov8n.yaml",
+    seed: int = 0,
+) -> Path:
+    """Write an Ultralytics checkpoint with random weights drawn from `seed`, and return its path.
+
+    base: a model YAML that comes with Ultralytics; its name also tells the task, e.g.
+    "yolov8n-seg.yaml".
+    """
+    task = {"seg": "segment", "pose": "pose", "obb": "obb"}.get(
+        Path(base).stem.partition("-")[2], "detect"
+    )
+    data = {"names": dict(enumerate(names)), "nc": len(names)}
+    if task == "pose":
+        data["kpt_shape"] = [17, 3]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, build_model(base, task, data, seed=seed))
+    return path

@@ -1,0 +1,259 @@
+"""The law of this project: a federation of one client equals plain Ultralytics training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_dataset
+from local_grid import LocalGrid
+from ultralytics import YOLO
+
+from utils import client as client_module
+from utils.arrays import Arrays
+from utils.config import Config
+from utils.environment import ensure_torchvision_nms
+from utils.model import to_arrays
+from utils.run_dir import RunDir, load_arrays
+from utils.server import RunResult
+from utils.simulation import checked, make_server
+
+# Small, and every image and step counts: 6 images make 3 batches of 2 an epoch.
+TRAIN: dict[str, Any] = {
+    "imgsz": 32,
+    "batch": 2,
+    "nbs": 2,
+    "optimizer": "SGD",
+    "lr0": 0.01,
+    "warmup_epochs": 1.0,
+    "close_mosaic": 0,
+}
+
+
+class Silent:
+    """A display that shows nothing and remembers what failed."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[str, str]] = []
+
+    def step(self, round_number: int, step: str, clients: list[str]) -> None: ...
+    def client_done(self, name: str, text: str) -> None: ...
+    def client_failed(self, name: str, reason: str) -> None:
+        self.failures.append((name, reason))
+
+    def round_done(self, result: object) -> None: ...
+
+
+def plain_training(
+    base_model: str, data: Path, train: dict[str, Any], epochs: int, folder: Path, seed: int = 0
+) -> Arrays:
+    """Raw float32 weights at the end of one `yolo train` run (best.pt has the half-rounded EMA)."""
+    ensure_torchvision_nms()
+    weights: Arrays = {}
+    model = YOLO(base_model)
+    # One thread, as our clients: sums over threads round differently.
+    model.add_callback("on_train_start", lambda _: torch.set_num_threads(1))
+    model.add_callback("on_fit_epoch_end", lambda t: weights.update(to_arrays(t.model)))
+    model.train(
+        data=str(data),
+        epochs=epochs,
+        seed=seed,
+        val=False,  # validation draws from the random state that augmentation uses
+        save=False,
+        plots=False,
+        device="cpu",
+        project=str(folder),
+        name="plain",
+        **train,
+    )
+    return weights
+
+
+def federation(
+    datasets: list[Path],
+    save_dir: Path,
+    train: dict[str, Any],
+    *,
+    grid: LocalGrid | None = None,
+    display: Silent | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Run a federation in this process, through the real messages, client and server."""
+    config = Config.model_validate(
+        {
+            "base_model": "yolov8n.yaml",
+            "num_rounds": 3,
+            "evaluate": {"every": 0},
+            **settings,
+            "datasets": [{"name": f"c{i}", "data": str(d)} for i, d in enumerate(datasets)],
+            "save_dir": str(save_dir),
+            "train": train,
+        }
+    )
+    with checked(config) as ready:
+        run_dir = RunDir.create(save_dir, "run")
+        server = make_server(ready, display or Silent(), run_dir)
+        return server.run(grid or LocalGrid(len(datasets)))  # pyright: ignore[reportArgumentType]
+
+
+def final_arrays(result: RunResult) -> Arrays:
+    arrays, meta = load_arrays(result.run_dir / "weights" / f"round{len(result.rounds)}.npz")
+    assert meta is not None
+    assert meta.round == len(result.rounds)
+    return arrays
+
+
+def assert_identical(found: Arrays, expected: Arrays) -> None:
+    assert list(found) == list(expected)
+    different = [n for n in expected if not np.array_equal(found[n], expected[n])]
+    assert not different, f"{len(different)} of {len(expected)} arrays differ, e.g. {different[0]}"
+
+
+def assert_learned(found: Arrays, initial: Arrays) -> None:
+    """Equality alone would also hold between two models that were never trained."""
+    changed = [n for n in found if not np.array_equal(found[n], initial[n])]
+    assert len(changed) > 0.9 * len(found)
+
+
+SETTINGS = {
+    "sgd": {},
+    "adamw with cosine schedule, warm-up longer than a round": {
+        "optimizer": "AdamW",
+        "lr0": 0.001,
+        "cos_lr": True,
+        "warmup_epochs": 2.5,
+    },
+    "last batch of an epoch is smaller": {"batch": 4, "nbs": 4},
+    "mosaic closes at the start of a round": {"close_mosaic": 2},
+    "mosaic closes at once": {"close_mosaic": 3},
+    "frozen layers and every augmentation": {
+        "freeze": 3,
+        "mixup": 0.5,
+        "cutmix": 0.3,
+        "degrees": 10.0,
+        "multi_scale": 0.5,
+        "cache": "ram",
+    },
+    "class weights, fraction and rectangular batches": {
+        "cls_pw": 0.5,
+        "fraction": 0.7,
+        "rect": True,
+    },
+    "optimizer chosen by ultralytics": {"optimizer": "auto"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_one_client_equals_plain_training_bit_for_bit(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    data = make_dataset(tmp_path / "data")
+    train = {**TRAIN, **settings}
+    expected = plain_training("yolov8n.yaml", data, train, epochs=3, folder=tmp_path)
+    result = federation([data], tmp_path / "runs", train)
+    assert_identical(final_arrays(result), expected)
+    initial, _ = load_arrays(result.run_dir / "weights" / "round0.npz")
+    assert_learned(expected, initial)
+
+
+def test_rounds_of_several_epochs_equal_plain_training(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    train = {**TRAIN, "close_mosaic": 1}  # in the middle of round 2
+    expected = plain_training("yolov8n.yaml", data, train, epochs=4, folder=tmp_path, seed=3)
+    result = federation([data], tmp_path / "runs", train, num_rounds=2, local_epochs=2, seed=3)
+    assert_identical(final_arrays(result), expected)
+
+
+def test_yolo26_whose_loss_has_a_schedule_equals_plain_training(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    train = {**TRAIN, "optimizer": "MuSGD"}
+    expected = plain_training("yolo26n.yaml", data, train, epochs=3, folder=tmp_path)
+    result = federation([data], tmp_path / "runs", train, base_model="yolo26n.yaml")
+    assert_identical(final_arrays(result), expected)
+
+
+class ForgetfulGrid(LocalGrid):
+    """As if every message went to a new worker process."""
+
+    def push_messages(self, messages: Any) -> list[str]:
+        client_module._clients.clear()
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("name", ["sgd", "mosaic closes at the start of a round"])
+def test_a_client_that_changes_the_process_every_round_equals_plain_training(
+    name: str, tmp_path: Path
+) -> None:
+    data = make_dataset(tmp_path / "data")
+    train = {**TRAIN, **SETTINGS[name], "optimizer": "AdamW"}
+    expected = plain_training("yolov8n.yaml", data, train, epochs=3, folder=tmp_path)
+    result = federation([data], tmp_path / "runs", train, grid=ForgetfulGrid(1))
+    assert_identical(final_arrays(result), expected)
+
+
+class AlternatingGrid(LocalGrid):
+    """As if two worker processes took turns, each keeping the client it saw two rounds ago."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__(num_nodes)
+        self.workers: list[dict[Any, Any]] = [{}, {}]
+        self.calls = 0
+
+    def push_messages(self, messages: Any) -> list[str]:
+        client_module._clients = self.workers[self.calls % 2]
+        self.calls += 1
+        return super().push_messages(messages)
+
+
+def test_a_client_that_returns_to_an_old_worker_equals_plain_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_clients", {})
+    data = make_dataset(tmp_path / "data")
+    train = {**TRAIN, "close_mosaic": 2}
+    expected = plain_training("yolov8n.yaml", data, train, epochs=4, folder=tmp_path)
+    result = federation([data], tmp_path / "runs", train, num_rounds=4, grid=AlternatingGrid(1))
+    assert_identical(final_arrays(result), expected)
+
+
+def test_a_pretrained_base_with_other_classes_starts_as_in_plain_training(tmp_path: Path) -> None:
+    from helpers import make_checkpoint
+
+    base = make_checkpoint(tmp_path / "base.pt", names=("zebra", "c", "a", "b", "d"))
+    data = make_dataset(tmp_path / "data")
+    expected = plain_training(str(base), data, TRAIN, epochs=2, folder=tmp_path)
+    result = federation([data], tmp_path / "runs", TRAIN, base_model=str(base), num_rounds=2)
+    assert_identical(final_arrays(result), expected)
+
+
+def test_three_clients_with_the_same_data_and_seed_equal_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "SEED_STEP", 0)
+    data = make_dataset(tmp_path / "data")
+    one = federation([data], tmp_path / "one", TRAIN, num_rounds=2)
+    three = federation([data] * 3, tmp_path / "three", TRAIN, num_rounds=2)
+    assert_identical(final_arrays(three), final_arrays(one))
+
+
+def test_clients_with_the_same_data_train_differently_by_default(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    grid = LocalGrid(2)
+    federation([data] * 2, tmp_path / "runs", TRAIN, num_rounds=1, grid=grid)
+    first, second = (r.content["arrays"] for r in grid.received if "arrays" in r.content)
+    assert any(not np.array_equal(first[n].numpy(), second[n].numpy()) for n in first)
+
+
+def test_gradients_left_by_accumulation_are_applied_at_the_end_of_a_round(tmp_path: Path) -> None:
+    """6 images, batch 2, nbs 8: steps after batch 1 (4 batches apart), then the rest at the end."""
+    data = make_dataset(tmp_path / "data")
+    train = {**TRAIN, "nbs": 8, "warmup_epochs": 0.0}
+    grid = LocalGrid(1)
+    result = federation([data], tmp_path / "runs", train, num_rounds=1, grid=grid)
+    state = torch.load(
+        result.run_dir / "clients" / "c0" / "state" / "round1.pt", weights_only=True
+    )
+    assert state["optimizer"]["state"]
+    trainer = next(iter(client_module._clients.values())).trainer._trainer
+    assert all(p.grad is None for p in trainer.model.parameters())

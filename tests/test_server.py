@@ -1,0 +1,358 @@
+"""The round: what clients send, how it is combined, and what ends up on disk."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+from helpers import make_dataset
+from local_grid import LocalGrid, identify_process
+from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
+from ultralytics import YOLO
+
+from utils import client as client_module
+from utils.arrays import Arrays, Layout, cast_to
+from utils.client import from_record, to_record
+from utils.config import InputError, StrategyConfig
+from utils.environment import ensure_torchvision_nms
+from utils.model import load_into, to_arrays
+from utils.run_dir import load_arrays, read_csv
+from utils.server import FederationError, Update, _as_message
+from utils.strategies import build_strategy
+
+
+def fedavg(updates: list[Update]) -> Arrays:
+    identify_process()
+    strategy = build_strategy(StrategyConfig(), num_clients=len(updates))
+    record, _ = strategy.aggregate_train(1, [_as_message(update) for update in updates])
+    assert record is not None
+    return cast_to(from_record(record), Layout.of(updates[0].arrays))
+
+
+def update(name: str, num_examples: int, **arrays: Any) -> Update:
+    return Update(name, arrays, num_examples, {}, 0.0)
+
+
+def test_fedavg_is_the_mean_weighted_by_images_and_integers_stay_integers() -> None:
+    result = fedavg(
+        [
+            update("a", 1, w=np.float32([1.0, 10.0]), n=np.array(3), b=np.int64([5])),
+            update("b", 3, w=np.float32([2.0, -10.0]), n=np.array(4), b=np.int64([6])),
+        ]
+    )
+    # (1*1 + 2*3) / 4, (10*1 - 10*3) / 4; counters (3 + 12) / 4 = 3.75 -> 4, (5 + 18) / 4 -> 6
+    assert result["w"].tolist() == [1.75, -5.0]
+    assert result["w"].dtype == np.float32
+    assert result["n"].item() == 4
+    assert result["n"].shape == ()
+    assert result["n"].dtype == np.int64
+    assert result["b"].tolist() == [6]
+
+
+def test_the_mean_of_equal_models_is_the_model_to_the_last_bit() -> None:
+    w = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    for count in (3, 7, 10):
+        result = fedavg([update(str(i), 69, w=w) for i in range(count)])
+        assert np.array_equal(result["w"], w)
+
+
+def test_an_unknown_strategy_or_option_names_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"strategy.name: found 'fedavgg', expected one of.*fedavg"):
+        build_strategy(StrategyConfig(name="fedavgg"), 3)
+    with pytest.raises(InputError, match=r"strategy.mu: unknown option of fedavg; it has no options"):
+        build_strategy(StrategyConfig.model_validate({"name": "fedavg", "mu": 1}), 3)
+
+
+@pytest.fixture(scope="module")
+def two_clients(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], LocalGrid, Any]:
+    """Two clients of unequal size, two rounds with evaluation, and every message."""
+    folder = tmp_path_factory.mktemp("two")
+    data = [
+        make_dataset(folder / "big", num_train=6, num_val=2),
+        make_dataset(folder / "small", num_train=2, num_val=4, seed=1),
+    ]
+    grid = LocalGrid(2)
+    held_out = make_dataset(folder / "held_out", num_val=5, seed=2)
+    result = federation(
+        data,
+        folder / "runs",
+        TRAIN,
+        grid=grid,
+        num_rounds=2,
+        evaluate={"every": 1, "data": str(held_out)},
+    )
+    return [*data, held_out], grid, result
+
+
+def train_replies(grid: LocalGrid) -> list[Message]:
+    return [r for r in grid.received if r.has_content() and "arrays" in r.content]
+
+
+def test_the_global_model_is_the_weighted_mean_of_what_the_clients_sent(
+    two_clients: tuple[list[Path], LocalGrid, Any],
+) -> None:
+    _, grid, result = two_clients
+    replies = train_replies(grid)[-2:]  # of the last round
+    weights = [int(r.content["metrics"]["num-examples"]) for r in replies]
+    assert sorted(weights) == [2, 6]  # the images in the train folders
+    global_arrays = final_arrays(result)
+    for name, array in global_arrays.items():
+        sent = [r.content["arrays"][name].numpy().astype(np.float64) for r in replies]
+        mean = sum(w * a for w, a in zip(weights, sent, strict=True)) / 8
+        expected = np.rint(mean) if array.dtype == np.int64 else mean.astype(np.float32)
+        np.testing.assert_allclose(array, expected, rtol=1e-6, err_msg=name)
+
+
+def test_every_client_starts_a_round_from_the_global_arrays_of_the_round_before(
+    two_clients: tuple[list[Path], LocalGrid, Any],
+) -> None:
+    _, grid, result = two_clients
+    sent = [m for m in grid.sent if m.metadata.message_type == "train"]
+    assert len(sent) == 4
+    for index, message in enumerate(sent):
+        round_before = index // 2
+        saved, _ = load_arrays(result.run_dir / "weights" / f"round{round_before}.npz")
+        assert_identical(from_record(message.content["arrays"]), saved)
+
+
+def test_clients_train_with_the_weights_they_receive(
+    two_clients: tuple[list[Path], LocalGrid, Any],
+) -> None:
+    """One round is few small steps: far from the received weights would mean others were used."""
+    _, grid, _ = two_clients
+    message = [m for m in grid.sent if m.metadata.message_type == "train"][-1]
+    received = from_record(message.content["arrays"])
+    trained = from_record(train_replies(grid)[-1].content["arrays"])
+    name = "model.4.cv1.conv.weight"
+    step = np.abs(trained[name] - received[name]).mean()
+    assert 0 < step < 0.1 * np.abs(received[name]).mean()
+
+
+def test_last_pt_is_the_global_model_and_predicts_the_same(
+    two_clients: tuple[list[Path], LocalGrid, Any],
+) -> None:
+    _, _, result = two_clients
+    ensure_torchvision_nms()
+    model = YOLO(str(result.run_dir / "weights" / "last.pt")).model
+    assert isinstance(model, torch.nn.Module)
+    assert_identical(to_arrays(model), final_arrays(result))
+    assert model.names == {0: "a", 1: "b", 2: "c"}
+    assert model.task == "detect"
+
+
+def test_best_pt_is_the_round_with_the_highest_fitness(
+    two_clients: tuple[list[Path], LocalGrid, Any],
+) -> None:
+    _, _, result = two_clients
+    rows = read_csv(result.run_dir / "results.csv")
+    scores = [float(row["fitness"]) for row in rows]
+    assert result.best.round == 1 + scores.index(max(scores))
+    best, _ = load_arrays(result.run_dir / "weights" / f"round{result.best.round}.npz")
+    model = YOLO(str(result.run_dir / "weights" / "best.pt")).model
+    assert isinstance(model, torch.nn.Module)
+    assert_identical(to_arrays(model), best)
+
+
+def test_federated_metrics_are_those_of_yolo_val(tmp_path: Path) -> None:
+    """On labels that an untrained model can hit, or everything would be 0 whatever is evaluated.
+
+    Its boxes are 15 strides wide wherever they are: 120 pixels, here in images of 128.
+    """
+    from utils.data import read_data_yaml, write_private_yaml
+    from utils.evaluation import Evaluator
+    from utils.model import build_model, save_checkpoint
+
+    ensure_torchvision_nms()
+    path = make_dataset(tmp_path / "data", num_train=2, num_val=20, size=128)
+    for number, label in enumerate(sorted((tmp_path / "data" / "labels" / "val").iterdir())):
+        label.write_text(f"{number % 2} 0.5 0.5 1 1\n")
+    data = read_data_yaml(path, where="test")
+    model = build_model("yolov8n.yaml", "detect", data)
+    arrays = to_arrays(model)
+    arrays["model.22.cv3.0.2.bias"] += np.float32([9, 8, 0])
+    load_into(model, arrays)
+    save_checkpoint(tmp_path / "model.pt", model, {"imgsz": 128})
+    write_private_yaml(data, tmp_path / "private")
+    before = to_arrays(model)
+    evaluator = Evaluator(data, "detect", {"imgsz": 128}, tmp_path / "private")
+    found = [evaluator(model) for _ in range(2)]
+    assert_identical(to_arrays(model), before)
+    metrics = YOLO(str(tmp_path / "model.pt")).val(
+        data=str(path), imgsz=128, plots=False, device="cpu", project=str(tmp_path), name="val"
+    )
+    expected = dict(metrics.results_dict)
+    assert expected["metrics/recall(B)"] > 0
+    assert found[0].metrics == {k: v for k, v in expected.items() if k != "fitness"}
+    assert found[0].fitness == expected["fitness"]
+    assert found[1] == found[0]
+    assert found[0].num_examples == 20
+
+
+def test_csvs_have_a_row_for_each_round_and_client(
+    two_clients: tuple[list[Path], LocalGrid, Any],
+) -> None:
+    _, _, result = two_clients
+    rounds = read_csv(result.run_dir / "results.csv")
+    clients = read_csv(result.run_dir / "clients.csv")
+    assert [row["round"] for row in rounds] == ["1", "2"]
+    assert [(row["round"], row["client"]) for row in clients] == [
+        ("1", "c0"),
+        ("1", "c1"),
+        ("2", "c0"),
+        ("2", "c1"),
+    ]
+    assert [row["num_examples"] for row in clients[:2]] == ["6", "2"]
+    assert [row["num_val"] for row in clients[:2]] == ["2", "4"]
+    assert rounds[0]["num_examples"] == "8"
+    loss = (6 * float(clients[0]["train/box_loss"]) + 2 * float(clients[1]["train/box_loss"])) / 8
+    assert float(rounds[0]["train/box_loss"]) == pytest.approx(loss)
+    score = (2 * float(clients[0]["metrics/recall(B)"]) + 4 * float(clients[1]["metrics/recall(B)"]))
+    assert float(rounds[0]["metrics/recall(B)"]) == pytest.approx(score / 6)
+    assert "server/metrics/mAP50-95(B)" in rounds[0]
+
+
+def test_nothing_is_written_outside_the_run_directory(
+    two_clients: tuple[list[Path], LocalGrid, Any],
+) -> None:
+    data, _, _ = two_clients
+    for folder in (path.parent for path in data):
+        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        assert all(p.endswith((".jpg", ".txt", "data.yaml")) for p in found), found
+
+
+def with_arrays(change: Callable[[Arrays], Any], node: int = 1000) -> Callable[[Message], Message]:
+    """Tamper with the arrays that one node returns from training."""
+
+    def tamper(reply: Message) -> Message:
+        if reply.metadata.src_node_id == node and reply.has_content() and "arrays" in reply.content:
+            arrays = from_record(reply.content["arrays"])
+            change(arrays)
+            record: ArrayRecord = to_record({n: np.asarray(a) for n, a in arrays.items()})
+            reply.content["arrays"] = record
+        return reply
+
+    return tamper
+
+
+WEIGHT = "model.0.conv.weight"
+BAD_ARRAYS: dict[str, tuple[Callable[[Arrays], Any], str]] = {
+    "nan": (
+        lambda a: a.update({WEIGHT: np.full_like(a[WEIGHT], np.nan)}),
+        r"model.0.conv.weight: 432 of 432 values are NaN or infinite",
+    ),
+    "missing": (lambda a: a.pop(WEIGHT), r"1 arrays missing: model.0.conv.weight"),
+    "extra": (
+        lambda a: a.update({"backdoor": np.zeros(3)}),
+        r"1 arrays not in the model: backdoor",
+    ),
+    "0-d": (
+        lambda a: a.update({WEIGHT: np.float32(1.0).reshape(())}),
+        r"model.0.conv.weight: shape \(\), expected \(16, 3, 3, 3\)",
+    ),
+    "half": (
+        lambda a: a.update({WEIGHT: a[WEIGHT].astype(np.float16)}),
+        r"model.0.conv.weight: dtype float16, expected float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
+def test_a_client_with_unusable_arrays_is_left_out_and_named(
+    change: Callable[[Arrays], Any], reason: str, tmp_path: Path
+) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    display = Silent()
+    grid = LocalGrid(2, tamper=with_arrays(change))
+    result = federation(
+        [data, data], tmp_path / "runs", TRAIN, num_rounds=1, grid=grid, display=display
+    )
+    assert [name for name, _ in display.failures] == ["c0"]
+    import re
+
+    assert re.search(reason, display.failures[0][1])
+    honest = next(r for r in train_replies(grid) if r.metadata.src_node_id != 1000)
+    assert_identical(final_arrays(result), from_record(honest.content["arrays"]))
+
+
+def test_when_no_client_is_usable_the_run_stops_and_earlier_rounds_stay(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    calls = 0
+
+    def nan_in_round_2(arrays: Arrays) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            arrays[WEIGHT] = np.full_like(arrays[WEIGHT], np.nan)
+
+    grid = LocalGrid(1, tamper=with_arrays(nan_in_round_2))
+    with pytest.raises(FederationError, match="round 2: no client returned a usable update"):
+        federation([data], tmp_path / "runs", TRAIN, grid=grid)
+    run_dir = tmp_path / "runs" / "run"
+    load_arrays(run_dir / "weights" / "round1.npz")
+    assert not (run_dir / "weights" / "round2.npz").exists()
+    assert len(read_csv(run_dir / "results.csv")) == 1
+
+
+def test_an_error_in_a_client_is_shown_and_its_traceback_kept(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    display = Silent()
+    grid = LocalGrid(2)
+    lost = False
+
+    def lose_an_image(message: Message) -> Message:
+        nonlocal lost
+        if not lost:  # after the check of the data, before training
+            lost = True
+            (tmp_path / "fragile" / "images" / "train" / "0.jpg").unlink()
+            (tmp_path / "fragile" / "images" / "train" / "1.jpg").unlink()
+        return message
+
+    fragile = make_dataset(tmp_path / "fragile", num_train=2)
+    grid.tamper = lose_an_image
+    result = federation(
+        [fragile, data], tmp_path / "runs", TRAIN, num_rounds=1, grid=grid, display=display
+    )
+    assert display.failures[0][0] == "c0"
+    assert "fragile" in display.failures[0][1]
+    error = (result.run_dir / "clients" / "c0" / "error.txt").read_text()
+    assert "Traceback" in error
+    assert (result.run_dir / "weights" / "round1.npz").exists()
+
+
+def test_a_client_with_another_model_is_refused_before_round_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    original = client_module.build_model
+    monkeypatch.setattr(
+        client_module, "build_model", lambda _, *rest: original("yolo11n.yaml", *rest)
+    )
+    with pytest.raises(FederationError, match=r"client 'c0' builds another model .* than the server"):
+        federation([data], tmp_path / "runs", TRAIN)
+    assert not (tmp_path / "runs" / "run" / "weights" / "round1.npz").exists()
+
+
+def test_instructions_survive_json() -> None:
+    instructions = client_module.Instructions(
+        run_id="r",
+        base_model="yolov8n.yaml",
+        task="detect",
+        digest="d",
+        train={"lr0": 1e-5, "freeze": [1, 2], "pretrained": True},
+        num_rounds=3,
+        local_epochs=2,
+        seed=7,
+        device="cpu",
+        num_threads=2,
+        clients=[("north", "/data.yaml")],
+        private_root="/run",
+    )
+    again = client_module.Instructions.from_json(instructions.to_json())
+    assert dataclasses.asdict(again) == {
+        **dataclasses.asdict(instructions),
+        "clients": [["north", "/data.yaml"]],
+    }
