@@ -245,7 +245,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _instructions(message: Message) -> Instructions:
-    return Instructions.from_json(str(message.content["config"]["instructions"]))
+    return Instructions.from_json(str(message.content.config_records["config"]["instructions"]))
 
 
 def _partition(context: Context) -> int:
@@ -261,12 +261,12 @@ def _unpack(
 ) -> tuple[YoloClient, list[np.ndarray], dict[str, Any]]:
     """The client and its arguments: arrays in the order of its names, found by name."""
     client = client_for(_instructions(message), _partition(context))
-    received = from_record(message.content["arrays"])
+    received = from_record(message.content.array_records["arrays"])
     missing = [name for name in client.names if name not in received]
     if missing or len(received) != len(client.names):
         raise ValueError(
             f"client '{client.name}' received {len(received)} arrays, its model has "
             f"{len(client.names)} (missing: {', '.join(missing[:3]) or 'none'})"
         )
-    config = dict(message.content["config"])
+    config = dict(message.content.config_records["config"])
     return client, [received[name] for name in client.names], config

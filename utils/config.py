@@ -218,7 +218,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def train_problems(train: dict[str, Any]) -> list[str]:
     """Say which train arguments are unknown, not the user's to set, or of a wrong type."""
-    from ultralytics.cfg import DEFAULT_CFG_DICT, check_cfg
+    from ultralytics.cfg import check_cfg
+    from ultralytics.utils import DEFAULT_CFG_DICT
 
     known = [k for k in DEFAULT_CFG_DICT if k not in OWNED_TRAIN_ARGS and k not in NOT_TRAIN_ARGS]
     problems = []

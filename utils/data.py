@@ -21,7 +21,7 @@ from utils.config import InputError
 
 # Keys of a data.yaml that training and validation read.
 DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
-DATA_KEYS += ("kpt_shape", "kpt_names", "flip_idx")
+DATA_KEYS += ("kpt_shape", "kpt_names", "kpt_oks_sigmas", "flip_idx")
 MAX_LINES_PER_SPLIT = 5
 PREFIX = colorstr("val: ")  # before the messages of a scan
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
@@ -211,7 +211,7 @@ def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
     """Write `data` with absolute paths and nothing that Ultralytics could execute."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "data.yaml"
-    YAML.save(path, data)
+    YAML.save(str(path), data)
     return path
 
 
@@ -288,7 +288,7 @@ def _damaged_files(messages: Iterable[str]) -> list[str]:
 
 def _one_line(error: BaseException) -> str:
     """The first line of an Ultralytics error, without its colours and signs."""
-    text = str(error.args[0] if error.args else error).strip().splitlines()[0]
+    text = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()[0]
     return text.removeprefix(PREFIX).replace(" ❌", "").rstrip(".")
 
 

@@ -50,16 +50,16 @@ def prepare_environment(*, verbose: bool = False) -> None:
     os.environ.setdefault("YOLO_VERBOSE", str(verbose).lower())
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return
-    folder = Path(tempfile.mkdtemp(prefix="federated-yolo-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
     _write_settings(folder / "Ultralytics", _user_settings())
     os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
 
 
 def remove_private_settings() -> None:
-    """Delete the folder that `prepare_environment` made, at the end of the main process."""
-    folder = os.environ.pop("FEDERATED_YOLO_CONFIG", None)
-    if folder:
-        os.environ.pop("YOLO_CONFIG_DIR", None)
+    """Delete the folder that `prepare_environment` made, if this process made it."""
+    folder = os.environ.get("FEDERATED_YOLO_CONFIG", "")
+    if f"federated-yolo-{os.getpid()}-" in folder:
+        del os.environ["FEDERATED_YOLO_CONFIG"], os.environ["YOLO_CONFIG_DIR"]
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -105,6 +105,8 @@ def build_model(
     trainer: Any = object.__new__(trainer_class(task))
     trainer.args = get_cfg(overrides={**(train or {}), "task": task, "model": base_model})
     trainer.data = {"channels": 3, **data}
+    if trainer.args.single_cls:  # as in `BaseTrainer.get_dataset`
+        trainer.data.update(names={0: "item"}, nc=1)
     trainer.model = base_model
     trainer.resume = False
     init_seeds(seed, deterministic=trainer.args.deterministic)
@@ -113,7 +115,8 @@ def build_model(
     finally:
         unset_deterministic()
     trainer.set_model_attributes()
-    return trainer.model.float()
+    model: Any = trainer.model
+    return model.float()
 
 
 def trainer_class(task: str) -> type:
@@ -171,7 +174,7 @@ def save_checkpoint(
     `YOLO(path)` predicts, validates, exports and trains on from it. (Ultralytics' own
     `YOLO.save` would round the weights to half precision.)
     """
-    module = copy.deepcopy(unwrap_model(model)).float().eval()
+    module: Any = copy.deepcopy(unwrap_model(model)).float().eval()
     module.task = guess_model_task(module)
     module.args = vars(get_cfg(overrides={**(train_args or {}), "task": module.task}))
     module.criterion = None  # the loss is rebuilt when training starts

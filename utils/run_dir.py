@@ -8,11 +8,10 @@ import csv
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -52,8 +51,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: RoundMeta) -> None:
     """Write named arrays and their description as an uncompressed .npz without pickles."""
     header = {"format": FORMAT, "checksum": checksum(arrays), **asdict(meta)}
-    text = np.array(json.dumps(header))
-    write_atomically(path, lambda file: np.savez(file, **{META_KEY: text}, **arrays))
+    entries: dict[str, Any] = {META_KEY: np.array(json.dumps(header)), **arrays}
+    write_atomically(path, lambda file: np.savez(file, **entries))
 
 
 def load_arrays(path: Path) -> tuple[Arrays, RoundMeta | None]:
@@ -62,13 +61,17 @@ def load_arrays(path: Path) -> tuple[Arrays, RoundMeta | None]:
     Raises ValueError, naming the file, when it is damaged or its checksum does not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name != META_KEY}
             text = str(archive[META_KEY]) if META_KEY in archive.files else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise ValueError(f"{path}: no such file; expected an .npz of a round") from error
-        raise ValueError(f"{path}: not a readable .npz ({error}); use another round") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; expected an .npz of a round") from error
+    except Exception as error:  # damage to a zip surfaces as errors of zlib, tokenize, NumPy, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a readable .npz ({reason}); use another round") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{path}: holds files that are no arrays; expected an .npz of a round")
     if text is None:
         return arrays, None
     try:

@@ -144,9 +144,7 @@ class Server:
             if reply.has_error():
                 problems.append(reply.error.reason or "no reason given")
             else:
-                self.names_by_node[reply.metadata.src_node_id] = str(
-                    reply.content["client"]["name"]
-                )
+                self.names_by_node[reply.metadata.src_node_id] = _name(reply)
         if problems:
             raise FederationError("\n".join(problems))
 
@@ -302,24 +300,20 @@ class Server:
             return None
 
     def _read_update(self, reply: Message) -> Update:
-        arrays = from_record(reply.content["arrays"])
+        arrays = from_record(reply.content.array_records["arrays"])
         problems = layout_problems(arrays, self.layout)
         if problems:
             raise ValueError("its arrays were refused: " + "; ".join(problems[:3]))
-        numbers = dict(reply.content["metrics"])
-        num_examples = _positive(numbers.pop("num-examples"), "num-examples")
-        seconds = float(numbers.pop("seconds"))
-        losses = {name: float(value) for name, value in numbers.items()}
+        losses = _numbers(reply)
+        num_examples = _positive(losses.pop("num-examples"), "num-examples")
+        seconds = losses.pop("seconds")
         return Update(_name(reply), arrays, num_examples, losses, seconds)
 
     def _read_score(self, reply: Message) -> Score:
-        numbers = dict(reply.content["metrics"])
-        num_examples = _positive(numbers.pop("num-examples"), "num-examples")
+        metrics = _numbers(reply)
+        num_examples = _positive(metrics.pop("num-examples"), "num-examples")
         for name in ("loss", "seconds"):
-            numbers.pop(name)
-        metrics = {name: float(value) for name, value in numbers.items()}
-        if not np.isfinite(list(metrics.values())).all():
-            raise ValueError(f"its metrics are not finite: {metrics}")
+            metrics.pop(name)
         return Score(_name(reply), num_examples, metrics)
 
     def _config_record(self) -> ConfigRecord:
@@ -349,11 +343,20 @@ def _weighted_means(rows: list[dict[str, float]], weights: list[int]) -> dict[st
     }
 
 
-def _positive(value: Any, name: str) -> int:
+def _numbers(reply: Message) -> dict[str, float]:
+    """The numbers of a reply, which must be finite."""
+    record = reply.content.metric_records["metrics"]
+    numbers = {name: float(value) for name, value in record.items() if not isinstance(value, list)}
+    if not np.isfinite(list(numbers.values())).all():
+        raise ValueError(f"its numbers are not finite: {numbers}")
+    return numbers
+
+
+def _positive(value: float, name: str) -> int:
     if not value > 0 or value != int(value):
         raise ValueError(f"{name}: found {value}, expected a positive whole number")
     return int(value)
 
 
 def _name(reply: Message) -> str:
-    return str(reply.content["client"]["name"])
+    return str(reply.content.config_records["client"]["name"])

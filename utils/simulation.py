@@ -20,7 +20,6 @@ from utils.config import ClientData, ClientResources, Config, InputError
 from utils.data import (
     DataSummary,
     check_dataset,
-    class_names,
     move_caches,
     read_data_yaml,
     write_private_yaml,
@@ -112,10 +111,9 @@ def _check(config: Config, caches: Path) -> Federation:
     if problems or task is None:
         raise InputError(problems)
     first = read_data_yaml(Path(config.clients[0].data), where="datasets[0]")
-    names = class_names(first)
-    config = _resolve(config, summaries, len(names))
+    config = _resolve(config, summaries, len(first["names"]))
     try:
-        model = build_model(config.base_model, task, first, config.train, config.seed)
+        model: Any = build_model(config.base_model, task, first, config.train, config.seed)
     except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as error:
         raise InputError(f"base_model '{config.base_model}': cannot be built: {error}") from error
     server_data = (
@@ -123,6 +121,7 @@ def _check(config: Config, caches: Path) -> Federation:
         if config.evaluate.data
         else None
     )
+    names = tuple(model.names.values())
     return Federation(config, task, names, summaries, server_data, model, caches)
 
 
@@ -177,16 +176,16 @@ def _instructions(federation: Federation, run_dir: RunDir) -> Instructions:
     config = federation.config
     return Instructions(
         run_id=uuid.uuid4().hex,
-        base_model=_portable(config.base_model),
+        base_model=config.base_model,
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
-        train=_absolute_pretrained(config.train),
+        train=config.train,
         num_rounds=config.num_rounds,
         local_epochs=config.local_epochs,
         seed=config.seed,
         device="0" if config.client_resources.num_gpus else "cpu",
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
-        clients=[(data.name, str(Path(data.data).resolve())) for data in config.clients],
+        clients=[(data.name, data.data) for data in config.clients],
         private_root=str(run_dir.clients),
     )
 
@@ -311,14 +310,31 @@ def _class_name_problems(
 
 
 def _resolve(config: Config, summaries: dict[str, DataSummary], num_classes: int) -> Config:
-    """Replace what is left to this machine or to the data by what it comes to."""
+    """Replace what is left to this machine or to the data by what it comes to.
+
+    Paths become absolute, so that workers and a later run find them from any directory.
+    """
     num_images = sum(summary.num_train for summary in summaries.values())
     train = resolve_train(config.train, num_images, num_classes, config.num_epochs)
     resources = config.client_resources
     if resources.num_gpus == "auto":
         gpus = 1.0 if torch.cuda.device_count() else 0.0
         resources = resources.model_copy(update={"num_gpus": gpus})
-    return config.model_copy(update={"train": train, "client_resources": resources})
+    if isinstance(train.get("pretrained"), str):
+        train["pretrained"] = _absolute(train["pretrained"])
+    evaluate = config.evaluate
+    if evaluate.data is not None:
+        evaluate = evaluate.model_copy(update={"data": _absolute(evaluate.data)})
+    return config.model_copy(
+        update={
+            "base_model": _absolute(config.base_model),
+            "datasets": [d.model_copy(update={"data": _absolute(d.data)}) for d in config.clients],
+            "save_dir": _absolute(config.save_dir),
+            "train": train,
+            "client_resources": resources,
+            "evaluate": evaluate,
+        }
+    )
 
 
 def resolve_train(
@@ -331,11 +347,11 @@ def resolve_train(
     `optimizer=auto` follows Ultralytics' rule (`BaseTrainer.build_optimizer`, 8.4), by the images
     of all clients together.
     """
-    from ultralytics.cfg import DEFAULT_CFG_DICT
+    from ultralytics.utils import DEFAULT_CFG_DICT
 
     resolved = dict(train)
-    batch = resolved.setdefault("batch", DEFAULT_CFG_DICT["batch"])
-    nbs = resolved.setdefault("nbs", batch)
+    batch: Any = resolved.setdefault("batch", DEFAULT_CFG_DICT["batch"])
+    nbs: Any = resolved.setdefault("nbs", batch)
     if str(resolved.get("optimizer", "auto")).lower() == "auto":
         iterations = math.ceil(num_images / max(batch, nbs)) * num_epochs
         if iterations > 10000:
@@ -347,14 +363,7 @@ def resolve_train(
     return resolved
 
 
-def _portable(base_model: str) -> str:
-    """A base model path that a worker finds from any directory; Ultralytics' own names stay."""
-    path = Path(base_model)
-    return str(path.resolve()) if path.exists() else base_model
-
-
-def _absolute_pretrained(train: dict[str, Any]) -> dict[str, Any]:
-    pretrained = train.get("pretrained")
-    if not isinstance(pretrained, str):
-        return train
-    return {**train, "pretrained": str(Path(pretrained).resolve())}
+def _absolute(path: str) -> str:
+    """The path from any directory; a model name that comes with Ultralytics stays."""
+    is_name = Path(path).suffix in {".yaml", ".yml"} and not Path(path).exists()
+    return path if is_name else str(Path(path).absolute())

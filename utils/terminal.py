@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -22,15 +24,19 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
     """Say what is about to run: model, device, and the images and classes of each client."""
     config = federation.config
     resources = config.client_resources
-    device = f"{resources.num_gpus:g} GPU" if resources.num_gpus else "no GPU found: on the CPU"
+    device = f"On {resources.num_gpus:g} GPU" if resources.num_gpus else "On the CPU"
+    if not resources.num_gpus and not torch.cuda.is_available():
+        device = "No GPU found: on the CPU"
     console.print(
-        f"[bold]{len(config.clients)} clients, {config.num_rounds} rounds x {config.local_epochs} "
-        f"epochs of {Path(config.base_model).name}[/] ({federation.task}, {config.strategy.name}), "
-        f"{device}, {resources.num_cpus:g} CPU each"
+        f"[bold]{Path(config.base_model).name}[/]: {_count(len(config.clients), 'client')}, "
+        f"{_count(config.num_rounds, 'round')} of {_count(config.local_epochs, 'epoch')}, "
+        f"{federation.task}, {config.strategy.name}"
     )
-    table = Table(title="Clients", title_justify="left", header_style="bold")
+    console.print(f"{device}, {resources.num_cpus:g} CPU for each client")
+    table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
-    for name in ("train images", "val images", *federation.names):
+    names = next(iter(federation.summaries.values())).names
+    for name in ("train images", "val images", *names):
         table.add_column(name, justify="right")
     for name, summary in federation.summaries.items():
         counts = (summary.num_train, summary.num_val, *summary.class_counts)
@@ -68,6 +74,10 @@ def show_problems(problems: Sequence[str]) -> None:
     """Print one line for each problem with the input."""
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _shown(path: Path) -> Path:
@@ -150,11 +160,13 @@ def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Tab
         for name in dict.fromkeys(name for r in rounds for name in r.row)
         if name.startswith(("train/", "metrics/mAP", "server/metrics/mAP"))
     ]
-    table = Table(title="Rounds", title_justify="left", header_style="bold")
-    table.add_column("round", justify="right")
+    table = Table(
+        title="Rounds", title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("round", justify="right", vertical="bottom")
     for name in names:
-        table.add_column(short_name(name), justify="right")
-    table.add_column("seconds", justify="right")
+        table.add_column(short_name(name).replace(" ", "\n"), justify="right", vertical="bottom")
+    table.add_column("s", justify="right", vertical="bottom")
     for result in rounds:
         is_best = best is not None and result.round == best.round
         cells = [_cell(result.row.get(name)) for name in names]
@@ -183,7 +195,9 @@ def _is_map(name: str, value: object) -> bool:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else ""
+    if not isinstance(value, float):
+        return ""
+    return f"{value:.3f}" if value < 1e4 else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

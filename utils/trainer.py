@@ -118,7 +118,8 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
 
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
         """Build the data set with its caches in the private folder."""
-        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        model: Any = unwrap_model(self.model)  # pyright: ignore[reportArgumentType]
+        stride = max(int(model.stride.max()), 32)
         caches = self.settings.private_dir / "caches"
         return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches)
 
@@ -126,7 +127,8 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         """Set up once; later slices only put the schedule in place."""
         if self.ema is None:
             super()._setup_train()
-            self.ema.enabled = False  # the raw weights are federated
+            ema: Any = self.ema
+            ema.enabled = False  # the raw weights are federated
         self.scheduler.last_epoch = self.start_epoch - 1
 
     def _build_train_pipeline(self) -> None:
@@ -157,7 +159,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """Skip: the run directory has the results."""
 
-    def save_model(self) -> bool:
+    def save_model(self) -> Any:
         """Skip: Ultralytics would save the EMA, rounded to half precision."""
         return False
 
@@ -264,7 +266,8 @@ def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None
     trainer.stop = False
     trainer.epoch_losses = []
     trainer.accumulate = trainer.nominal_accumulate  # warm-up leaves it somewhere below
-    args, model = trainer.args, unwrap_model(trainer.model)
+    args = trainer.args
+    model: Any = unwrap_model(trainer.model)
     if args.close_mosaic and start > trainer.epochs - args.close_mosaic:
         # An earlier slice closed it; the loop would close it again and reset the data loader.
         if not trainer.mosaic_is_closed:
@@ -339,7 +342,8 @@ def _refill_mosaic_buffer(dataset: Any, indices: list[int]) -> None:
 
 
 def _random_states() -> dict[str, Any]:
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = state
     assert name == "MT19937"
     return {
         "python": random.getstate(),

@@ -1,0 +1,150 @@
+"""The main command as users start it: a process of its own, from another directory, under Ray."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import make_dataset
+from test_exactness import TRAIN, assert_identical, plain_training
+
+from utils.run_dir import load_arrays, read_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def federated(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a clean environment: what this test session has set must not help it."""
+    private = ("YOLO_", "FEDERATED_YOLO", "FLWR_", "RAY_", "ULTRALYTICS_", "OMP_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(private)}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "federated.py"), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    settings: dict[str, Any] = {
+        "base_model": "yolov8n.yaml",
+        "datasets": [{"name": "north", "data": str(folder / "north" / "data.yaml")}],
+        "num_rounds": 2,
+        "save_dir": str(folder / "runs"),
+        "train": TRAIN,
+        **changes,
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """One client, two rounds, held-out data; and the folder of everything."""
+    folder = tmp_path_factory.mktemp("command")
+    make_dataset(folder / "north")
+    held_out = make_dataset(folder / "held_out", num_train=1, num_val=2, seed=5)
+    config = write_config(folder, evaluate={"data": str(held_out)})
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    done = federated(str(config), "name=mine", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+def test_it_writes_what_it_promises_and_nothing_beside(run: tuple[Path, Any]) -> None:
+    folder, _ = run
+    run_dir = folder / "runs" / "mine"
+    found = {p.relative_to(run_dir).as_posix() for p in run_dir.rglob("*") if p.is_file()}
+    promised = {f"weights/{n}" for n in ("round0.npz", "round1.npz", "round2.npz")}
+    promised |= {"weights/last.pt", "weights/best.pt", "args.yaml", "results.png"}
+    promised |= {"results.csv", "clients.csv"}
+    assert promised <= found
+    assert {p.split("/")[0] for p in found - promised} <= {"clients", "server"}
+    assert not any(".tmp" in p for p in found)
+    assert list((folder / "elsewhere").iterdir()) == []
+
+
+def test_a_simulated_client_equals_plain_training_bit_for_bit(run: tuple[Path, Any]) -> None:
+    folder, _ = run
+    data = folder / "north" / "data.yaml"
+    expected = plain_training("yolov8n.yaml", data, TRAIN, epochs=2, folder=folder)
+    arrays, meta = load_arrays(folder / "runs" / "mine" / "weights" / "round2.npz")
+    assert_identical(arrays, expected)
+    assert meta is not None
+    assert (meta.names, meta.task) == (("a", "b", "c"), "detect")
+
+
+def test_the_terminal_shows_rounds_paths_and_next_steps_and_no_noise(
+    run: tuple[Path, Any],
+) -> None:
+    _, done = run
+    for text in ("north", "round 1/2", "round 2/2", "best.pt", "yolo export model="):
+        assert text in done.stdout
+    assert done.stderr == ""
+    for noise in ("flwr", "Flower", "raylet", "Ultralytics 8", "Warning", "WARNING", "Traceback"):
+        assert noise not in done.stdout
+
+
+def test_the_saved_args_run_again_to_the_same_arrays(run: tuple[Path, Any]) -> None:
+    folder, _ = run
+    done = federated(str(folder / "runs" / "mine" / "args.yaml"), cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = folder / "runs" / "mine2"
+    arrays, _ = load_arrays(again / "weights" / "round2.npz")
+    expected, _ = load_arrays(folder / "runs" / "mine" / "weights" / "round2.npz")
+    assert_identical(arrays, expected)
+    rows, first = (read_csv(d / "results.csv") for d in (again, folder / "runs" / "mine"))
+    assert [r["fitness"] for r in rows] == [r["fitness"] for r in first]
+
+
+def test_wrong_input_gives_one_line_per_problem_and_exit_2(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "north")
+    config = write_config(tmp_path)
+    done = federated(
+        str(config), "num_rounds=-1", "train.imgszz=3", "strategy=fedavgg", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2  # the strategy is looked at once the settings can be read
+    assert all(line.startswith("error: ") for line in lines)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_data_gives_exit_2_and_no_run_directory(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "north")
+    (tmp_path / "north" / "images" / "train" / "0.jpg").write_bytes(b"no image")
+    config = write_config(tmp_path)
+    done = federated(str(config), "strategy=fedavgg", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "0.jpg" in done.stderr
+    assert "found 'fedavgg'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failure_while_running_gives_exit_1_and_leaves_the_rounds(tmp_path: Path) -> None:
+    """A gain near the largest float makes the loss infinite."""
+    make_dataset(tmp_path / "north")
+    config = write_config(tmp_path, train={**TRAIN, "box": 3e38})
+    done = federated(str(config), cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "client 'north' failed" in done.stdout
+    assert "lower train.lr0" in done.stdout
+    assert "error: round " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "runs" / "train" / "weights" / "round0.npz").exists()
+
+
+def test_help_names_the_arguments_and_exit_codes() -> None:
+    done = federated("--help", cwd=ROOT)
+    assert done.returncode == 0
+    assert "key=value" in done.stdout

@@ -1,0 +1,443 @@
+"""Settings: what a file and overrides come to, and what is said about each that is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from utils.config import OWNED_TRAIN_ARGS, ClientData, Config, InputError, load_config
+
+EXAMPLE = Path(__file__).parent.parent / "configs" / "example.yaml"
+MINIMAL = "base_model: yolo11n.pt\ndatasets: [north/data.yaml, south/data.yaml]\n"
+
+
+def load(folder: Path, text: str, *overrides: str) -> Config:
+    """Write `text` to a config file and load it."""
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path, overrides)
+
+
+def problems_of(folder: Path, text: str, *overrides: str) -> list[str]:
+    """The lines of the InputError that loading `text` raises, without the path of the file."""
+    with pytest.raises(InputError) as caught:
+        load(folder, text, *overrides)
+    for line in caught.value.problems:
+        assert "\n" not in line
+        assert "\x1b" not in line
+    return [line.removeprefix(f"{folder / 'config.yaml'}: ") for line in caught.value.problems]
+
+
+# What a config comes to
+
+
+def test_a_minimal_config_has_the_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL)
+    assert config.clients == [
+        ClientData(name="north", data="north/data.yaml"),
+        ClientData(name="south", data="south/data.yaml"),
+    ]
+    assert (config.num_rounds, config.local_epochs, config.num_epochs) == (10, 1, 10)
+    assert (config.strategy.name, config.strategy.options) == ("fedavg", {})
+    assert (config.save_dir, config.name, config.seed) == ("runs/federated", "train", 0)
+    assert (config.client_resources.num_cpus, config.client_resources.num_gpus) == (1, "auto")
+    assert (config.evaluate.data, config.evaluate.every) == (None, 1)
+    assert config.train == {}
+
+
+def test_the_schedule_spans_all_rounds(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL + "num_rounds: 4\nlocal_epochs: 3").num_epochs == 12
+
+
+def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load(tmp_path, MINIMAL).num_rounds = 5
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("sites/north/data.yaml", "north"),
+        ("sites/north/dataset.yaml", "north"),
+        ("sites/north.yaml", "north"),
+        ("data.yaml", "data"),
+    ],
+)
+def test_a_bare_path_names_its_client(tmp_path: Path, path: str, name: str) -> None:
+    config = load(tmp_path, f"base_model: m.pt\ndatasets: [{path}]")
+    assert config.clients == [ClientData(name=name, data=path)]
+
+
+def test_a_number_can_be_a_name(tmp_path: Path) -> None:
+    text = "base_model: m.pt\nname: 2024\ndatasets: [{name: 7, data: a.yaml}]"
+    config = load(tmp_path, text)
+    assert (config.name, config.clients[0].name) == ("2024", "7")
+    assert load(tmp_path, text, "name=2025").name == "2025"
+
+
+def test_an_empty_section_has_its_defaults(tmp_path: Path) -> None:
+    text = MINIMAL + "train:\n  # imgsz: 320\nevaluate:\nstrategy:\nclient_resources:\n"
+    assert load(tmp_path, text) == load(tmp_path, MINIMAL)
+
+
+def test_vars_are_put_in_place_and_are_no_setting(tmp_path: Path) -> None:
+    text = """
+vars: {root: /data, size: 320}
+base_model: ${vars.root}/base.pt
+datasets: ["${vars.root}/north/data.yaml"]
+train: {imgsz: "${vars.size}"}
+"""
+    config = load(tmp_path, text)
+    assert config.base_model == "/data/base.pt"
+    assert config.clients[0].data == "/data/north/data.yaml"
+    assert config.train == {"imgsz": 320}
+    assert load(tmp_path, text, "vars.root=/other").base_model == "/other/base.pt"
+
+
+@pytest.mark.parametrize(
+    ("override", "setting", "value"),
+    [
+        ("num_rounds=3", "num_rounds", 3),
+        ("evaluate.every=5", "evaluate.every", 5),
+        ("client_resources.num_gpus=0.5", "client_resources.num_gpus", 0.5),
+        ("train.lr0=1e-3", "train.lr0", 0.001),
+        ("train.cos_lr=true", "train.cos_lr", True),
+        ("train.classes=[0,2]", "train.classes", [0, 2]),
+        ("train={imgsz: 320}", "train.imgsz", 320),
+        ("base_model=dir/a b.pt", "base_model", "dir/a b.pt"),
+        ("base_model='a=b.pt'", "base_model", "a=b.pt"),
+        ("strategy=fedavg", "strategy.name", "fedavg"),
+        ("verbose=true", "verbose", True),
+        ("datasets=[x.yaml]", "datasets", [{"name": "x", "data": "x.yaml"}]),
+        ("datasets.1.data=x.yaml", "datasets.1.data", "x.yaml"),
+        ("datasets[1].data=x.yaml", "datasets.1.data", "x.yaml"),
+        ("datasets=demo", "datasets", "demo"),
+        ("evaluate.data=null", "evaluate.data", None),
+    ],
+)
+def test_an_override_replaces_a_setting(
+    tmp_path: Path, override: str, setting: str, value: object
+) -> None:
+    text = """
+base_model: m.pt
+datasets: [{name: a, data: a.yaml}, {name: b, data: b.yaml}]
+strategy: {name: fedadam, eta: 0.1}
+evaluate: {data: server.yaml}
+train: {batch: 8}
+"""
+    config: Any = load(tmp_path, text, override).model_dump()
+    for key in setting.split("."):
+        config = config[int(key) if isinstance(config, list) else key]
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_an_override_leaves_its_neighbours(tmp_path: Path) -> None:
+    text = MINIMAL + "train: {batch: 8, imgsz: 320}"
+    assert load(tmp_path, text, "train.batch=4").train == {"batch": 4, "imgsz": 320}
+
+
+def test_later_overrides_win(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL, "num_rounds=2", "num_rounds=3").num_rounds == 3
+
+
+def test_an_option_joins_a_strategy_given_by_its_bare_name(tmp_path: Path) -> None:
+    strategy = load(tmp_path, MINIMAL + "strategy: fedadam", "strategy.eta=0.1").strategy
+    assert (strategy.name, strategy.options) == ("fedadam", {"eta": 0.1})
+    strategy = load(tmp_path, MINIMAL, "strategy=fedyogi", "strategy.tau=2").strategy
+    assert (strategy.name, strategy.options) == ("fedyogi", {"tau": 2})
+
+
+def test_another_strategy_drops_the_options_of_the_one_before(tmp_path: Path) -> None:
+    text = MINIMAL + "strategy: {name: fedadam, eta: 0.1}"
+    assert load(tmp_path, text, "strategy=fedavg").strategy.options == {}
+
+
+def test_the_written_config_loads_again_to_an_equal_one(tmp_path: Path) -> None:
+    text = """
+base_model: "dir: with #signs/m.pt"
+datasets: [{name: "007", data: "1e3"}, {name: "on", data: "null"}, {name: n, data: "it's"}]
+name: "1.10"
+strategy: {name: fedadam, eta: 1.0e-08, names: ["yes", 1, 2.0]}
+client_resources: {num_gpus: 0.25}
+train: {lr0: 1e-5, classes: [0, 2], cos_lr: true, freeze: null, optimizer: AdamW, scale: 0.5}
+evaluate: {data: ä.yaml, every: 0}
+"""
+    config = load(tmp_path, text)
+    again = load(tmp_path, config.to_yaml())
+    assert again == config
+    assert again.to_yaml() == config.to_yaml()
+
+
+def test_the_example_loads_and_shows_every_setting() -> None:
+    config = load_config(EXAMPLE)
+    settings = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    assert settings.keys() == Config.model_fields.keys()
+    for name in ("client_resources", "evaluate", "strategy"):
+        section = getattr(config, name)
+        assert isinstance(section, BaseModel)
+        assert settings[name].keys() == type(section).model_fields.keys()
+    assert len(config.clients) == 2
+
+
+def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
+    example = load_config(EXAMPLE).model_dump(exclude={"base_model", "datasets", "train"})
+    assert example == load(tmp_path, MINIMAL).model_dump(
+        exclude={"base_model", "datasets", "train"}
+    )
+
+
+# What is said about a file that cannot be read
+
+
+def test_a_missing_file_points_to_the_example(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: no such file; copy configs/example\.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_directory_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not a readable YAML file: .*Is a directory"):
+        load_config(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04\xff\xfe\x80")
+    with pytest.raises(InputError, match=r"weights\.pt: not a readable YAML file: "):
+        load_config(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num_rounds: [1", "not a readable YAML file: .*line 1, column 13"),
+        ("name: a: b", "not a readable YAML file: mapping values are not allowed.*line 1"),
+        ("seed: 1\nseed: 2", "not a readable YAML file: .*found duplicate key seed.*line 2"),
+        ("- 1\n- 2", "found a list, expected 'key: value' lines as in configs/example.yaml"),
+        ("5", "not a readable YAML file"),
+        ("x: ${vars.x", "not a readable YAML file: .*vars"),
+        ("x: ${vars.size}", "'vars.size' not found; add it below 'vars', or give it as vars.NAME="),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "num_rounds: 3"])
+def test_what_must_be_there_is_named(tmp_path: Path, text: str) -> None:
+    assert problems_of(tmp_path, text) == [
+        "base_model: missing; see configs/example.yaml",
+        "datasets: missing; see configs/example.yaml",
+    ]
+
+
+# What is said about a setting
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num_round: 3", "num_round: unknown setting; did you mean 'num_rounds'?"),
+        ("Seed: 3", "Seed: unknown setting; did you mean 'seed'?"),
+        ("colour: red", "colour: unknown setting"),
+        ("1: 2", "1: unknown setting"),
+        ("evaluate: {evry: 2}", "evaluate.evry: unknown setting; did you mean 'every'?"),
+        (
+            "client_resources: {num_cpu: 1}",
+            "client_resources.num_cpu: unknown setting; did you mean 'num_cpus'?",
+        ),
+        ("num_rounds: -1", "num_rounds: found -1, expected greater than or equal to 1"),
+        ("num_rounds: 0", "num_rounds: found 0, expected greater than or equal to 1"),
+        ("num_rounds: 2.5", "num_rounds: found 2.5, expected a valid integer"),
+        ("num_rounds: many", "num_rounds: found 'many', expected a valid integer"),
+        ("num_rounds: true", "num_rounds: found True, expected a valid integer"),
+        ("local_epochs: '2'", "local_epochs: found '2', expected a valid integer"),
+        ("seed: -1", "seed: found -1, expected greater than or equal to 0"),
+        ("seed: 2147483648", "seed: found 2147483648, expected less than 2147483648"),
+        ("verbose: perhaps", "verbose: found 'perhaps', expected a valid boolean"),
+        ("evaluate: {every: -1}", "evaluate.every: found -1, expected greater than or equal to 0"),
+        (
+            "evaluate: x.yaml",
+            "evaluate: found 'x.yaml', expected 'data: ...' and 'every: ...' lines",
+        ),
+        (
+            "client_resources: {num_cpus: 0}",
+            "client_resources.num_cpus: found 0, expected a number greater than 0",
+        ),
+        (
+            "client_resources: {num_cpus: .nan}",
+            "client_resources.num_cpus: found nan, expected a number greater than 0",
+        ),
+        (
+            "client_resources: {num_gpus: all}",
+            "client_resources.num_gpus: found 'all', expected a number of at least 0 (a fraction "
+            "shares a GPU) or 'auto'",
+        ),
+        ("strategy: [a]", "strategy: found ['a'], expected a name, or 'name: ...' and its options"),
+        (
+            "train: [1]",
+            "train: found [1], expected Ultralytics train arguments, one 'key: value' line each",
+        ),
+        ("name: ../up", "name: found '../up', expected letters, digits, '.', '_' and '-'"),
+        ("name: a b", "name: found 'a b', expected letters, digits, '.', '_' and '-'"),
+        ("name: ''", "name: found '', expected letters, digits, '.', '_' and '-'"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_right(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    assert problems_of(tmp_path, MINIMAL + text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "expected"),
+    [
+        (
+            "[]",
+            "datasets: found [], expected 'demo' or a list of data.yaml paths, one for each cli",
+        ),
+        ("demos", "datasets: found 'demos', expected 'demo' or a list of data.yaml paths, one for"),
+        (
+            "[3]",
+            "datasets[0]: found 3, expected the path of a data.yaml, or {name: ..., data: ...}",
+        ),
+        ("[a.yaml, null]", "datasets[1]: found None, expected the path of a data.yaml, or {name: "),
+        ("[{name: a}]", "datasets[0].data: missing; see configs/example.yaml"),
+        ("[{name: a, data: b, dat: c}]", "datasets[0].dat: unknown setting; did you mean 'data'?"),
+        ("[{name: a, data: [b]}]", "datasets[0].data: found ['b'], expected a valid string"),
+        (
+            "[{name: north, data: a}, {name: south, data: b}, {name: north, data: c}]",
+            "datasets[2] 'north': the same name as datasets[0]; give each client its own, e.g. "
+            "{name: north_2, data: c}",
+        ),
+        ("[a/data.yaml, A/data.yaml]", "datasets[1] 'A': the same name as datasets[0]; give each "),
+        ("[{name: 1, data: a}, {name: 1, data: b}]", "datasets[1] '1': the same name as datasets"),
+        (
+            "[{name: ../up, data: a.yaml}]",
+            "datasets[0] '../up': not usable as a folder name; give it a name of letters, digits, "
+            "'.', '_' and '-', e.g. {name: client_0, data: a.yaml}",
+        ),
+        ("[{name: '', data: a}]", "datasets[0] '': not usable as a folder name; "),
+        ("[{name: .hidden, data: a}]", "datasets[0] '.hidden': not usable as a folder name; "),
+        ("[{name: a/b, data: a}]", "datasets[0] 'a/b': not usable as a folder name; "),
+        ("[{name: 'a\\b', data: a}]", "datasets[0] 'a\\b': not usable as a folder name; "),
+        ("[my site/data.yaml]", "datasets[0] 'my site': not usable as a folder name; "),
+        ("[../data.yaml]", "datasets[0] '..': not usable as a folder name; "),
+    ],
+)
+def test_a_wrong_client_is_named_with_what_is_right(
+    tmp_path: Path, datasets: str, expected: str
+) -> None:
+    (problem,) = problems_of(tmp_path, f"base_model: m.pt\ndatasets: {datasets}")
+    assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize("argument", sorted(OWNED_TRAIN_ARGS))
+def test_a_train_argument_of_the_federation_is_refused_with_the_reason(
+    tmp_path: Path, argument: str
+) -> None:
+    (problem,) = problems_of(tmp_path, MINIMAL + f"train: {{{argument}: 1}}")
+    expected = f"train.{argument}: set by the federation; {OWNED_TRAIN_ARGS[argument]}"
+    assert problem == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lrO: 0.1", "lrO: unknown Ultralytics argument; did you mean 'lrf'?"),
+        ("image_size: 320", "image_size: unknown Ultralytics argument"),
+        ("1: 2", "1: unknown Ultralytics argument"),
+        ("source: x.jpg", "source: not a train argument; remove it"),
+        ("lr0: fast", "lr0: 'lr0=fast' is of invalid type str."),
+        ("lr0: 2", "lr0: 'lr0=2' is an invalid value. Valid 'lr0' values are between 0.0 and 1.0."),
+        ("momentum: null", "momentum: 'momentum=None' is invalid."),
+        ("cos_lr: 1", "cos_lr: 'cos_lr=1' is of invalid type int."),
+        ("nbs: 0", "nbs: 'nbs=0' is an invalid value."),
+        (
+            "batch: -1",
+            "batch: found -1, expected a whole number of images, at least 1; AutoBatch (batch=-1) "
+            "would give every client another batch size",
+        ),
+        ("batch: 0.7", "batch: found 0.7, expected a whole number of images, at least 1; "),
+        ("batch: true", "batch: found True, expected a whole number of images, at least 1; "),
+        ("imgsz: [320, 640]", "imgsz: found [320, 640], expected a whole number of pixels, at le"),
+        ("imgsz: -320", "imgsz: found -320, expected a whole number of pixels, at least 32"),
+        ("cache: disk", "cache: found 'disk', expected ram or false; 'disk' would write into the "),
+        ("cache: DISK", "cache: found 'DISK', expected ram or false; 'disk' would write into the "),
+        ("cache: rom", "cache: found 'rom', expected ram or false; "),
+        ("workers: -1", "workers: found -1, expected a whole number, at least 0"),
+        ("optimizer: SDG", "optimizer: found 'SDG', expected auto, SGD, MuSGD, Adam, "),
+        ("pretrained: 5", "pretrained: found 5, expected true, false or the path of a .pt"),
+        ("classes: cat", "classes: found 'cat', expected class indices, e.g. [0, 2]"),
+        ("freeze: all", "freeze: found 'all', expected a number of layers, or a list of layers"),
+        ("copy_paste_mode: x", "copy_paste_mode: found 'x', expected flip or mixup"),
+    ],
+)
+def test_a_wrong_train_argument_is_named_with_what_is_right(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    (problem,) = problems_of(tmp_path, MINIMAL + f"train: {{{text}}}")
+    assert problem.startswith(f"train.{expected}")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    """batch=1 imgsz=32 workers=0 cache=false cache=true cache=ram cache=null optimizer=auto
+    optimizer=adamw optimizer=MuSGD pretrained=true pretrained=x.pt classes=0 classes=[0,1]
+    classes=null freeze=10 freeze=[0,1] freeze=null copy_paste_mode=mixup fraction=0.5
+    close_mosaic=0 amp=bf16""".split(),
+)
+def test_a_right_train_argument_passes(tmp_path: Path, argument: str) -> None:
+    assert len(load(tmp_path, MINIMAL, f"train.{argument}").train) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("num_rounds", "'num_rounds': expected key=value, e.g. num_rounds=5"),
+        ("=5", "'=5': expected key=value, e.g. num_rounds=5"),
+        ("num_rounds=[1", r"'num_rounds=\[1': not usable with .*config\.yaml: .*line 1"),
+        ("datasets.7.data=x", "'datasets.7.data=x': not usable with .*: list index out of range"),
+        ("num_rounds=few", "num_rounds: found 'few', expected a valid integer"),
+        ("num_roundz=5", "num_roundz: unknown setting; did you mean 'num_rounds'?"),
+        ("train.epochs=5", "train.epochs: set by the federation; use num_rounds and local_epochs"),
+        (
+            "base_model=${vars.x}",
+            "'vars.x' not found; add it below 'vars', or give it as vars.NAME",
+        ),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load(tmp_path, MINIMAL, override)
+
+
+def test_all_problems_of_a_config_are_reported_at_once(tmp_path: Path) -> None:
+    text = """
+base_modle: m.pt
+datasets: [{name: a, data: x}, {name: A, data: y}, {name: b b, data: z}]
+num_rounds: -1
+evaluate: {every: often}
+train: {epochs: 5, lr: 0.1, batch: -1}
+"""
+    starts = [
+        "base_model: missing",
+        "num_rounds: found -1",
+        "evaluate.every: found 'often'",
+        "base_modle: unknown setting; did you mean 'base_model'?",
+        "train.epochs: set by the federation",
+        "train.lr: unknown Ultralytics argument",
+        "train.batch: found -1",
+        "datasets[1] 'A': the same name",
+        "datasets[2] 'b b': not usable as a folder name",
+    ]
+    problems = problems_of(tmp_path, text)
+    assert len(problems) == len(starts)
+    for problem, start in zip(problems, starts, strict=True):
+        assert problem.startswith(start)
+
+
+def test_every_wrong_override_is_reported(tmp_path: Path) -> None:
+    assert len(problems_of(tmp_path, MINIMAL, "num_rounds", "seed=[1", "name=x")) == 2

@@ -1,0 +1,549 @@
+"""A client's data: found sound or refused with every reason, and never written to."""
+
+import copy
+import hashlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import cv2
+import helpers
+import numpy as np
+import pytest
+import torch
+import yaml
+from ultralytics.cfg import get_cfg
+from ultralytics.data import build_yolo_dataset
+from ultralytics.data.base import BaseDataset
+from ultralytics.data.utils import check_det_dataset
+
+from utils.config import InputError
+from utils.data import (
+    DataSummary,
+    PrivateDataset,
+    build_dataset,
+    check_dataset,
+    class_names,
+    move_caches,
+    read_data_yaml,
+    write_private_yaml,
+)
+
+SPLITS = ("train", "val")
+LINES = "train: images/train\nval: images/val\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Folder of a sound data set, for a test to spoil."""
+    helpers.make_dataset(tmp_path / "site")
+    return tmp_path / "site"
+
+
+def check(site: Path, task: str = "detect") -> DataSummary:
+    """Check a data set with caches beside its folder."""
+    caches = site.parent / "caches"
+    return check_dataset(site / "data.yaml", task, caches, where="datasets[0]", splits=SPLITS)
+
+
+def problems_of(site: Path, task: str = "detect") -> list[str]:
+    """The lines of the InputError that checking this data set raises, without where it is."""
+    with pytest.raises(InputError) as caught:
+        check(site, task)
+    where = f"datasets[0] ({site / 'data.yaml'}): "
+    for line in caught.value.problems:
+        assert line.startswith(where)
+        assert "\n" not in line
+        assert "\x1b" not in line
+    return [line.removeprefix(where).replace(f"{site}/", "") for line in caught.value.problems]
+
+
+def build(site: Path, mode: str = "train", **overrides: Any) -> PrivateDataset:
+    """Build a split as a client does."""
+    data = read_data_yaml(site / "data.yaml", where="test")
+    args = get_cfg(overrides={"task": "detect", "mode": mode, "imgsz": 64, **overrides})
+    return build_dataset(args, data[mode], 2, data, mode, 32, site.parent / "caches")
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+    """Time and digest of every file and folder below."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+class Touch:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+# What a data set holds
+
+
+def test_the_summary_counts_images_and_boxes(site: Path) -> None:
+    for path in (site / "labels" / "train").iterdir():
+        path.unlink()
+    (site / "labels" / "train" / "0.txt").write_text("0 .5 .5 .1 .1\n2 .2 .2 .1 .1\n")
+    (site / "labels" / "train" / "1.txt").write_text("2 .5 .5 .1 .1\n")
+    (site / "labels" / "train" / "2.txt").write_text("")  # nothing to see: also worth learning
+    expected = DataSummary(("a", "b", "c"), num_train=6, num_val=3, class_counts=(1, 0, 2))
+    assert check(site) == expected
+
+
+def test_only_the_splits_asked_for_are_read(site: Path) -> None:
+    (site / "images" / "train" / "0.jpg").write_bytes(b"")
+    path = site / "data.yaml"
+    summary = check_dataset(path, "detect", site.parent / "caches", where="x", splits=("val",))
+    assert summary == DataSummary(("a", "b", "c"), num_train=0, num_val=3, class_counts=(0, 0, 0))
+
+
+@pytest.mark.parametrize("names", ["[x, y]", "{0: x, 1: y}", "{1: y, 0: x}", "{'0': x, '1': y}"])
+def test_class_names_come_in_the_order_of_their_indices(site: Path, names: str) -> None:
+    (site / "data.yaml").write_text(f"{LINES}names: {names}")
+    data = read_data_yaml(site / "data.yaml", where="test")
+    assert class_names(data) == ("x", "y")
+
+
+def test_what_ultralytics_reads_is_kept_and_nothing_else(site: Path) -> None:
+    text = "names: [a, b, c]\nkpt_shape: [2, 3]\nflip_idx: [1, 0]\ndownload: ls\nauthor: me\n"
+    (site / "data.yaml").write_text(LINES + text)
+    assert read_data_yaml(site / "data.yaml", where="test") == {
+        "train": str(site / "images" / "train"),
+        "val": str(site / "images" / "val"),
+        "names": {0: "a", 1: "b", 2: "c"},
+        "nc": 3,
+        "channels": 3,
+        "kpt_shape": [2, 3],
+        "flip_idx": [1, 0],
+    }
+
+
+def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Path) -> None:
+    data = read_data_yaml(site / "data.yaml", where="test")
+    path = write_private_yaml(data, tmp_path / "private" / "north")
+    assert read_data_yaml(path, where="test") == data
+    loaded = check_det_dataset(str(path), autodownload=False)
+    assert {key: loaded[key] for key in data} == data
+
+
+# What is refused: the data.yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected 'train', 'val' and 'names' lines as in a data.yaml"),
+        ("- a\n- b", "expected 'train', 'val' and 'names' lines as in a data.yaml"),
+        ("train: [1", "not a readable YAML file: "),
+        (f"{LINES}names: []", "no 'names'; a data.yaml has train, val and names"),
+        (f"{LINES}nc: 3", "no 'names'; a data.yaml has train, val and names"),
+        ("train: images/train\nnames: [a]", "no 'val'; a data.yaml has train, val and names"),
+        ("val: images/val\nnames: [a]", "no 'train'; a data.yaml has train, val and names"),
+        (f"{LINES}names: cat", "names: found 'cat', expected a list of class names"),
+        (f"{LINES}names: {{1: a, 2: b}}", "names: found indices 1, 2, expected 0 to 1 for 2"),
+        (f"{LINES}names: {{x: a}}", "names: found indices x, expected 0 to 0 for 1"),
+        (f"{LINES}names: [a, b]\nnc: 3", "'names' length 2 and 'nc: 3' must match; correct it"),
+        (
+            "train: 5\nval: images/val\nnames: [a]",
+            "train: found 5, expected a folder of images or a list of them",
+        ),
+        (
+            "train: images/train\nval: [1]\nnames: [a]",
+            "val: found [1], expected a folder of images or a list of them",
+        ),
+        (
+            f"{LINES}names: [a]\nkpt_shape: [17]",
+            "kpt_shape: found [17], expected [number of keypoints, 2 or 3], e.g. [17, 3]",
+        ),
+        (f"{LINES}names: [a]\nchannels: rgb", "channels: found 'rgb', expected a whole number"),
+        (
+            "train: images/train\nval: images/none\nnames: [a, b, c]",
+            "Dataset 'data.yaml' images not found, missing path 'images/none'; correct 'path', ",
+        ),
+        (
+            "train: images/none\nval: images/val\nnames: [a, b, c]",
+            "train: images/none does not exist; expected at least one image",
+        ),
+        (
+            f"path: /nowhere\n{LINES}names: [a, b, c]",
+            "Dataset 'data.yaml' images not found, missing path '/nowhere/images/val'; correct 'p",
+        ),
+    ],
+)
+def test_a_wrong_data_yaml_is_refused(site: Path, text: str, expected: str) -> None:
+    (site / "data.yaml").write_text(text)
+    (problem,) = problems_of(site)
+    assert problem.startswith(expected)
+
+
+def test_all_that_a_data_yaml_lacks_is_reported_at_once(site: Path) -> None:
+    (site / "data.yaml").write_text("nc: 3\nchannels: 0")
+    assert [problem.split(";")[0] for problem in problems_of(site)] == [
+        "no 'train'",
+        "no 'val'",
+        "no 'names'",
+        "channels: found 0, expected a whole number, 3 for colour images",
+    ]
+
+
+def test_a_missing_data_yaml_is_refused(site: Path) -> None:
+    (site / "data.yaml").unlink()
+    assert problems_of(site) == ["no such file; expected an Ultralytics data.yaml"]
+
+
+def test_a_data_yaml_that_is_no_text_is_refused(site: Path) -> None:
+    (site / "data.yaml").write_bytes(b"\xff\xfe\x80")
+    (problem,) = problems_of(site)
+    assert problem.startswith("not a readable YAML file: 'utf-8' codec")
+
+
+# What is refused: images and labels
+
+
+def test_a_train_split_without_images_is_refused(site: Path) -> None:
+    for path in (site / "images" / "train").iterdir():
+        path.unlink()
+    expected = "train: No images found in images/train; expected at least one image"
+    assert [p.replace(f"{site}", "") for p in problems_of(site)] == [expected]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_train_split_without_labels_is_refused(site: Path, empty: bool) -> None:
+    for path in (site / "labels" / "train").iterdir():
+        path.write_text("") if empty else path.unlink()
+    assert problems_of(site) == [
+        "train: none of the 6 images has a label; expected .txt files in a 'labels' folder beside "
+        "'images'"
+    ]
+
+
+def truncate(data: bytes) -> bytes:
+    """Cut off the end of a JPEG, with its end marker."""
+    assert data.endswith(b"\xff\xd9")
+    return data[:-100]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda data: b"not an image" * 9, "not readable as an image"),
+        (lambda data: b"", "not readable as an image"),
+        (lambda data: b"\xff", "not readable as an image"),
+        (truncate, "truncated JPEG (or padded: it does not end in the end marker)"),
+        (lambda data: data[:200], "truncated JPEG"),
+        (lambda data: data + b"\x00", "truncated JPEG (or padded"),
+    ],
+)
+def test_a_damaged_image_is_named_and_left_as_it_is(site: Path, damage: Any, expected: str) -> None:
+    path = site / "images" / "val" / "1.jpg"
+    path.write_bytes(damage(path.read_bytes()))
+    before = snapshot(site)
+    (problem,) = problems_of(site)
+    assert problem.startswith(f"val: images/val/1.jpg: {expected}")
+    assert problem.endswith("; repair or remove the image or its label")
+    assert snapshot(site) == before
+
+
+# Ultralytics 8.4.190 leaves it to the garbage collector to close an image that Pillow refuses.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_truncated_png_is_named(site: Path) -> None:
+    path = site / "images" / "train" / "6.png"
+    cv2.imwrite(str(path), np.zeros((32, 32, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:-20])
+    (problem,) = problems_of(site)
+    assert problem.startswith("train: images/train/6.png: ")
+
+
+def test_a_tiny_image_is_named(site: Path) -> None:
+    cv2.imwrite(str(site / "images" / "train" / "0.jpg"), np.zeros((5, 5, 3), np.uint8))
+    (problem,) = problems_of(site)
+    assert problem.startswith("train: images/train/0.jpg: image size (5, 5) <10 pixels; ")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (b"3 .5 .5 .1 .1", "Label class 3 exceeds dataset class count 3."),
+        (b"-1 .5 .5 .1 .1", "negative label values [-1.]"),
+        (b"0.5 .5 .5 .1 .1", "non-integer class labels [0.5]"),
+        (b"0 1.5 .5 .1 .1", "non-normalized or out of bounds coordinates [1.5]"),
+        (b"0 32 16 8 8", "non-normalized or out of bounds coordinates [32. 16. 8. 8.]"),
+        (b"0 .5 -.5 .1 .1", "negative label values [-0.5]"),
+        (b"0 nan .5 .1 .1", "non-normalized or out of bounds coordinates"),
+        (b"0 .5 .5 .1", "labels require 5 columns, 4 columns detected"),
+        (b"0 .5 .5 .1 .1\n0 .5 .5 .1", "label lines of different numbers of columns"),
+        (b"cat .5 .5 .1 .1", "could not convert string to float: 'cat'"),
+        (b"0,.5,.5,.1,.1", "could not convert string to float: '0,.5,.5,.1,.1'"),
+        (b"0 .5 .5 .1 .1 \xe9", "'utf-8' codec can't decode byte 0xe9"),
+        ("0 .5 .5 .1 .1".encode("utf-16"), "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_a_wrong_label_is_named_with_its_image(site: Path, label: bytes, expected: str) -> None:
+    (site / "labels" / "train" / "2.txt").write_bytes(label)
+    (problem,) = problems_of(site)
+    assert problem.startswith(f"train: images/train/2.jpg: {expected}")
+    assert problem.endswith("; repair or remove the image or its label")
+
+
+def test_a_byte_order_mark_is_no_problem(site: Path) -> None:
+    (site / "labels" / "train" / "2.txt").write_bytes(b"\xef\xbb\xbf0 .5 .5 .1 .1")
+    assert check(site).num_train == 6
+
+
+def test_damage_in_both_splits_is_reported_at_once(site: Path) -> None:
+    (site / "images" / "train" / "3.jpg").write_bytes(b"")
+    (site / "labels" / "train" / "1.txt").write_text("7 .5 .5 .1 .1")
+    (site / "labels" / "val" / "0.txt").write_text("x")
+    assert [problem.split(":")[:2] for problem in problems_of(site)] == [
+        ["train", " images/train/1.jpg"],
+        ["train", " images/train/3.jpg"],
+        ["val", " images/val/0.jpg"],
+    ]
+
+
+def test_of_many_damaged_files_five_are_named(tmp_path: Path) -> None:
+    helpers.make_dataset(tmp_path / "site", num_train=8)
+    for number in range(1, 8):
+        (tmp_path / "site" / "labels" / "train" / f"{number}.txt").write_text("7 .5 .5 .1 .1")
+    problems = problems_of(tmp_path / "site")
+    assert [p.split(":")[1] for p in problems[:5]] == [
+        f" images/train/{i}.jpg" for i in range(1, 6)
+    ]
+    assert problems[5:] == ["train: ... and 2 more damaged files"]
+
+
+def test_if_all_files_are_damaged_five_are_named(site: Path) -> None:
+    for path in (site / "labels" / "train").iterdir():
+        path.write_text("7 .5 .5 .1 .1")
+    problems = problems_of(site)
+    assert [p.split(":")[1] for p in problems[:5]] == [f" images/train/{i}.jpg" for i in range(5)]
+    assert problems[5:] == ["train: ... and 1 more damaged files"]
+
+
+def test_damage_is_named_again_when_the_cache_is_read(site: Path) -> None:
+    (site / "labels" / "train" / "2.txt").write_text("7 .5 .5 .1 .1")
+    assert problems_of(site) == problems_of(site)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("segment", "Segment dataset requires equal numbers of boxes and segments"),
+        ("obb", "OBB dataset requires equal numbers of boxes and segments"),
+        ("pose", "'kpt_shape' in data.yaml missing or incorrect"),
+    ],
+)
+def test_labels_of_another_task_are_refused(site: Path, task: str, expected: str) -> None:
+    train, val = problems_of(site, task)
+    assert train.startswith(f"train: {expected}")
+    assert val.startswith(f"val: {expected}")
+
+
+# The data folder is only read
+
+
+@pytest.fixture
+def locked_site(site: Path) -> Iterator[Path]:
+    """The folder without write permissions (which root does not need)."""
+    folders = [site, *(path for path in site.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    yield site
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("cache", [False, "ram"])
+def test_the_data_folder_is_byte_identical_after_use(locked_site: Path, cache: object) -> None:
+    before = snapshot(locked_site)
+    check(locked_site)
+    for mode in SPLITS:
+        dataset = build(locked_site, mode, cache=cache, deterministic=False)
+        assert [dataset[i]["img"].shape[0] for i in range(len(dataset))] == [3] * len(dataset)
+    assert snapshot(locked_site) == before
+
+
+@pytest.mark.parametrize("cache", [False, "ram"])
+def test_npy_files_beside_the_images_are_neither_read_nor_removed(
+    site: Path, cache: object
+) -> None:
+    images = [build(site, "val")[i]["img"] for i in range(3)]
+    folder = site / "images" / "val"
+    np.save(folder / "0.npy", np.zeros((64, 64, 3), np.uint8))  # Ultralytics would use this,
+    np.save(folder / "1.npy", np.zeros((64, 64, 1), np.uint8))  # write this anew
+    (folder / "2.npy").write_bytes(b"damaged")  # and remove this
+    before = snapshot(site)
+    dataset = build(site, "val", cache=cache, deterministic=False)
+    assert all(torch.equal(dataset[i]["img"], images[i]) for i in range(3))
+    assert snapshot(site) == before
+
+
+def test_a_pickle_beside_the_labels_is_never_loaded(site: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    for split in SPLITS:
+        with (site / "labels" / f"{split}.cache").open("wb") as file:
+            np.save(file, np.array(Touch(marker), object))
+    np.load(site / "labels" / "train.cache", allow_pickle=True)
+    assert marker.exists()  # it would work
+    marker.unlink()
+    before = snapshot(site)
+    check(site)
+    for mode in SPLITS:
+        build(site, mode)
+    assert not marker.exists()
+    assert snapshot(site) == before
+
+
+@pytest.mark.parametrize("language", ["bash", "python"])
+def test_a_download_entry_is_never_run(site: Path, tmp_path: Path, language: str) -> None:
+    marker = tmp_path / "executed"
+    code = {"bash": f"bash {tmp_path}/run.sh", "python": f"open({str(marker)!r}, 'w').close()"}
+    (tmp_path / "run.sh").write_text(f"touch {marker}")
+    path = site / "data.yaml"
+    settings = {"train": "images/train", "val": "images/none", "names": ["a", "b", "c"]}
+    path.write_text(yaml.safe_dump({**settings, "download": code[language]}))
+    check_det_dataset(str(path), autodownload=True)
+    assert marker.exists()  # it would work
+    marker.unlink()
+    with pytest.raises(InputError, match=r"missing path '.*images/none'; correct 'path', 'train'"):
+        check(site)
+    path.write_text(yaml.safe_dump({**settings, "val": "images/val", "download": code[language]}))
+    check(site)
+    data = read_data_yaml(path, where="test")
+    assert "download:" not in write_private_yaml(data, tmp_path / "private").read_text()
+    assert not marker.exists()
+
+
+# Private caches
+
+
+def test_a_split_is_scanned_once_for_checking_and_training(site: Path) -> None:
+    check(site)
+    caches = site.parent / "caches"
+    assert sorted(path.name for path in caches.iterdir()) == ["train.cache", "val.cache"]
+    before = snapshot(caches)
+    check(site)
+    for mode in SPLITS:
+        build(site, mode)
+    assert snapshot(caches) == before
+
+
+def test_a_changed_label_is_scanned_again(site: Path) -> None:
+    (site / "labels" / "train" / "0.txt").write_text("0 .5 .5 .1 .1\n")
+    first = check(site).class_counts
+    (site / "labels" / "train" / "0.txt").write_text("0 .5 .5 .1 .1\n0 .2 .2 .1 .1\n")
+    assert check(site).class_counts == (first[0] + 1, *first[1:])
+
+
+def test_a_damaged_private_cache_is_made_anew(site: Path) -> None:
+    expected = check(site)
+    (site.parent / "caches" / "train.cache").write_bytes(b"damaged")
+    assert check(site) == expected
+
+
+def test_caches_move_into_the_run_directory(site: Path, tmp_path: Path) -> None:
+    check(site)
+    move_caches(tmp_path / "caches", tmp_path / "run" / "caches")
+    assert list((tmp_path / "caches").iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "run" / "caches").iterdir()) == [
+        "train.cache",
+        "val.cache",
+    ]
+
+
+# The same data set as Ultralytics' own
+
+OUR_OWN = {"cache_dir", "split", "messages", "npy_files"}
+
+
+def seed_all() -> None:
+    """Seed all that augmentation draws from."""
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+
+
+def described(value: Any) -> Any:
+    """A value of any depth as plain, comparable Python objects."""
+    if isinstance(value, BaseDataset):
+        return "the data set"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.tolist()
+    if isinstance(value, dict):
+        return {key: described(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(entry) for entry in value]
+    if isinstance(value, FunctionType):
+        return value.__qualname__
+    if hasattr(value, "__dict__"):
+        return type(value).__name__, described(vars(value))
+    return value
+
+
+def polygons(site: Path) -> None:
+    """Turn the boxes of all labels into polygons of their four corners."""
+    for path in (site / "labels").rglob("*.txt"):
+        rows = np.loadtxt(path, ndmin=2)
+        corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+        shapes = [[(x + i * w / 2, y + j * h / 2) for i, j in corners] for _, x, y, w, h in rows]
+        texts = [
+            f"{int(row[0])} "
+            + " ".join(f"{min(max(c, 0), 1):.6f}" for point in shape for c in point)
+            for row, shape in zip(rows, shapes, strict=True)
+        ]
+        path.write_text("\n".join(texts))
+
+
+@pytest.mark.parametrize("mode", SPLITS)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"mixup": 0.5, "cutmix": 0.5, "degrees": 20, "hsv_h": 0.1, "bgr": 0.5, "mosaic": 0.5},
+        {"rect": True},
+        {"cache": "ram", "deterministic": False},
+        {"single_cls": True, "classes": [0, 2]},
+        {"fraction": 0.5},
+        {"fraction": [0.5, 0.7]},
+        {"task": "segment", "copy_paste": 1.0, "mask_ratio": 2},
+        {"task": "obb"},
+    ],
+)
+def test_a_built_dataset_equals_that_of_ultralytics(
+    site: Path, mode: str, overrides: dict[str, Any]
+) -> None:
+    if overrides.get("task"):
+        polygons(site)
+    wide = np.full((40, 80, 3), 90, np.uint8)  # so that rectangular batches differ from square ones
+    cv2.imwrite(str(site / "images" / mode / "1.jpg"), wide)
+    args: Any = get_cfg(overrides={"task": "detect", "mode": "train", "imgsz": 64, **overrides})
+    data = read_data_yaml(site / "data.yaml", where="test")
+    seed_all()
+    ours = build_dataset(
+        copy.copy(args), data[mode], 2, copy.deepcopy(data), mode, 32, site.parent / "caches"
+    )
+    samples = [[described(ours[i]) for i in range(len(ours))] for _ in range(2)]
+    seed_all()
+    theirs: Any = build_yolo_dataset(
+        copy.copy(args), data[mode], 2, copy.deepcopy(data), mode, rect=mode == "val", stride=32
+    )
+    expected = [[described(theirs[i]) for i in range(len(theirs))] for _ in range(2)]
+    assert samples == expected
+    if mode == "train":
+        assert samples[0] != samples[1]  # augmentation was at work
+    attributes, expected_attributes = vars(ours), vars(theirs)
+    assert attributes.keys() - expected_attributes.keys() == OUR_OWN - {"npy_files"}
+    assert expected_attributes.keys() <= attributes.keys()
+    for name in expected_attributes.keys() - OUR_OWN:
+        assert described(attributes[name]) == described(expected_attributes[name]), name

@@ -1,0 +1,565 @@
+"""Rebuild a model from a round's global arrays: base.pt + roundN.npz -> .pt -> ONNX, TensorRT, ...
+
+    python utils/export_federated.py BASE ROUND.npz [-o saved_model.pt] [--data data.yaml]
+                                     [--format onnx|engine|openvino|...] [--imgsz N]
+
+BASE is the run's `base_model`, a checkpoint or a model YAML such as yolo11n.yaml. The .pt works in
+`YOLO(...)`, `yolo val`, `yolo predict`, `yolo train` and `yolo export`. An archive of another
+Flower project works too: named arrays, or arrays by position (`np.savez(file, *arrays)`) in the
+order of the model's `state_dict`; its classes are those of --data, or of BASE.
+
+With --format, Ultralytics exports the .pt further, and the result is run once beside the .pt.
+
+Exit codes: 0 done, 1 the export failed (the .pt stays), 2 wrong input (nothing was written),
+130 interrupted.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import yaml
+
+if __name__ == "__main__":
+    if not __package__:
+        sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from utils.environment import prepare_environment
+
+    prepare_environment()  # before Ultralytics is imported, which the modules below do
+
+import torch
+from ultralytics import YOLO
+from ultralytics.engine.exporter import export_formats
+from ultralytics.nn.autobackend import AutoBackend, check_class_names
+from ultralytics.nn.tasks import yaml_model_load
+
+from utils.arrays import Arrays, Layout, cast_to, layout_problems
+from utils.config import InputError, nearest
+from utils.environment import ensure_torchvision_nms, remove_private_settings
+from utils.model import (
+    build_model,
+    load_checkpoint_module,
+    load_into,
+    save_checkpoint,
+    task_of,
+    to_arrays,
+)
+from utils.run_dir import RoundMeta, load_arrays
+
+MAX_LINES = 5  # of one archive; a model of another kind has hundreds of arrays that do not fit
+POSITIONAL = re.compile(r"arr_(\d+)")  # the names that np.savez gives to arrays without one
+# Modules that a format needs -> how to install them. Ultralytics would run pip by itself; here it
+# may not. Formats that are not listed fail while exporting, with the name of the module.
+ONNX_MODULES: dict[str, str] = dict.fromkeys(
+    ("onnx", "onnxruntime", "onnxslim"), "pip install -e .[onnx]"
+)
+FORMAT_MODULES = {
+    "onnx": ONNX_MODULES,
+    "engine": ONNX_MODULES | {"tensorrt": "pip install tensorrt"},
+    "openvino": {"openvino": "pip install openvino"},
+}
+RUNS_HERE = {".onnx", ".torchscript", ".engine"}  # their runtimes were checked, or are PyTorch
+T = TypeVar("T")
+
+
+class ExportError(RuntimeError):
+    """The .pt is there, but could not be exported further."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a base model says by itself.
+
+    data: `names`, `nc`, `channels`, for pose also `kpt_shape`. imgsz: pixels.
+    """
+
+    task: str
+    data: dict[str, Any]
+    imgsz: int
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The model of a round. imgsz: that of the run, else of the base; pixels.
+
+    meta: None for an archive of another program.
+    """
+
+    model: torch.nn.Module
+    task: str
+    names: tuple[str, ...]
+    imgsz: int
+    meta: RoundMeta | None
+
+
+def export(
+    base: str | Path, arrays_path: str | Path, output: str | Path, data: str | Path | None = None
+) -> Path:
+    """Write the model of a round as an Ultralytics checkpoint, float32, and return its path.
+
+    base: checkpoint or model YAML. arrays_path: a `roundN.npz`, or another program's .npz.
+    data: a data.yaml with the class names (and `kpt_shape`) where the archive has none; its images
+    need not be there.
+
+    Raises InputError with all problems; then nothing was written.
+    """
+    rebuilt = rebuild(str(base), Path(arrays_path), Path(data) if data else None, Path(output))
+    return save(rebuilt, Path(output))
+
+
+def rebuild(
+    base: str, arrays_path: Path, data: Path | None, output: Path, format_name: str | None = None
+) -> Rebuilt:
+    """Check everything, then build the model and put the arrays into it; nothing is written.
+
+    Raises InputError with all problems.
+    """
+    problems = output_problems(output, base) + format_problems(format_name)
+    facts = _attempt(problems, read_base, base)
+    classes = _attempt(problems, read_classes, data) if data else {}
+    found = _attempt(problems, read_round, arrays_path)
+    if problems or facts is None or classes is None or found is None:
+        raise InputError(problems)
+    arrays, meta = found
+    model_data = merge_data(facts, classes, meta, base=base, arrays_path=arrays_path)
+    train = run_train_args(arrays_path) if meta else {}
+    try:
+        model = build_model(base, facts.task, model_data, train)
+    except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as error:
+        raise InputError(f"base '{base}': cannot be built: {error}") from error
+    layout = Layout.of(to_arrays(model))
+    try:
+        load_into(model, fit(arrays, layout, exact=meta is not None))
+    except InputError as error:
+        hint = _misfit_hint(model, arrays, layout, meta, has_classes=bool(classes))
+        lines = ([f"does not fit base '{base}'; {hint}"] if hint else []) + error.problems
+        raise InputError(f"{arrays_path}: {line}" for line in lines) from error
+    names = tuple(model_data["names"].values())
+    return Rebuilt(model, facts.task, names, int(train.get("imgsz", facts.imgsz)), meta)
+
+
+def save(rebuilt: Rebuilt, output: Path) -> Path:
+    """Write the .pt, whole or not at all. Raises InputError when the place cannot be written."""
+    try:
+        save_checkpoint(output, rebuilt.model, {"imgsz": rebuilt.imgsz})
+    except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
+        raise InputError(f"{output}: cannot be written: {_first_line(error)}") from error
+    return output
+
+
+def _attempt(problems: list[str], function: Callable[[Any], T], argument: object) -> T | None:
+    """Call a check; if it refuses, keep its lines and go on with the other checks."""
+    try:
+        return function(argument)
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def output_problems(output: Path, base: str) -> list[str]:
+    """Say what keeps the .pt from being written there."""
+    parent = output.absolute().parent
+    if output.suffix.lower() != ".pt":
+        return [f"output '{output}': expected a name that ends in .pt, e.g. saved_model.pt"]
+    if not parent.is_dir():
+        return [f"output '{output}': no folder {parent}; make it or choose another output"]
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return [f"output '{output}': {parent} is not writable; choose another output"]
+    try:
+        if output.is_dir():
+            return [f"output '{output}': is a folder; choose another output"]
+        if output.exists() and Path(base).exists() and output.samefile(base):
+            return [f"output '{output}': would overwrite the base; choose another output"]
+    except OSError as error:  # e.g. a name too long for the file system
+        return [f"output '{output}': cannot be written: {error.strerror}"]
+    return []
+
+
+def format_problems(name: str | None) -> list[str]:
+    """Say what keeps a format from being exported here: its name, a GPU, missing packages."""
+    if name is None:
+        return []
+    table = export_formats()
+    known = list(table["Argument"])[1:]
+    if name not in known:
+        if name in {"pt", "pytorch"}:
+            return [f"--format {name}: the .pt is always written; leave --format out"]
+        titles = [title.lower() for title in table["Format"]]
+        word = table["Argument"][titles.index(name)] if name in titles else name
+        near = nearest(word, known) or f"; expected one of {', '.join(known)}"
+        return [f"--format {name}: unknown export format{near}"]
+    if name == "engine" and not torch.cuda.is_available():
+        return [
+            "--format engine: TensorRT builds an engine on the GPU that will run it, and there is "
+            "no CUDA GPU here; use --format onnx, or run this where the model will run"
+        ]
+    missing = {
+        module: command
+        for module, command in FORMAT_MODULES.get(name, {}).items()
+        if importlib.util.find_spec(module) is None
+    }
+    if not missing:
+        return []
+    commands = " and ".join(dict.fromkeys(missing.values()))
+    return [f"--format {name}: not installed: {', '.join(missing)}; {commands}"]
+
+
+def read_base(base: str) -> Base:
+    """Read what the base says; its weights only matter for their shapes."""
+    task = task_of(base)
+    if Path(base).suffix.lower() == ".pt":
+        module: Any = load_checkpoint_module(base, where=f"base '{base}'")
+        structure: dict[str, Any] = module.yaml
+        names = getattr(module, "names", None)
+        args = getattr(module, "args", {})
+        imgsz = (args if isinstance(args, Mapping) else vars(args)).get("imgsz", 640)
+    else:
+        structure, names, imgsz = yaml_model_load(base), None, 640
+    names = check_class_names(names or [str(i) for i in range(structure.get("nc", 80))])
+    data = {"names": names, "nc": len(names), "channels": structure.get("channels", 3)}
+    if task == "pose":
+        data["kpt_shape"] = list(structure["kpt_shape"])
+    return Base(task, data, max(imgsz) if isinstance(imgsz, Sequence) else int(imgsz))
+
+
+def read_classes(path: Path) -> dict[str, Any]:
+    """Read what a data.yaml says about the model; `utils.data` would also want its images."""
+    where = f"--data ({path})"
+    if not path.is_file():
+        raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{where}: not a readable YAML file: {_first_line(error)}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("names"), (list, dict)):
+        raise InputError(f"{where}: no list of class names; a data.yaml has a 'names' line")
+    try:
+        names = check_class_names(raw["names"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: names: {_first_line(error)}") from error
+    if raw.get("nc", len(names)) != len(names):
+        raise InputError(f"{where}: nc: found {raw['nc']}, but there are {len(names)} names")
+    points = raw.get("kpt_shape", [17, 3])
+    if not (isinstance(points, list) and len(points) == 2 and points[1] in (2, 3)):
+        raise InputError(f"{where}: kpt_shape: found {points}, expected [number of points, 2 or 3]")
+    optional = {k: raw[k] for k in ("channels", "kpt_shape", "kpt_names") if k in raw}
+    return {"names": dict(sorted(names.items())), "nc": len(names), **optional}
+
+
+def read_round(path: Path) -> tuple[Arrays, RoundMeta | None]:
+    """Read an archive and make sure that it holds arrays of numbers."""
+    try:
+        arrays, meta = load_arrays(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    except Exception as error:  # any damage to a zip surfaces as any kind of error
+        raise InputError(f"{path}: not a readable .npz ({_first_line(error)})") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise InputError(f"{path}: '{name}' is no array of numbers; expected a round's .npz")
+    if not arrays:
+        raise InputError(f"{path}: holds no arrays; expected a round's .npz")
+    return arrays, meta
+
+
+def run_train_args(arrays_path: Path) -> dict[str, Any]:
+    """What shaped the model of this run beside its base, from the run directory's args.yaml.
+
+    `pretrained` decides whether the classification branch keeps the width of the checkpoint's.
+    Empty for a round that was copied out of its run directory.
+    """
+    path = arrays_path.absolute().parent.parent / "args.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        train = yaml.safe_load(path.read_text(encoding="utf-8"))["train"]
+        train = {key: train[key] for key in ("imgsz", "pretrained") if key in train}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the args.yaml of a run: {_first_line(error)}") from error
+    pretrained = train.get("pretrained")
+    if isinstance(pretrained, str):
+        load_checkpoint_module(pretrained, where=f"{path}: train.pretrained '{pretrained}'")
+    return train
+
+
+def merge_data(
+    facts: Base,
+    classes: Mapping[str, Any],
+    meta: RoundMeta | None,
+    *,
+    base: str,
+    arrays_path: Path,
+) -> dict[str, Any]:
+    """Settle the classes: those of the round, else of --data, else of the base.
+
+    Raises InputError where they contradict each other.
+    """
+    data = {**facts.data, **classes}
+    if meta is None:
+        return data
+    if meta.task != facts.task:
+        raise InputError(
+            f"{arrays_path}: a round of task '{meta.task}', but base '{base}' is of task "
+            f"'{facts.task}'; the run started from '{meta.base_model}'"
+        )
+    given = list(classes["names"].values()) if classes else list(meta.names)
+    if given != list(meta.names):
+        raise InputError(
+            f"--data: classes [{', '.join(given)}]; the federation has "
+            f"[{', '.join(meta.names)}]; leave --data out, the round knows its classes"
+        )
+    return {**data, "names": dict(enumerate(meta.names)), "nc": len(meta.names)}
+
+
+def fit(arrays: Arrays, layout: Layout, *, exact: bool) -> Arrays:
+    """Check arrays against the model and return them by its names, in its dtypes.
+
+    exact: the arrays are this project's, in which nothing has to be renamed or cast.
+
+    Raises InputError.
+    """
+    if exact:
+        _refuse(layout_problems(arrays, layout))
+        return arrays
+    if all(POSITIONAL.fullmatch(name) for name in arrays):
+        arrays = by_position(arrays, layout)
+    as_found = Layout(
+        tuple((n, s, arrays[n].dtype.name if n in arrays else d) for n, s, d in layout.entries)
+    )
+    _refuse(layout_problems(arrays, as_found))
+    with np.errstate(over="ignore"):  # a float64 too large for float32: infinite, refused below
+        arrays = cast_to(arrays, layout)
+    _refuse(layout_problems(arrays, layout))
+    return arrays
+
+
+def by_position(arrays: Arrays, layout: Layout) -> Arrays:
+    """Name positional arrays `arr_0`, `arr_1`, ... in the order of the layout.
+
+    Only shapes can tell that the order is right, so all must fit. Raises InputError.
+    """
+    expected = [f"arr_{i}" for i in range(len(layout.entries))]
+    if len(arrays) != len(expected):
+        raise InputError(
+            f"{len(arrays)} arrays by position, expected {len(expected)}: all parameters and "
+            "buffers of the model, in the order of its state_dict"
+        )
+    _refuse([f"no array {name} among {len(arrays)}" for name in expected if name not in arrays])
+    _refuse(
+        [
+            f"position {i}: {key} has shape {arrays[key].shape}, {name} expects {shape}"
+            for i, (key, (name, shape, _)) in enumerate(zip(expected, layout.entries, strict=True))
+            if arrays[key].shape != shape
+        ]
+    )
+    return {name: arrays[key] for key, name in zip(expected, layout.names, strict=True)}
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        more = len(problems) - MAX_LINES
+        tail = [f"... and {more} more problems"] if more > 0 else []
+        raise InputError(problems[:MAX_LINES] + tail)
+
+
+def _misfit_hint(
+    model: Any, arrays: Arrays, layout: Layout, meta: RoundMeta | None, *, has_classes: bool
+) -> str | None:
+    """What to try when the arrays are of another model; None if they only hold bad values."""
+    if all(POSITIONAL.fullmatch(name) for name in arrays):
+        arrays = {n: arrays[f"arr_{i}"] for i, n in enumerate(layout.names) if f"arr_{i}" in arrays}
+    wrong = [n for n, shape, _ in layout.entries if n not in arrays or arrays[n].shape != shape]
+    wrong += [name for name in arrays if name not in layout.names]
+    if not wrong:
+        return None
+    if meta is not None:
+        return (
+            f"the run started from '{meta.base_model}': give that file, and let the .npz stay in "
+            "its run directory if the run set train.pretrained; for other input channels or "
+            "keypoints also pass --data"
+        )
+    head = f"model.{len(model.yaml['backbone']) + len(model.yaml['head']) - 1}."
+    if not all(name.startswith(head) for name in wrong):
+        return "give the base that these arrays were trained from"
+    if not has_classes:
+        return (
+            f"only the head differs: it was built for {model.nc} classes; pass --data data.yaml "
+            "with the classes that these arrays were trained on"
+        )
+    # A checkpoint passes on the width of its classification branch, which a YAML sets by classes.
+    return (
+        f"only the head differs: it was built for {model.nc} classes; check --data, and for arrays "
+        "that were trained from a model YAML, give that (e.g. yolo11n.yaml) as the base"
+    )
+
+
+def convert(saved: Path, format_name: str, imgsz: int) -> tuple[Path, str]:
+    """Export a .pt through Ultralytics; return the path beside it, and how it compares.
+
+    The export takes place in a scratch folder, so that a failure leaves no half of it.
+
+    imgsz: pixels. Raises ExportError, or InputError for a missing package.
+    """
+    ensure_torchvision_nms()
+    scratch = tempfile.TemporaryDirectory(dir=saved.absolute().parent, prefix=".export-")
+    with scratch as folder, warnings.catch_warnings():
+        # Tracing warns of each branch in Python, and of what PyTorch will deprecate; what came out
+        # is judged by the comparison.
+        warnings.simplefilter("ignore")
+        copy = Path(shutil.copyfile(saved, Path(folder) / saved.name))
+        exported = _export_beside(copy, format_name, imgsz, saved)
+        comparison = compare(copy, exported, imgsz)
+        target = saved.with_name(exported.name)
+        if target.is_dir():
+            shutil.rmtree(target)
+        return exported.replace(target), comparison
+
+
+def _export_beside(copy: Path, format_name: str, imgsz: int, saved: Path) -> Path:
+    try:
+        return Path(YOLO(copy).export(format=format_name, imgsz=imgsz))
+    except ImportError as error:
+        raise InputError(
+            f"--format {format_name}: {_first_line(error)}; pip install it, then go on with "
+            f"'yolo export model={saved} format={format_name} imgsz={imgsz}'"
+        ) from error
+    except Exception as error:  # each format brings its own converter, with its own errors
+        raise ExportError(f"--format {format_name}: {_first_line(error)}") from error
+
+
+def compare(saved: Path, exported: Path, imgsz: int) -> str:
+    """Run a .pt and its export on the same random image and say how far apart they are.
+
+    Raises ExportError when the export cannot be run or gives NaN or infinite outputs.
+    """
+    device = torch.device("cuda:0" if exported.suffix == ".engine" else "cpu")
+    try:
+        backend: Any = AutoBackend(str(exported), device)
+        # YOLO26 has two heads, with and without NMS to come; compare the one that was exported.
+        reference: Any = AutoBackend(
+            str(saved), device, verbose=False, end2end=bool(backend.end2end)
+        )
+        shape = (1, reference.channels, imgsz, imgsz)
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.inference_mode():
+            expected, found = _tensors(reference(image)), _tensors(backend(image))
+    except Exception as error:  # each runtime has its own errors
+        if exported.suffix in RUNS_HERE:
+            raise ExportError(f"{exported.name}: cannot be run: {_first_line(error)}") from error
+        return f"cannot be run on this machine, so not compared: {_first_line(error)}"
+    if not all(torch.isfinite(x).all() for x in found):
+        raise ExportError(f"{exported.name}: its outputs on a random image are NaN or infinite")
+    pairs = list(zip(expected, found, strict=False))
+    if not pairs or any(a.shape != b.shape for a, b in pairs):
+        return "runs, but its outputs have another form than those of the .pt: not compared"
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    largest = max(float(a.abs().max()) for a, _ in pairs)
+    return (
+        f"largest difference from {saved.name}: {difference:.2g}, on outputs up to {largest:.3g} "
+        f"(raw outputs before NMS, one random image of {imgsz} px)"
+    )
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """The raw outputs in order; a .pt also gives a dict for the loss, which is no output."""
+    if isinstance(output, torch.Tensor):
+        return [output.float()]
+    if isinstance(output, (list, tuple)):
+        return [tensor for part in output for tensor in _tensors(part)]
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    return next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Report wrong usage as any other wrong input."""
+        raise InputError(f"{message}; see --help")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line. Raises InputError."""
+    parser = _Parser(
+        prog="export_federated.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("base", help="the run's base_model: a .pt or a model YAML")
+    parser.add_argument("arrays", type=Path, help="global arrays of a round, e.g. round10.npz")
+    parser.add_argument("-o", "--output", type=Path, default=Path("saved_model.pt"))
+    parser.add_argument("--data", type=Path, help="data.yaml, for an archive without class names")
+    parser.add_argument("--format", type=str.lower, help="also export: onnx, engine, openvino, ...")
+    parser.add_argument("--imgsz", type=int, help="image size of the export, pixels")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    try:
+        run(parse(arguments))
+    except InputError as error:
+        return _fail(error.problems, 2)
+    except (ExportError, OSError) as error:  # e.g. a disk that is full while exporting
+        return _fail([_first_line(error)], 1)
+    except KeyboardInterrupt:
+        return _fail(["interrupted"], 130)
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Rebuild -> save -> export further -> say where the results are."""
+    rebuilt = rebuild(options.base, options.arrays, options.data, options.output, options.format)
+    imgsz = export_imgsz(options, rebuilt)
+    path = save(rebuilt, options.output)
+    source = f"round {rebuilt.meta.round}" if rebuilt.meta else options.arrays.name
+    classes = f"{len(rebuilt.names)} classes: {', '.join(rebuilt.names[:5])}"
+    more = ", ..." if len(rebuilt.names) > 5 else ""
+    print(f"{path}  {rebuilt.task}, {source}, {classes}{more}")
+    if options.format:
+        path, comparison = convert(path, options.format, imgsz)
+        print(f"{path}  {comparison}")
+    print("Next:")
+    print(f"  yolo predict task={rebuilt.task} model={path} imgsz={imgsz} source=IMAGES")
+    if not options.format:
+        print(f"  yolo export model={path} imgsz={imgsz} format=onnx")
+
+
+def export_imgsz(options: argparse.Namespace, rebuilt: Rebuilt) -> int:
+    """Image size of the export. Raises InputError for one that the model cannot take."""
+    if options.imgsz is None:
+        return rebuilt.imgsz
+    if options.format is None:
+        raise InputError("--imgsz: it is the size of an export; add --format, e.g. --format onnx")
+    model: Any = rebuilt.model
+    stride = max(int(model.stride.max()), 32)
+    if options.imgsz < stride or options.imgsz % stride:
+        near = max(round(options.imgsz / stride), 1) * stride
+        raise InputError(
+            f"--imgsz: found {options.imgsz}, expected a multiple of {stride}; use {near}"
+        )
+    return options.imgsz
+
+
+def _fail(problems: Sequence[str], code: int) -> int:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        remove_private_settings()
