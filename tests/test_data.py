@@ -240,9 +240,8 @@ def truncate(data: bytes) -> bytes:
         (lambda data: b"not an image" * 9, "not readable as an image"),
         (lambda data: b"", "not readable as an image"),
         (lambda data: b"\xff", "not readable as an image"),
-        (truncate, "truncated JPEG (or padded: it does not end in the end marker)"),
-        (lambda data: data[:200], "truncated JPEG"),
-        (lambda data: data + b"\x00", "truncated JPEG (or padded"),
+        (truncate, "image file is truncated"),
+        (lambda data: data[:200], "Truncated File Read"),
     ],
 )
 def test_a_damaged_image_is_named_and_left_as_it_is(site: Path, damage: Any, expected: str) -> None:
@@ -252,6 +251,15 @@ def test_a_damaged_image_is_named_and_left_as_it_is(site: Path, damage: Any, exp
     (problem,) = problems_of(site)
     assert problem.startswith(f"val: images/val/1.jpg: {expected}")
     assert problem.endswith("; repair or remove the image or its label")
+    assert snapshot(site) == before
+
+
+def test_a_jpeg_with_padding_after_its_end_is_used_and_left_as_it_is(site: Path) -> None:
+    """Ultralytics would write it anew; some cameras write such files."""
+    path = site / "images" / "val" / "1.jpg"
+    path.write_bytes(path.read_bytes() + b"\x00" * 7)
+    before = snapshot(site)
+    assert check(site).num_val == 3
     assert snapshot(site) == before
 
 

@@ -450,7 +450,7 @@ def test_files_that_are_no_archive_of_numbers_are_refused(
     with (tmp_path / "single.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     assert "single.npz: not a readable .npz" in refused(BASE, tmp_path / "single.npz")
-    assert "is no array of numbers; expected a round's .npz" in refused(BASE, exported)
+    assert "holds files that are no arrays; expected an .npz of a round" in refused(BASE, exported)
     np.savez(tmp_path / "empty.npz")
     assert "empty.npz: holds no arrays" in refused(BASE, tmp_path / "empty.npz")
     np.savez(tmp_path / "text.npz", np.array(["a"]))

@@ -83,11 +83,11 @@ def cast_to(arrays: Mapping[str, np.ndarray], layout: Layout) -> Arrays:
     Integers (BatchNorm's batch counters) are rounded to the nearest, never truncated.
     """
     result: Arrays = {}
-    for name, shape, dtype in layout.entries:
+    for name, _, dtype in layout.entries:
         array = np.asarray(arrays[name])
         if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f":
             array = np.rint(array)
-        result[name] = np.asarray(array, dtype).reshape(shape)  # rint makes 0-d arrays scalars
+        result[name] = np.asarray(array, dtype)  # rint makes 0-d arrays scalars
     return result
 
 

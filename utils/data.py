@@ -6,6 +6,7 @@ folder holds the caches and a cleaned copy of the data.yaml, and damaged images 
 """
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,24 +87,31 @@ class PrivateDataset(YOLODataset):
 
 
 def _verify_read_only(arguments: tuple) -> tuple | list:
-    problem = _truncated_jpeg(arguments[0])
-    if problem:
-        return [None, None, None, None, None, 0, 0, 0, 1, f"{arguments[0]}: {DAMAGED}{problem}"]
-    return verify_image_label(arguments)
+    """`verify_image_label`, which overwrites JPEGs that do not end in their end marker.
+
+    Some cameras pad their files so. Such a file is verified through a copy, and trained on as it
+    is; one that is really cut off fails on the copy too.
+    """
+    image = arguments[0]
+    if not _would_be_rewritten(image):
+        return verify_image_label(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        twin = shutil.copy(image, folder)
+        *found, message = verify_image_label((twin, *arguments[1:]))
+    if found[0] is None:
+        return [*found, message.replace(twin, image)]
+    return (image, *found[1:], "")
 
 
-def _truncated_jpeg(path: str) -> str | None:
-    """Say so if a JPEG does not end in its end marker: Ultralytics would overwrite such a file."""
+def _would_be_rewritten(path: str) -> bool:
     try:
         with Path(path).open("rb") as file:
             if file.read(2) != b"\xff\xd8":
-                return None
+                return False
             file.seek(-2, 2)
-            if file.read() == b"\xff\xd9":
-                return None
-            return "truncated JPEG (or padded: it does not end in the end marker)"
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
+            return file.read() != b"\xff\xd9"
+    except OSError:  # unreadable: `verify_image_label` will say so
+        return False
 
 
 def build_dataset(
@@ -255,11 +263,7 @@ def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> Priva
     except FileNotFoundError as error:
         cause = _one_line(error.__cause__ or error).split(". Supported")[0]
         raise InputError(f"{cause}; expected at least one image") from error
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-    ) as error:  # all files damaged, or other labels
+    except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
         lines = str(error).splitlines()
         raise InputError(_damaged_files(lines) or _one_line(error)) from error
     damaged = _damaged_files(dataset.messages)

@@ -79,7 +79,7 @@ def load_arrays(path: Path) -> tuple[Arrays, RoundMeta | None]:
         expected = header.pop("checksum")
         found_format = header.pop("format")
         meta = RoundMeta(**{**header, "names": tuple(header["names"])})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged description ({error}); use another round") from error
     if found_format != FORMAT:
         raise ValueError(f"{path}: format {found_format}, this version reads {FORMAT}")

@@ -32,6 +32,7 @@ from utils.server import Display, RunResult, Server
 from utils.strategies import build_strategy
 
 SERVER_FOLDER = "server"  # beside clients/, for the server's own label caches
+SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no client's name
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _check(config: Config, caches: Path) -> Federation:
             server_names = check_dataset(
                 path,
                 task or "detect",
-                caches / SERVER_FOLDER,
+                caches / SERVER_CACHES,
                 where="evaluate.data",
                 splits=("val",),
             ).names
@@ -194,7 +195,7 @@ def _server_evaluator(federation: Federation, run_dir: RunDir) -> Evaluator | No
     if federation.server_data is None:
         return None
     folder = run_dir.path / SERVER_FOLDER
-    move_caches(federation.caches / SERVER_FOLDER, folder / "caches")
+    move_caches(federation.caches / SERVER_CACHES, folder / "caches")
     write_private_yaml(federation.server_data, folder)
     return Evaluator(
         federation.server_data,

@@ -91,7 +91,8 @@ class TerminalDisplay:
     def __init__(self, console: Console, num_rounds: int) -> None:
         self.console = console
         self.num_rounds = num_rounds
-        self._started = time.perf_counter()
+        self._started = 0.0  # of round 1: what comes before is no measure of a round
+        self._seconds = 0.0  # of the finished rounds
         self._step = "starting the clients"
         self._round = 0
         self._pending: list[str] = []
@@ -110,6 +111,7 @@ class TerminalDisplay:
 
     def step(self, round_number: int, step: str, clients: list[str]) -> None:
         """A step of a round starts."""
+        self._started = self._started or time.perf_counter()
         self._round, self._step = round_number, step
         self._pending, self._answers = list(clients), {}
 
@@ -129,6 +131,9 @@ class TerminalDisplay:
 
     def round_done(self, result: RoundResult) -> None:
         """A round is on disk: print its line."""
+        self._seconds = time.perf_counter() - self._started
+        if result.round == self.num_rounds:
+            self._step, self._pending = "stopping the clients", []
         row = result.row
         parts = [f"round {result.round}/{self.num_rounds}"]
         parts += [f"{short_name(k)} {v:.3g}" for k, v in row.items() if _is_loss(k, v)]
@@ -137,7 +142,8 @@ class TerminalDisplay:
         self.console.print("  ".join(parts), highlight=True, soft_wrap=True)
 
     def _line(self) -> Text:
-        elapsed = time.perf_counter() - self._started
+        if not self._pending:
+            return Text(self._step)
         line = Text.assemble(
             (f"round {self._round}/{self.num_rounds}", "bold"),
             f"  {self._step}  {len(self._answers)}/{len(self._pending)}",
@@ -148,7 +154,9 @@ class TerminalDisplay:
             line.append(f"({answer})" if answer else "…", "green" if answer else "dim")
         done = self._round - 1
         if done > 0:
-            line.append(f"  ETA {_clock(elapsed / done * (self.num_rounds - done))}", "cyan")
+            elapsed = time.perf_counter() - self._started
+            left = self._seconds / done * self.num_rounds - elapsed
+            line.append(f"  ETA {_clock(max(left, 0))}", "cyan")
         line.truncate(self.console.width, overflow="ellipsis")
         return line
 
