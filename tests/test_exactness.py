@@ -193,6 +193,18 @@ def test_a_client_that_changes_the_process_every_round_equals_plain_training(
     assert_identical(final_arrays(result), expected)
 
 
+def test_clients_that_share_a_process_and_evaluation_leave_each_other_alone(
+    tmp_path: Path,
+) -> None:
+    data = [
+        make_dataset(tmp_path / "first"),
+        make_dataset(tmp_path / "second", num_train=4, num_val=5, seed=1),
+    ]
+    shared = federation(data, tmp_path / "shared", TRAIN, evaluate={"every": 1})
+    apart = federation(data, tmp_path / "apart", TRAIN, grid=ForgetfulGrid(2))
+    assert_identical(final_arrays(shared), final_arrays(apart))
+
+
 class AlternatingGrid(LocalGrid):
     """As if two worker processes took turns, each keeping the client it saw two rounds ago."""
 
