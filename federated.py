@@ -6,6 +6,7 @@ Without a config, the demo in configs/demo.yaml runs. Exit codes: 0 done, 1 fail
 (finished rounds stay usable), 2 wrong input (nothing was started), 130 interrupted.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
         return 0
     from utils.environment import prepare_environment, remove_private_settings
 
-    prepare_environment(verbose="verbose=true" in arguments)
+    prepare_environment()
     try:
         return run(arguments)
     finally:
@@ -39,6 +40,7 @@ def run(arguments: list[str]) -> int:
     from utils.simulation import checked, simulate, with_demo_data
 
     console = Console(highlight=False)
+    run_dir = None
     try:
         config_file, overrides = split_arguments(arguments)
         config = with_demo_data(load_config(config_file, overrides))
@@ -49,28 +51,44 @@ def run(arguments: list[str]) -> int:
                 result = simulate(federation, display, run_dir)
             plot_results(run_dir.path)
             terminal.show_end(console, result, federation)
+        return 0
     except InputError as error:
         terminal.show_problems(error.problems)
         return 2
     except FederationError as error:
         terminal.show_problems([str(error)])
-        return 1
+        code = 1
     except KeyboardInterrupt:
-        terminal.show_problems(["interrupted; finished rounds are in the run directory"])
-        return 130
-    return 0
+        terminal.show_problems(["interrupted"])
+        code = 130
+    terminal.show_what_is_done(run_dir)
+    return code
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path, list[str]]:
     """Tell the config file from the overrides."""
+    from utils.config import InputError
+
     overrides = [a for a in arguments if "=" in a]
     files = [a for a in arguments if "=" not in a]
+    for option in (a for a in arguments if a.startswith("-")):
+        bare = option.lstrip("-").replace("-", "_")
+        raise InputError(
+            f"'{option}': unknown option; settings are key=value, e.g. {bare.partition('=')[0]}=..."
+        )
     if len(files) > 1:
-        from utils.config import InputError
-
-        raise InputError(f"found {len(files)} config files ({', '.join(files)}), expected one")
+        raise InputError(
+            f"found {len(files)} config files ({', '.join(files)}), expected one; overrides are "
+            "key=value without spaces"
+        )
     return (Path(files[0]) if files else DEMO), overrides
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if exit_code in (1, 130):
+        # Flower's threads may wait for ever for workers that are gone, and Python for the threads.
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -78,16 +78,23 @@ def federation(
     *,
     grid: LocalGrid | None = None,
     display: Silent | None = None,
+    not_annotated: dict[int, list[str]] | None = None,
     **settings: Any,
 ) -> RunResult:
-    """Run a federation in this process, through the real messages, client and server."""
+    """Run a federation in this process, through the real messages, client and server.
+
+    not_annotated: class names by client.
+    """
     config = Config.model_validate(
         {
             "base_model": "yolov8n.yaml",
             "num_rounds": 3,
             "evaluate": {"every": 0},
             **settings,
-            "datasets": [{"name": f"c{i}", "data": str(d)} for i, d in enumerate(datasets)],
+            "datasets": [
+                {"name": f"c{i}", "data": str(d), "not_annotated": (not_annotated or {}).get(i, [])}
+                for i, d in enumerate(datasets)
+            ],
             "save_dir": str(save_dir),
             "train": train,
         }

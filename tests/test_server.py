@@ -1,6 +1,5 @@
 """The round: what clients send, how it is combined, and what ends up on disk."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,61 +9,18 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message
 from helpers import make_dataset
-from local_grid import LocalGrid, identify_process
+from local_grid import LocalGrid
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
 from ultralytics import YOLO
 
 from utils import client as client_module
-from utils.arrays import Arrays, Layout, cast_to
+from utils.arrays import Arrays
 from utils.client import from_record, to_record
-from utils.config import InputError, StrategyConfig
+from utils.config import SharedConfig
 from utils.environment import ensure_torchvision_nms
 from utils.model import load_into, to_arrays
 from utils.run_dir import load_arrays, read_csv
-from utils.server import FederationError, Update, _as_message
-from utils.strategies import build_strategy
-
-
-def fedavg(updates: list[Update]) -> Arrays:
-    identify_process()
-    strategy = build_strategy(StrategyConfig(), num_clients=len(updates))
-    record, _ = strategy.aggregate_train(1, [_as_message(update) for update in updates])
-    assert record is not None
-    return cast_to(from_record(record), Layout.of(updates[0].arrays))
-
-
-def update(name: str, num_examples: int, **arrays: Any) -> Update:
-    return Update(name, arrays, num_examples, {}, 0.0)
-
-
-def test_fedavg_is_the_mean_weighted_by_images_and_integers_stay_integers() -> None:
-    result = fedavg(
-        [
-            update("a", 1, w=np.array([1, 10], "f4"), n=np.array(3), b=np.array([5])),
-            update("b", 3, w=np.array([2, -10], "f4"), n=np.array(4), b=np.array([6])),
-        ]
-    )
-    # (1*1 + 2*3) / 4, (10*1 - 10*3) / 4; counters (3 + 12) / 4 = 3.75 -> 4, (5 + 18) / 4 -> 6
-    assert result["w"].tolist() == [1.75, -5.0]
-    assert result["w"].dtype == np.float32
-    assert result["n"].item() == 4
-    assert result["n"].shape == ()
-    assert result["n"].dtype == np.int64
-    assert result["b"].tolist() == [6]
-
-
-def test_the_mean_of_equal_models_is_the_model_to_the_last_bit() -> None:
-    w = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    for count in (3, 7, 10):
-        result = fedavg([update(str(i), 69, w=w) for i in range(count)])
-        assert np.array_equal(result["w"], w)
-
-
-def test_an_unknown_strategy_or_option_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"name: found 'fedavgg', expected one of.*fedavg"):
-        build_strategy(StrategyConfig(name="fedavgg"), 3)
-    with pytest.raises(InputError, match=r"mu: unknown option of fedavg; it has no options"):
-        build_strategy(StrategyConfig.model_validate({"name": "fedavg", "mu": 1}), 3)
+from utils.server import FederationError
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +116,15 @@ def test_best_pt_is_the_round_with_the_highest_fitness(
 def test_federated_metrics_are_those_of_yolo_val(tmp_path: Path) -> None:
     """On labels that an untrained model can hit, or everything would be 0 whatever is evaluated.
 
-    Its boxes are 15 strides wide wherever they are: 120 pixels, here in images of 128.
+    Its boxes are 15 strides wide wherever they are: 120 pixels, here in images of 128. Few images:
+    NMS has a time limit for a batch, which so many boxes reach on a busy machine.
     """
     from utils.data import read_data_yaml, write_private_yaml
     from utils.evaluation import Evaluator
     from utils.model import build_model, save_checkpoint
 
     ensure_torchvision_nms()
-    path = make_dataset(tmp_path / "data", num_train=2, num_val=20, size=128)
+    path = make_dataset(tmp_path / "data", num_train=2, num_val=6, size=128)
     for number, label in enumerate(sorted((tmp_path / "data" / "labels" / "val").iterdir())):
         label.write_text(f"{number % 2} 0.5 0.5 1 1\n")
     data = read_data_yaml(path, where="test")
@@ -342,17 +299,16 @@ def test_instructions_survive_json() -> None:
         base_model="yolov8n.yaml",
         task="detect",
         digest="d",
+        names=("a", "b"),
+        shared=SharedConfig(batchnorm="local", parts=("neck", "head")),
+        keep_optimizer=False,
         train={"lr0": 1e-5, "freeze": [1, 2], "pretrained": True},
         num_rounds=3,
         local_epochs=2,
         seed=7,
         device="cpu",
         num_threads=2,
-        clients=[("north", "/data.yaml")],
+        clients=(client_module.Partition("north", "/data.yaml", ("b",)),),
         private_root="/run",
     )
-    again = client_module.Instructions.from_json(instructions.to_json())
-    assert dataclasses.asdict(again) == {
-        **dataclasses.asdict(instructions),
-        "clients": [["north", "/data.yaml"]],
-    }
+    assert client_module.Instructions.from_json(instructions.to_json()) == instructions

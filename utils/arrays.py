@@ -6,7 +6,7 @@ which names, shapes and dtypes there must be. Nothing is ever found by position.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,6 +67,11 @@ def layout_problems(arrays: Mapping[str, np.ndarray], layout: Layout) -> list[st
             bad = int(array.size - np.count_nonzero(np.isfinite(array)))
             problems.append(f"{name}: {bad} of {array.size} values are NaN or infinite")
     return problems
+
+
+def select(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> Arrays:
+    """The arrays of these names, in the order of the names."""
+    return {name: arrays[name] for name in names}
 
 
 def to_double(arrays: Mapping[str, np.ndarray]) -> Arrays:

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from flwr.app import (
 )
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
+from pydantic import TypeAdapter
 
-from utils.arrays import Arrays, Layout
-from utils.data import read_data_yaml, write_private_yaml
+from utils.arrays import Arrays, Layout, select
+from utils.config import SharedConfig
+from utils.data import in_label_space, read_data_yaml, write_private_yaml
 from utils.evaluation import Evaluator
-from utils.model import build_model, load_into, to_arrays
+from utils.model import build_model, load_into, save_checkpoint, shared_names, to_arrays
 from utils.run_dir import write_atomically
 from utils.trainer import SliceSettings, SliceTrainer
 
@@ -40,42 +42,61 @@ SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small nu
 
 
 @dataclass(frozen=True)
+class Partition:
+    """One client of a simulation, where one machine has all data.
+
+    data: path of its data.yaml. not_annotated: of its classes.
+    """
+
+    name: str
+    data: str
+    not_annotated: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Instructions:
     """What the server tells every client, in each message; JSON on the wire.
 
-    run_id: unique for a run. digest: of the global model's layout. train: resolved train
-    arguments. clients: name and data.yaml of each partition, and private_root the folder of their
-    private folders; only in simulation, where one machine has all data.
+    run_id: unique for a run. digest: of the global model's layout. names: class names of the
+    federation. train: resolved train arguments. clients: of each partition, and private_root the
+    folder of their private folders; only in simulation.
     """
 
     run_id: str
     base_model: str
     task: str
     digest: str
+    names: tuple[str, ...]
+    shared: SharedConfig
+    keep_optimizer: bool
     train: dict[str, Any]
     num_rounds: int
     local_epochs: int
     seed: int
     device: str
     num_threads: int
-    clients: list[tuple[str, str]]
+    clients: tuple[Partition, ...]
     private_root: str
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(vars(self))
+        return _INSTRUCTIONS.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "Instructions":
         """Instructions from `to_json`."""
-        return cls(**json.loads(text))
+        return _INSTRUCTIONS.validate_json(text)
+
+
+_INSTRUCTIONS = TypeAdapter(Instructions)
 
 
 class YoloClient(NumPyClient):
     """Trains and evaluates a YOLO model on one data set, slice by slice.
 
-    Parameters and results are lists of arrays in the order of `names`. Holds the trainer and the
-    evaluator, so that data sets, loaders and optimiser live through the run.
+    Parameters and results are lists of arrays in the order of `names`, which are those that are
+    shared. Holds the trainer and the evaluator, so that data sets, loaders and optimiser live
+    through the run.
     """
 
     def __init__(self, name: str, settings: SliceSettings) -> None:
@@ -99,36 +120,40 @@ class YoloClient(NumPyClient):
         """Layout of this client's model."""
         return Layout.of(to_arrays(self.model))
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of the arrays in the lists below."""
-        return list(self.model.state_dict())
+        return shared_names(self.model, self.settings.shared)
 
     def get_parameters(self, config: dict[str, Any]) -> list[np.ndarray]:
         """Arrays of the model as it would start."""
-        return list(to_arrays(self.model).values())
+        return list(select(to_arrays(self.model), self.names).values())
 
     def fit(
         self, parameters: list[np.ndarray], config: dict[str, Any]
     ) -> tuple[list[np.ndarray], int, dict[str, Any]]:
         """Train the slice of round `config["server-round"]` from these global arrays.
 
+        config: "proximal-mu" is FedProx's, if there.
         Returns the trained arrays, the number of training images, and the mean losses of the
-        slice ("train/box_loss", ...) with its "seconds".
+        slice ("train/box_loss", ...) with its "num-steps" of the optimiser and "seconds".
         """
         started = time.perf_counter()
         arrays = dict(zip(self.names, parameters, strict=True))
-        result = self.trainer.train(int(config["server-round"]), arrays)
-        metrics = {**result.losses, "seconds": time.perf_counter() - started}
+        proximal_mu = float(config.get("proximal-mu", 0.0))
+        result = self.trainer.train(int(config["server-round"]), arrays, proximal_mu)
+        seconds = time.perf_counter() - started
+        metrics = {**result.losses, "num-steps": result.num_steps, "seconds": seconds}
         return [result.arrays[name] for name in self.names], result.num_examples, metrics
 
     def evaluate(
         self, parameters: list[np.ndarray], config: dict[str, Any]
     ) -> tuple[float, int, dict[str, Any]]:
-        """Evaluate these global arrays on the val split.
+        """Evaluate these global arrays, with the client's private ones, on the val split.
 
+        Where there are private ones, the model is the client's own, and it keeps the best.
         Returns 1 - fitness (Ultralytics' validator computes no loss here), the number of val
-        images, and Ultralytics' metrics with "fitness" and "seconds".
+        images, and Ultralytics' metrics, per class too, with "fitness" and "seconds".
         """
         started = time.perf_counter()
         if self._evaluator is None:
@@ -136,11 +161,28 @@ class YoloClient(NumPyClient):
             self._evaluator = Evaluator(
                 self.data, s.task, s.train, s.private_dir, s.device, s.num_threads
             )
-        load_into(self.model, dict(zip(self.names, parameters, strict=True)))
+        load_into(self.model, dict(zip(self.names, parameters, strict=True)), self.names)
+        if len(self.names) < len(self.model.state_dict()):
+            private = self.trainer.private_arrays()
+            load_into(self.model, private, private)
         result = self._evaluator(self.model)
+        if len(self.names) < len(self.model.state_dict()):
+            self._keep_personal_model(int(config["server-round"]), result.fitness)
         seconds = time.perf_counter() - started
-        metrics = {**result.metrics, "fitness": result.fitness, "seconds": seconds}
+        metrics = {**result.metrics, **result.per_class}
+        metrics.update(fitness=result.fitness, seconds=seconds)
         return 1.0 - result.fitness, result.num_examples, metrics
+
+    def _keep_personal_model(self, round_number: int, fitness: float) -> None:
+        """Write last.pt, and best.pt if no round before scored higher, in the private folder."""
+        folder = self.settings.private_dir
+        save_checkpoint(folder / "last.pt", self.model, self.settings.train)
+        record = folder / "best.json"
+        best = json.loads(record.read_text()) if record.exists() else None
+        if best is None or fitness >= best["fitness"] or best["round"] >= round_number:
+            save_checkpoint(folder / "best.pt", self.model, self.settings.train)
+            text = json.dumps({"round": round_number, "fitness": fitness})
+            write_atomically(record, lambda file: file.write(text.encode()))
 
 
 # The YoloClients of this process, by run and name: they live from round to round.
@@ -149,11 +191,12 @@ _clients: dict[tuple[str, str], YoloClient] = {}
 
 def client_for(instructions: Instructions, partition: int) -> YoloClient:
     """The YoloClient of a partition, made on its first message in this process."""
-    name, data_yaml = instructions.clients[partition]
-    key = (instructions.run_id, name)
+    entry = instructions.clients[partition]
+    key = (instructions.run_id, entry.name)
     if key not in _clients:
-        private_dir = Path(instructions.private_root) / name
-        data = read_data_yaml(Path(data_yaml), where=f"client '{name}'")
+        private_dir = Path(instructions.private_root) / entry.name
+        data = read_data_yaml(Path(entry.data), where=f"client '{entry.name}'")
+        data = in_label_space(data, instructions.names, entry.not_annotated)
         settings = SliceSettings(
             base_model=instructions.base_model,
             task=instructions.task,
@@ -165,8 +208,10 @@ def client_for(instructions: Instructions, partition: int) -> YoloClient:
             seed=instructions.seed + SEED_STEP * partition,
             device=instructions.device,
             num_threads=instructions.num_threads,
+            shared=instructions.shared,
+            keep_optimizer=instructions.keep_optimizer,
         )
-        _clients[key] = YoloClient(name, settings)
+        _clients[key] = YoloClient(entry.name, settings)
     return _clients[key]
 
 
@@ -194,7 +239,7 @@ def _reporting_errors(handler: Handler) -> Handler:
         except Exception as error:  # whatever it is, the server must be told
             text = traceback.format_exc()
             instructions = _instructions(message)
-            name = instructions.clients[_partition(context)][0]
+            name = instructions.clients[_partition(context)].name
             folder = Path(instructions.private_root) / name
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))

@@ -6,6 +6,7 @@ installed version, and those which a federation decides itself are refused with 
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -74,7 +75,9 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "class indices, e.g. [0, 2]",
     ),
     "freeze": (
-        lambda x: x is None or isinstance(x, list) or type(x) is int,
+        lambda x: (
+            x is None or all(type(i) is int and i >= 0 for i in (x if isinstance(x, list) else [x]))
+        ),
         "a number of layers, or a list of layers",
     ),
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
@@ -100,10 +103,15 @@ class _Frozen(BaseModel):
 
 
 class ClientData(_Frozen):
-    """One client: a name, safe as a folder name, and the path of its `data.yaml`."""
+    """One client: a name, safe as a folder name, and the path of its `data.yaml`.
+
+    not_annotated: classes that its data.yaml lists but nobody looked for in its images. They, and
+    the federation's classes that it does not list, are left out of its classification loss.
+    """
 
     name: str
     data: str
+    not_annotated: tuple[str, ...] = ()
 
 
 class StrategyConfig(BaseModel):
@@ -127,6 +135,29 @@ class ClientResources(_Frozen):
 
     num_cpus: Annotated[float, Field(strict=True, gt=0)] = 1.0
     num_gpus: Annotated[float, Field(strict=True, ge=0)] | Literal["auto"] = "auto"
+
+
+class SharedConfig(_Frozen):
+    """Which arrays are federated; the others stay with each client, which has a model of its own.
+
+    parts: of the model, by its own YAML. batchnorm: "average" shares them like all others; "local"
+    keeps them with the client (FedBN, Li et al. 2021, arXiv 2102.07623); "frozen" averages, and
+    fixes their statistics after round `freeze_after` (FixBN, Zhong et al. 2023, arXiv 2303.06530).
+    freeze_after: None is half of the rounds, as in the paper.
+    """
+
+    parts: Annotated[tuple[Literal["backbone", "neck", "head"], ...], Field(min_length=1)] = (
+        "backbone",
+        "neck",
+        "head",
+    )
+    batchnorm: Literal["average", "local", "frozen"] = "average"
+    freeze_after: NonNegativeInt | None = None
+
+    def batchnorm_is_frozen(self, round_number: int, num_rounds: int) -> bool:
+        """Whether BatchNorm statistics stay as they are in this round."""
+        after = num_rounds // 2 if self.freeze_after is None else self.freeze_after
+        return self.batchnorm == "frozen" and round_number > after
 
 
 class EvaluateConfig(_Frozen):
@@ -156,6 +187,12 @@ class Config(_Frozen):
     """All settings of a run. Paths are as the user wrote them, relative to the working directory.
 
     datasets: "demo" stands for the generated data set of utils/demo_data.py.
+    names: class names of the federation by index; None is the union of the clients', in order of
+    appearance. global_batch: images per step of a round's clients together, shared out equally;
+    None is Ultralytics' 16. `train.batch` says instead what each client takes.
+    fraction_train: share of the clients that train in a round, drawn anew from `seed`.
+    local_optimizer: whether a client's optimiser keeps its state between rounds.
+    server_ema: decay per round of an average of the global models; 0 is none.
     train: Ultralytics train arguments by name.
     """
 
@@ -164,12 +201,18 @@ class Config(_Frozen):
         Literal["demo"]
         | Annotated[list[Annotated[ClientData, BeforeValidator(_name_client)]], Field(min_length=1)]
     )
+    names: Annotated[list[str], Field(min_length=1)] | None = None
     num_rounds: PositiveInt = 10
     local_epochs: PositiveInt = 1
     save_dir: str = "runs/federated"
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
     seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
     strategy: Annotated[StrategyConfig, BeforeValidator(_name_strategy)] = StrategyConfig()
+    shared: SharedConfig = SharedConfig()
+    fraction_train: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    global_batch: PositiveInt | None = None
+    local_optimizer: Literal["keep", "reset"] = "keep"
+    server_ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     client_resources: ClientResources = ClientResources()
     train: dict[str, Any] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -185,6 +228,11 @@ class Config(_Frozen):
     def num_epochs(self) -> int:
         """Epochs of the whole schedule, of which each round is a slice."""
         return self.num_rounds * self.local_epochs
+
+    @property
+    def clients_per_round(self) -> int:
+        """How many clients train in a round, at least one."""
+        return max(1, round(self.fraction_train * len(self.clients)))
 
     def to_yaml(self) -> str:
         """YAML that gives this config again."""
@@ -210,6 +258,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     train = settings.get("train")
     if isinstance(train, dict):
         problems += [f"{path}: {line}" for line in train_problems(train)]
+        if train.get("batch") is not None and settings.get("global_batch") is not None:
+            problems.append(
+                f"{path}: train.batch and global_batch: found both; give global_batch for all "
+                "clients of a round together, or train.batch for each of them"
+            )
     problems += [f"{path}: {line}" for line in client_name_problems(settings.get("datasets"))]
     if problems or config is None:
         raise InputError(problems)
@@ -222,6 +275,7 @@ def train_problems(train: dict[str, Any]) -> list[str]:
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     known = [k for k in DEFAULT_CFG_DICT if k not in OWNED_TRAIN_ARGS and k not in NOT_TRAIN_ARGS]
+    is_auto = str(train.get("optimizer", "auto")).lower() == "auto"
     problems = []
     for key, value in train.items():
         if key in OWNED_TRAIN_ARGS:
@@ -233,11 +287,19 @@ def train_problems(train: dict[str, Any]) -> list[str]:
         elif key in CHECKED_TRAIN_ARGS and not CHECKED_TRAIN_ARGS[key][0](value):
             expected = CHECKED_TRAIN_ARGS[key][1]
             problems.append(f"train.{key}: found {value!r}, expected {expected}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"train.{key}: found {value}, expected a finite number")
         else:
             try:
                 check_cfg({key: value})
             except (TypeError, ValueError) as error:
                 problems.append(f"train.{key}: {str(error).splitlines()[0]}")
+                continue
+            if is_auto and key in ("lr0", "momentum"):
+                problems.append(
+                    f"train.{key}: has no effect with optimizer auto, which chooses it; set "
+                    "train.optimizer too (AdamW, SGD, ...), or remove it"
+                )
     return problems
 
 
@@ -285,9 +347,12 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
         return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
     problems = []
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip():
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip(" ."):
             problems.append(f"'{override}': expected key=value, e.g. num_rounds=5")
+            continue
+        if not value.strip():
+            problems.append(f"'{override}': no value; write {key}=null for the default")
             continue
         _name_strategy_of(loaded)
         try:
@@ -329,7 +394,8 @@ def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
     """One line for each setting that Pydantic refused."""
     lines: dict[str, str] = {}
     for error in errors:
-        parts = [part for part in error["loc"] if not _is_branch(part)]
+        first, *rest = error["loc"]
+        parts = [first, *(part for part in rest if not _is_branch(part))]
         where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
         if error["type"] == "extra_forbidden":
             section = _SECTIONS.get(str(parts[0]), Config) if len(parts) > 1 else Config
@@ -355,6 +421,12 @@ def _is_branch(part: Any) -> bool:
 _EXPECTED = {
     "dataset": "the path of a data.yaml, or {name: ..., data: ...}",
     "datasets": "'demo' or a list of data.yaml paths, one for each client",
+    "not_annotated": "a list of class names",
+    "names": "a list of class names",
+    "shared": "'parts: ...' and 'batchnorm: ...' lines",
+    "parts": "a list of 'backbone', 'neck' and 'head'",
+    "fraction_train": "a number greater than 0 and at most 1",
+    "server_ema": "a number from 0 (none) to less than 1",
     "num_gpus": "a number of at least 0 (a fraction shares a GPU) or 'auto'",
     "num_cpus": "a number greater than 0",
     "name": "letters, digits, '.', '_' and '-'",
@@ -367,4 +439,5 @@ _SECTIONS = {
     "client_resources": ClientResources,
     "evaluate": EvaluateConfig,
     "datasets": ClientData,
+    "shared": SharedConfig,
 }

@@ -1,5 +1,8 @@
 """A client's data: what its data.yaml says, whether every file is sound, and reading it.
 
+Clients may list different classes, or the same in another order. The federation's classes are
+counted by name, and labels are renumbered when they are read; weights and files never are.
+
 The data folder is only ever read. Ultralytics would write label caches beside the labels, .npy
 caches and repaired JPEGs beside the images, and would execute a `download:` entry; here a private
 folder holds the caches and a cleaned copy of the data.yaml, and damaged images are reported.
@@ -7,7 +10,7 @@ folder holds the caches and a cleaned copy of the data.yaml, and damaged images 
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ from utils.config import InputError
 # Keys of a data.yaml that training and validation read.
 DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
 DATA_KEYS += ("kpt_shape", "kpt_names", "kpt_oks_sigmas", "flip_idx")
+# Keys that `in_label_space` adds to private data.yaml files.
+CLASS_MAP, NOT_ANNOTATED = "federated_class_map", "federated_not_annotated"
+DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
 MAX_LINES_PER_SPLIT = 5
 PREFIX = colorstr("val: ")  # before the messages of a scan
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
@@ -72,6 +78,21 @@ class PrivateDataset(YOLODataset):
         """Say whether memory suffices for `cache: ram`; the first to read images, in `__init__`."""
         self._ignore_foreign_npy()
         return super().check_cache_ram(safety_margin)
+
+    def get_labels(self) -> list[dict]:
+        """Read the labels as the files have them, then count classes as the federation does."""
+        data = self.data
+        if CLASS_MAP not in data:
+            return super().get_labels()
+        class_map = np.array(data[CLASS_MAP], np.float32)
+        self.data = {**data, "names": dict(enumerate(data[CLASS_MAP]))}  # checked against their own
+        try:
+            labels = super().get_labels()
+        finally:
+            self.data = data
+        for label in labels:
+            label["cls"] = class_map[label["cls"].astype(int)]
+        return labels
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict, bool]:
         # The file beside the labels is a pickle from a folder we do not own: never read it.
@@ -159,9 +180,9 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     Raises InputError; `where` starts each of its lines.
     """
     where = f"{where} ({path})"
-    if not path.is_file():
-        raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
     try:
+        if not path.is_file():
+            raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
@@ -180,6 +201,8 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     except (SyntaxError, TypeError, ValueError, KeyError, AssertionError) as error:
         text = _one_line(error).removeprefix(f"{path} ")
         raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
+    # A mapping may list its indices in any order; from here on they ascend.
+    data["names"] = {index: data["names"][index] for index in sorted(data["names"])}
     return {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
 
 
@@ -213,6 +236,50 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
 def class_names(data: dict[str, Any]) -> tuple[str, ...]:
     """Class names by index."""
     return tuple(str(data["names"][i]) for i in range(len(data["names"])))
+
+
+def label_space(clients: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Union of the clients' class names, in order of appearance.
+
+    clients: class names by client. Raises InputError for names that differ only in case or spaces,
+    which are one class written in two ways more often than two classes.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    problems = []
+    for client, names in clients.items():
+        for name in names:
+            other, where = first.setdefault("".join(name.casefold().split()), (name, client))
+            if other != name:
+                problems.append(
+                    f"'{client}': class '{name}' and '{other}' of '{where}' differ only in case or "
+                    "spaces; write them alike, or list both under names if they are two classes"
+                )
+    if problems:
+        raise InputError(problems)
+    return tuple(name for name, _ in first.values())
+
+
+def in_label_space(
+    data: Mapping[str, Any], names: Sequence[str], not_annotated: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The same data set with the federation's classes; the label files stay as they are.
+
+    data: as of `read_data_yaml`. names: the federation's, which have all of the data set's.
+    not_annotated: of the data set's own classes. Where something differs, two keys are added:
+    CLASS_MAP, the federation's index of each own class, and NOT_ANNOTATED, the federation's
+    indices of classes whose absence from the labels says nothing.
+    """
+    own = class_names(dict(data))
+    result = {**data, "names": dict(enumerate(names)), "nc": len(names)}
+    result.pop(CLASS_MAP, None)
+    result.pop(NOT_ANNOTATED, None)
+    if own != tuple(names):
+        result[CLASS_MAP] = [list(names).index(name) for name in own]
+    annotated = set(own) - set(not_annotated)
+    missing = [index for index, name in enumerate(names) if name not in annotated]
+    if missing:
+        result[NOT_ANNOTATED] = missing
+    return result
 
 
 def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
@@ -269,10 +336,11 @@ def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> Priva
     damaged = _damaged_files(dataset.messages)
     if damaged:
         raise InputError(damaged)
-    if split == "train" and not any(len(label["cls"]) for label in dataset.labels):
+    if not any(len(label["cls"]) for label in dataset.labels):
+        why = "" if split == "train" else ", so that every model would score 0"
         raise InputError(
-            f"none of the {len(dataset)} images has a label; expected .txt files in a 'labels' "
-            "folder beside 'images'"
+            f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "
+            "'labels' folder beside 'images'"
         )
     return dataset
 

@@ -21,6 +21,7 @@ QUIET_DEFAULTS = {
     "YOLO_OFFLINE": "1",  # no look-up of weights, fonts or package updates
     "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
     "ULTRALYTICS_SAFE_LOAD": "1",  # a .pt is a pickle: load known classes only
+    "YOLO_VERBOSE": "false",
     "KMP_WARNINGS": "0",
 }
 # Ultralytics' settings that reach the network or other packages.
@@ -38,7 +39,7 @@ SETTINGS_OFF = (
 )
 
 
-def prepare_environment(*, verbose: bool = False) -> None:
+def prepare_environment() -> None:
     """Set the variables above and give Ultralytics a private settings folder. Idempotent.
 
     The user's own Ultralytics settings keep their folders (`datasets_dir`, ...); the copy only
@@ -47,7 +48,6 @@ def prepare_environment(*, verbose: bool = False) -> None:
     """
     for name, value in QUIET_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("YOLO_VERBOSE", str(verbose).lower())
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return
     folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
@@ -63,10 +63,32 @@ def remove_private_settings() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def silence_libraries() -> None:
-    """Keep the log lines of Flower and Ray off the screen; failures are shown by this project."""
+def set_verbosity(*, verbose: bool) -> None:
+    """Show the log lines of Ultralytics, Flower and Ray, or keep them off the screen.
+
+    Failures are shown by this project either way. Call it before workers start: they inherit it.
+    """
+    if verbose:
+        os.environ["YOLO_VERBOSE"] = "true"
+        logging.getLogger("ultralytics").setLevel(logging.INFO)
+        return
     for name in ("flwr", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@cache
+def torchvision_loads() -> bool:
+    """Whether torchvision's compiled operators fit this PyTorch (or it is not installed)."""
+    import torch
+
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return True
+    try:
+        torch.ops.load_library(str(Path(spec.origin).with_name("_C.so")))
+    except OSError:
+        return False
+    return True
 
 
 @cache
@@ -79,24 +101,18 @@ def ensure_torchvision_nms() -> None:
     that one operator, of which it also has its own version; here that version takes the place.
     Where torchvision loads, nothing is changed.
     """
-    import torch
-
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
+    if torchvision_loads():
         return
-    library = Path(spec.origin).with_name("_C.so")
-    try:
-        torch.ops.load_library(str(library))
-    except OSError:
-        from ultralytics.utils.nms import TorchNMS
+    import torch
+    from ultralytics.utils.nms import TorchNMS
 
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        for operator in ("nms", "qnms"):  # the import only wants both to be declared
-            torch.library.define(f"torchvision::{operator}", schema)
-        torch.library.impl("torchvision::nms", "CPU")(TorchNMS.nms)
-        import torchvision.extension
+    schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    for operator in ("nms", "qnms"):  # the import only wants both to be declared
+        torch.library.define(f"torchvision::{operator}", schema)
+    torch.library.impl("torchvision::nms", "CPU")(TorchNMS.nms)
+    import torchvision.extension
 
-        torchvision.extension._has_ops = lambda: True
+    torchvision.extension._has_ops = lambda: True
 
 
 def _user_settings() -> dict[str, object]:

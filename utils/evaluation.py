@@ -25,12 +25,14 @@ BATCH = 16
 class Evaluation:
     """metrics: by Ultralytics' name, e.g. "metrics/mAP50-95(B)". fitness: what it ranks by.
 
-    num_examples: images evaluated.
+    num_examples: images evaluated. per_class: "class/NAME/mAP50" and "class/NAME/mAP50-95" of the
+    boxes, for the classes that the labels of these images have.
     """
 
     metrics: dict[str, float]
     fitness: float
     num_examples: int
+    per_class: dict[str, float]
 
 
 class Evaluator:
@@ -80,6 +82,7 @@ class Evaluator:
             {name: float(value) for name, value in results.items()},
             fitness,
             len(self._loader.dataset),
+            _per_class(validator.metrics.box, model),
         )
 
     def _set_threads(self, _: Any) -> None:
@@ -94,3 +97,13 @@ class Evaluator:
         caches = self.private_dir / "caches"
         dataset = build_dataset(args, self.data["val"], BATCH, self.data, "val", stride, caches)
         return build_dataloader(dataset, BATCH, args.workers, shuffle=False, device=device)
+
+
+def _per_class(box: Any, model: Any) -> dict[str, float]:
+    """Average precision of each class that occurs; Ultralytics has the mean for the others."""
+    result = {}
+    for position, index in enumerate(box.ap_class_index):
+        name = f"class/{model.names[int(index)]}"
+        result[f"{name}/mAP50"] = float(box.ap50[position])
+        result[f"{name}/mAP50-95"] = float(box.ap[position])
+    return result

@@ -16,6 +16,7 @@ Exit codes: 0 done, 1 the export failed (the .pt stays), 2 wrong input (nothing 
 
 import argparse
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -135,7 +136,7 @@ def rebuild(
     train = run_train_args(arrays_path) if meta else {}
     try:
         model = build_model(base, facts.task, model_data, train)
-    except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as error:
+    except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base '{base}': cannot be built: {error}") from error
     layout = Layout.of(to_arrays(model))
     try:
@@ -144,7 +145,7 @@ def rebuild(
         hint = _misfit_hint(model, arrays, layout, meta, has_classes=bool(classes))
         lines = ([f"does not fit base '{base}'; {hint}"] if hint else []) + error.problems
         raise InputError(f"{arrays_path}: {line}" for line in lines) from error
-    names = tuple(model_data["names"].values())
+    names = tuple(model_data["names"][index] for index in range(len(model_data["names"])))
     return Rebuilt(model, facts.task, names, int(train.get("imgsz", facts.imgsz)), meta)
 
 
@@ -336,11 +337,25 @@ def fit(arrays: Arrays, layout: Layout, *, exact: bool) -> Arrays:
     as_found = Layout(
         tuple((n, s, arrays[n].dtype.name if n in arrays else d) for n, s, d in layout.entries)
     )
-    _refuse(layout_problems(arrays, as_found))
+    _refuse(layout_problems(arrays, as_found) + _implausible(arrays, layout))
     with np.errstate(over="ignore"):  # a float64 too large for float32: infinite, refused below
         arrays = cast_to(arrays, layout)
     _refuse(layout_problems(arrays, layout))
     return arrays
+
+
+def _implausible(arrays: Arrays, layout: Layout) -> list[str]:
+    """What tells that arrays of the right shapes are others, or in another order."""
+    problems = []
+    for name, _, dtype in layout.entries:
+        array = arrays.get(name)
+        if array is None:
+            continue
+        if array.dtype.kind in "iu" and np.dtype(dtype).kind == "f":
+            problems.append(f"{name}: {array.dtype.name}, expected a floating-point array")
+        elif name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any():
+            problems.append(f"{name}: has negative values; are the arrays in another order?")
+    return problems
 
 
 def by_position(arrays: Arrays, layout: Layout) -> Arrays:
@@ -382,6 +397,11 @@ def _misfit_hint(
     wrong += [name for name in arrays if name not in layout.names]
     if not wrong:
         return None
+    if meta is not None and all(name in layout.names for name in arrays):
+        return (
+            "the clients of this run kept the other arrays to themselves (shared.parts, "
+            "shared.batchnorm); each has its model in clients/NAME/best.pt"
+        )
     if meta is not None:
         return (
             f"the run started from '{meta.base_model}': give that file, and let the .npz stay in "
@@ -538,12 +558,12 @@ def run(options: argparse.Namespace) -> None:
 
 def export_imgsz(options: argparse.Namespace, rebuilt: Rebuilt) -> int:
     """Image size of the export. Raises InputError for one that the model cannot take."""
-    if options.imgsz is None:
-        return rebuilt.imgsz
-    if options.format is None:
-        raise InputError("--imgsz: it is the size of an export; add --format, e.g. --format onnx")
     model: Any = rebuilt.model
     stride = max(int(model.stride.max()), 32)
+    if options.imgsz is None:
+        return math.ceil(rebuilt.imgsz / stride) * stride
+    if options.format is None:
+        raise InputError("--imgsz: it is the size of an export; add --format, e.g. --format onnx")
     if options.imgsz < stride or options.imgsz % stride:
         near = max(round(options.imgsz / stride), 1) * stride
         raise InputError(

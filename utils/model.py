@@ -5,7 +5,7 @@ model and a list of class names to the model that `yolo train` would start from.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_l
 from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
 
 from utils.arrays import Arrays, Layout, layout_problems
-from utils.config import InputError
+from utils.config import InputError, SharedConfig
 from utils.environment import ensure_torchvision_nms
 from utils.run_dir import write_atomically
 
@@ -39,6 +39,10 @@ def task_of(base_model: str) -> str:
         task = guess_model_task(_load_model_yaml(base_model, where))
     else:
         raise InputError(f"{where}: expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml")
+    if task is None:
+        raise InputError(
+            f"{where}: no model of a task that can be federated; RT-DETR, for one, is not supported"
+        )
     if task not in TASKS:
         raise InputError(f"{where}: task '{task}'; expected one of {', '.join(TASKS)}")
     return str(task)
@@ -49,7 +53,11 @@ def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
 
     Raises InputError; `where` starts its line.
     """
-    if not Path(path).is_file():
+    try:
+        exists = Path(path).is_file()
+    except OSError:  # e.g. the name is too long
+        exists = False
+    if not exists:
         raise InputError(
             f"{where}: no such file; weights are not downloaded, so put the .pt there or train "
             "from a model YAML such as yolo11n.yaml"
@@ -149,12 +157,58 @@ def to_arrays(model: torch.nn.Module) -> Arrays:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
-def load_into(model: torch.nn.Module, arrays: Arrays) -> None:
+def part_of_arrays(model: torch.nn.Module) -> dict[str, str]:
+    """Part of each array by its name: "backbone", "neck" or "head".
+
+    The model's own YAML says where they are: its backbone section, the last layer (the head that
+    predicts), and what lies between them.
+    """
+    unwrapped: Any = unwrap_model(model)
+    num_backbone, num_layers = len(unwrapped.yaml["backbone"]), len(unwrapped.model)
+    parts = {}
+    for name in unwrapped.state_dict():
+        layer = int(name.split(".")[1])  # all are "model.LAYER..."
+        is_head = layer == num_layers - 1
+        parts[name] = "head" if is_head else "backbone" if layer < num_backbone else "neck"
+    return parts
+
+
+def batchnorm_arrays(model: torch.nn.Module) -> frozenset[str]:
+    """Names of all arrays of BatchNorm layers: weights, biases, statistics and counters."""
+    return frozenset(
+        f"{layer}.{name}"
+        for layer, module in unwrap_model(model).named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        for name in module.state_dict()
+    )
+
+
+def parameter_names(model: torch.nn.Module) -> frozenset[str]:
+    """Names of the trainable arrays; the rest are buffers (and YOLO's constant DFL kernel)."""
+    return frozenset(
+        name for name, _ in unwrap_model(model).named_parameters() if ".dfl." not in name
+    )
+
+
+def shared_names(model: torch.nn.Module, shared: SharedConfig) -> list[str]:
+    """Names of the arrays that travel, in the order of the model's."""
+    private = batchnorm_arrays(model) if shared.batchnorm == "local" else frozenset()
+    return [
+        name
+        for name, part in part_of_arrays(model).items()
+        if part in shared.parts and name not in private
+    ]
+
+
+def load_into(model: torch.nn.Module, arrays: Arrays, names: Iterable[str] | None = None) -> None:
     """Copy named arrays into a model in place, so that its optimiser goes on with them.
 
+    names: of the arrays that there must be; None is all of the model. The others stay.
     Raises ValueError, naming arrays, when they are not the model's.
     """
     state = unwrap_model(model).state_dict()
+    if names is not None:
+        state = {name: state[name] for name in names}
     layout = Layout(
         tuple((n, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in state.items())
     )

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from utils.arrays import Arrays, Layout, checksum
+from utils.config import InputError
 
 META_KEY = "__federation__"
 FORMAT = 1
@@ -102,8 +103,14 @@ class RunDir:
         """Make `save_dir/name`, or name2, name3, ... if that is taken, as Ultralytics does.
 
         `mkdir` decides, so two runs that start together get two directories.
+        Raises InputError where nothing can be made.
         """
-        save_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            save_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"save_dir '{save_dir}': cannot be made: {error.strerror}; choose another save_dir"
+            ) from error
         number = 1
         while True:
             run_dir = cls(save_dir.resolve() / (name if number == 1 else f"{name}{number}"))

@@ -1,5 +1,6 @@
 """The server: one readable round loop over a Flower strategy."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,16 +10,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
-from utils.arrays import Arrays, Layout, cast_to, layout_problems, to_double
+from utils.arrays import Arrays, Layout, cast_to, layout_problems, select, to_double
 from utils.client import Instructions, from_record, to_record
 from utils.config import Config
 from utils.evaluation import Evaluation
-from utils.model import load_into, save_checkpoint, to_arrays
-from utils.run_dir import RoundMeta, RunDir
+from utils.model import load_into, save_checkpoint, shared_names, to_arrays
+from utils.run_dir import RoundMeta, RunDir, save_arrays
+from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
 
 POLL_S = 0.1
 
@@ -28,26 +29,16 @@ class FederationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Update:
-    """A client's checked reply to a train message.
-
-    arrays: float32 and integers, of the global layout. losses: by Ultralytics' name.
-    """
-
-    name: str
-    arrays: Arrays
-    num_examples: int
-    losses: dict[str, float]
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Score:
-    """A client's checked reply to an evaluate message; metrics include "fitness"."""
+    """A client's checked reply to an evaluate message.
+
+    metrics: with "fitness". per_class: as of `Evaluation`.
+    """
 
     name: str
     num_examples: int
     metrics: dict[str, float]
+    per_class: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,11 @@ class Display(Protocol):
 
 
 class Server:
-    """Runs the rounds. Holds the global arrays and the best score."""
+    """Runs the rounds. Holds the global arrays, their moving average and the best score.
+
+    Only the shared arrays are global. Where clients keep some to themselves, there is no model to
+    evaluate or save here: each client has its own.
+    """
 
     def __init__(
         self,
@@ -101,7 +96,7 @@ class Server:
         instructions: Instructions,
         model: torch.nn.Module,
         meta: RoundMeta,
-        strategy: Strategy,
+        aggregation: Aggregation,
         run_dir: RunDir,
         display: Display,
         evaluate_on_server: Callable[[torch.nn.Module], Evaluation] | None = None,
@@ -110,12 +105,13 @@ class Server:
         self.instructions = instructions
         self.model = model
         self.meta = meta
-        self.strategy = strategy
+        self.aggregation = aggregation
         self.run_dir = run_dir
         self.display = display
         self.evaluate_on_server = evaluate_on_server
-        self.arrays = to_arrays(model)
+        self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
+        self.average: Arrays | None = None
         self.names_by_node: dict[int, str] = {}
         self.best: RoundResult | None = None
         self._stopping = threading.Event()
@@ -127,11 +123,19 @@ class Server:
     def run(self, grid: Grid) -> RunResult:
         """Run all rounds; every finished one is on disk.
 
-        Raises FederationError when no client answers usefully.
+        Raises FederationError when no client answers usefully or nothing can be written.
         """
-        self.run_dir.save_round(self.arrays, self._meta(0))
-        self.greet(grid)
-        rounds = [self.run_round(grid, r) for r in range(1, self.config.num_rounds + 1)]
+        rounds = []
+        try:
+            self.run_dir.save_round(self.arrays, self._meta(0))
+            self.greet(grid)
+            for round_number in range(1, self.config.num_rounds + 1):
+                rounds.append(self.run_round(grid, round_number))
+        except OSError as error:  # a full disk, a folder that is gone
+            raise FederationError(
+                f"round {len(rounds) + 1}: {error.filename or self.run_dir.path}: "
+                f"{error.strerror or error}"
+            ) from error
         return RunResult(self.run_dir.path, rounds, self.best)
 
     def greet(self, grid: Grid) -> None:
@@ -153,12 +157,12 @@ class Server:
         started = time.perf_counter()
         updates = self.train_clients(grid, round_number)
         self.arrays = self.aggregate(round_number, updates)
-        load_into(self.model, self.arrays)
+        self.average = self.move_average()
+        self.save_arrays(round_number)
         scores, on_server = self.evaluate(grid, round_number)
-        self.run_dir.save_round(self.arrays, self._meta(round_number))
         result = self.summarise(round_number, updates, scores, on_server, started)
         self.save_checkpoints(result)
-        self.write_rows(result, updates, scores)
+        self.write_rows(result, updates, scores, on_server)
         self.display.round_done(result)
         return result
 
@@ -166,9 +170,10 @@ class Server:
 
     def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
         """Send the global arrays, receive and check the clients' updates."""
-        self.display.step(round_number, "train", sorted(self.names_by_node.values()))
-        messages = self.strategy.configure_train(
-            round_number, to_record(self.arrays), self._config_record(), grid
+        nodes = self.sample(round_number)
+        self.display.step(round_number, "train", sorted(self.names_by_node[n] for n in nodes))
+        messages = self.aggregation.configure(
+            round_number, self.arrays, self._config_record(), nodes
         )
         updates = []
         for reply in self._exchange(grid, messages):
@@ -184,17 +189,46 @@ class Server:
             )
         return sorted(updates, key=lambda update: update.name)  # sums depend on the order
 
+    def sample(self, round_number: int) -> list[int]:
+        """Node ids of the clients that train in this round: by name, so that a rerun agrees."""
+        nodes = sorted(self.names_by_node, key=lambda node: self.names_by_node[node])
+        rng = random.Random(f"{self.config.seed}/{round_number}")
+        return sorted(rng.sample(nodes, self.config.clients_per_round), key=nodes.index)
+
     def aggregate(self, round_number: int, updates: list[Update]) -> Arrays:
         """Combine updates by the strategy, in float64, and cast back to the layout."""
-        replies = [_as_message(update) for update in updates]
-        aggregated, _ = self.strategy.aggregate_train(round_number, replies)
-        if aggregated is None:
-            raise FederationError(f"round {round_number}: the strategy returned no arrays")
-        arrays = cast_to(from_record(aggregated), self.layout)
+        combined = self.aggregation.aggregate(round_number, updates)
+        if combined is None:
+            raise FederationError(
+                f"round {round_number}: {len(updates)} updates are too few for strategy "
+                f"'{self.config.strategy.name}'"
+            )
+        arrays = cast_to(combined, self.layout)
         problems = layout_problems(arrays, self.layout)
         if problems:
             raise FederationError(f"round {round_number}: aggregation: {'; '.join(problems[:3])}")
         return arrays
+
+    def move_average(self) -> Arrays | None:
+        """decay * average + (1 - decay) * global arrays, from the first round's on; or None."""
+        decay = self.config.server_ema
+        if not decay:
+            return None
+        if self.average is None:
+            return self.arrays
+        new, old = to_double(self.arrays), to_double(self.average)
+        mixed = {name: decay * old[name] + (1 - decay) * new[name] for name in new}
+        return cast_to(mixed, self.layout)
+
+    @property
+    def deployed(self) -> Arrays:
+        """What is evaluated and made into checkpoints: the average if there is one."""
+        return self.arrays if self.average is None else self.average
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the shared arrays are all there is to the model."""
+        return len(self.arrays) == len(self.model.state_dict())
 
     def evaluate(self, grid: Grid, round_number: int) -> tuple[list[Score], Evaluation | None]:
         """Score the global model on the clients' val splits and on the server's data."""
@@ -202,16 +236,20 @@ class Server:
         if not every or (round_number % every and round_number != self.config.num_rounds):
             return [], None
         self.display.step(round_number, "evaluate", sorted(self.names_by_node.values()))
-        messages = self.strategy.configure_evaluate(
-            round_number, to_record(self.arrays), self._config_record(), grid
-        )
+        config = self._config_record()
+        config["server-round"] = round_number
+        record = RecordDict({"arrays": to_record(self.deployed), "config": config})
+        messages = [Message(record, node, "evaluate") for node in self.names_by_node]
         scores = []
         for reply in self._exchange(grid, messages):
             score = self._checked(reply, self._read_score)
             if score is not None:
                 self.display.client_done(score.name, f"fitness {score.metrics['fitness']:.3f}")
                 scores.append(score)
-        on_server = self.evaluate_on_server(self.model) if self.evaluate_on_server else None
+        on_server = None
+        if self.evaluate_on_server:
+            load_into(self.model, self.deployed)
+            on_server = self.evaluate_on_server(self.model)
         return sorted(scores, key=lambda score: score.name), on_server
 
     def summarise(
@@ -246,34 +284,75 @@ class Server:
         row["fitness"] = score
         return RoundResult(round_number, score, row)
 
+    def save_arrays(self, round_number: int) -> None:
+        """Write the global arrays of the round, and their average."""
+        self.run_dir.save_round(self.arrays, self._meta(round_number))
+        if self.average is not None:
+            path = self.run_dir.weights / f"ema{round_number}.npz"
+            save_arrays(path, self.average, self._meta(round_number))
+
     def save_checkpoints(self, result: RoundResult) -> None:
-        """Write last.pt, and best.pt if no round before scored as high."""
-        save_checkpoint(self.run_dir.weights / "last.pt", self.model, self.instructions.train)
+        """Write last.pt, and best.pt if no round before scored higher."""
         score = result.score
-        if score is not None and (
-            self.best is None or self.best.score is None or score > self.best.score
-        ):
+        is_best = score is not None and (
+            # As in Ultralytics, the latest of equals: it has trained longest.
+            self.best is None or self.best.score is None or score >= self.best.score
+        )
+        if is_best:
             self.best = result
+        if not self.has_model:
+            return
+        load_into(self.model, self.deployed)
+        save_checkpoint(self.run_dir.weights / "last.pt", self.model, self.instructions.train)
+        if is_best:
             save_checkpoint(self.run_dir.weights / "best.pt", self.model, self.instructions.train)
 
-    def write_rows(self, result: RoundResult, updates: list[Update], scores: list[Score]) -> None:
-        """Append to results.csv and clients.csv."""
+    def write_rows(
+        self,
+        result: RoundResult,
+        updates: list[Update],
+        scores: list[Score],
+        on_server: Evaluation | None,
+    ) -> None:
+        """Append to results.csv, clients.csv and classes.csv."""
         self.run_dir.append_rows("results.csv", [result.row])
-        metrics = {score.name: score for score in scores}
-        rows = []
+        rows: dict[str, dict[str, object]] = {}
         for update in updates:
-            score = metrics.get(update.name)
-            rows.append(
-                {
-                    "round": result.round,
-                    "client": update.name,
-                    "num_examples": update.num_examples,
-                    "seconds": round(update.seconds, 3),
-                    **update.losses,
-                    **({"num_val": score.num_examples, **score.metrics} if score else {}),
-                }
-            )
-        self.run_dir.append_rows("clients.csv", rows)
+            rows[update.name] = {
+                "num_examples": update.num_examples,
+                "num_steps": update.num_steps,
+                "seconds": round(update.seconds, 3),
+                **update.losses,
+            }
+        for score in scores:  # also of clients that did not train in this round
+            row = rows.setdefault(score.name, {})
+            row.update({"num_val": score.num_examples, **score.metrics})
+        rows = {
+            name: {"round": result.round, "client": name, **rows[name]} for name in sorted(rows)
+        }
+        self.run_dir.append_rows("clients.csv", rows.values())
+        self.write_class_rows(result.round, scores, on_server)
+
+    def write_class_rows(
+        self, round_number: int, scores: list[Score], on_server: Evaluation | None
+    ) -> None:
+        """Append to classes.csv; a class that a data set's labels lack is left empty."""
+        per_class = {score.name: score.per_class for score in scores}
+        if on_server is not None:
+            per_class["(server)"] = on_server.per_class
+        rows = [
+            {
+                "round": round_number,
+                "client": client,
+                "class": name,
+                "mAP50": values.get(f"class/{name}/mAP50"),
+                "mAP50-95": values.get(f"class/{name}/mAP50-95"),
+            }
+            for client, values in per_class.items()
+            for name in self.meta.names
+        ]
+        if rows:
+            self.run_dir.append_rows("classes.csv", rows)
 
     # Messages.
 
@@ -305,33 +384,25 @@ class Server:
         if problems:
             raise ValueError("its arrays were refused: " + "; ".join(problems[:3]))
         losses = _numbers(reply)
-        num_examples = _positive(losses.pop("num-examples"), "num-examples")
+        num_examples = _positive(losses.pop(EXAMPLES_KEY), EXAMPLES_KEY)
+        num_steps = _positive(losses.pop(STEPS_KEY), STEPS_KEY)
         seconds = losses.pop("seconds")
-        return Update(_name(reply), arrays, num_examples, losses, seconds)
+        return Update(_name(reply), arrays, num_examples, num_steps, losses, seconds)
 
     def _read_score(self, reply: Message) -> Score:
-        metrics = _numbers(reply)
-        num_examples = _positive(metrics.pop("num-examples"), "num-examples")
+        numbers = _numbers(reply)
+        num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         for name in ("loss", "seconds"):
-            metrics.pop(name)
-        return Score(_name(reply), num_examples, metrics)
+            numbers.pop(name)
+        per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
+        metrics = {k: v for k, v in numbers.items() if k not in per_class}
+        return Score(_name(reply), num_examples, metrics, per_class)
 
     def _config_record(self) -> ConfigRecord:
         return ConfigRecord({"instructions": self.instructions.to_json()})
 
     def _meta(self, round_number: int) -> RoundMeta:
         return RoundMeta(round_number, self.meta.names, self.meta.task, self.meta.base_model)
-
-
-def _as_message(update: Update) -> Message:
-    """A checked update in the form that Flower's strategies aggregate."""
-    content = RecordDict(
-        {
-            "arrays": to_record(to_double(update.arrays)),
-            "metrics": MetricRecord({"num-examples": update.num_examples}),
-        }
-    )
-    return Message(content, dst_node_id=0, message_type="train")
 
 
 def _weighted_means(rows: list[dict[str, float]], weights: list[int]) -> dict[str, float]:

@@ -12,25 +12,35 @@ from typing import Any
 
 import torch
 from flwr.serverapp import Grid, ServerApp
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils import client as client_module
 from utils.arrays import Layout
-from utils.client import Instructions
-from utils.config import ClientData, ClientResources, Config, InputError
+from utils.client import Instructions, Partition
+from utils.config import ClientData, ClientResources, Config, InputError, nearest
 from utils.data import (
     DataSummary,
     check_dataset,
+    in_label_space,
+    label_space,
     move_caches,
     read_data_yaml,
     write_private_yaml,
 )
-from utils.environment import silence_libraries
+from utils.environment import set_verbosity
 from utils.evaluation import Evaluator
-from utils.model import build_model, load_checkpoint_module, task_of, to_arrays
+from utils.model import (
+    build_model,
+    load_checkpoint_module,
+    parameter_names,
+    task_of,
+    to_arrays,
+)
 from utils.run_dir import RoundMeta, RunDir
 from utils.server import Display, RunResult, Server
-from utils.strategies import build_strategy
+from utils.strategies import Aggregation, strategy_problems
 
+MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
 SERVER_FOLDER = "server"  # beside clients/, for the server's own label caches
 SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no client's name
 
@@ -39,7 +49,8 @@ SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no cli
 class Federation:
     """A config that has passed every check, with what the checks found.
 
-    config: nothing in it is "auto" or "demo" any more. summaries: by client.
+    config: nothing in it is "auto" or "demo" any more. names: classes by index; one, "item", with
+    single_cls. summaries: by client.
     model: the global model before round 1. caches: label caches, a folder for each client.
     """
 
@@ -58,7 +69,13 @@ def with_demo_data(config: Config) -> Config:
         return config
     from utils.demo_data import make_demo_data
 
-    demo = make_demo_data(Path(config.save_dir) / "demo_data", seed=0)
+    problems = _save_dir_problems(Path(config.save_dir))
+    if problems:
+        raise InputError(problems)
+    try:
+        demo = make_demo_data(Path(config.save_dir) / "demo_data", seed=0)
+    except OSError as error:
+        raise InputError(f"save_dir '{config.save_dir}': {error}; choose another one") from error
     clients = [ClientData(name=name, data=str(path)) for name, path in demo.clients.items()]
     evaluate = config.evaluate
     if evaluate.data is None:
@@ -77,7 +94,8 @@ def checked(config: Config) -> Iterator[Federation]:
 
 
 def _check(config: Config, caches: Path) -> Federation:
-    problems = _strategy_problems(config) + _resource_problems(config.client_resources)
+    problems = strategy_problems(config.strategy, config.clients_per_round)
+    problems += _resource_problems(config.client_resources) + _sharing_problems(config)
     problems += _save_dir_problems(Path(config.save_dir))
     task, base_problems = _task(config)
     problems += base_problems
@@ -108,21 +126,25 @@ def _check(config: Config, caches: Path) -> Federation:
             ).names
         except InputError as error:
             problems += error.problems
-    problems += _class_name_problems(config, summaries, server_names)
+    names, name_problems = _label_space(config, summaries, server_names)
+    problems += (
+        name_problems + _form_problems(config, summaries) + _class_index_problems(config, names)
+    )
     if problems or task is None:
         raise InputError(problems)
     first = read_data_yaml(Path(config.clients[0].data), where="datasets[0]")
-    config = _resolve(config, summaries, len(first["names"]))
+    first = in_label_space(first, names)
+    config = _resolve(config, summaries, names)
     try:
         model: Any = build_model(config.base_model, task, first, config.train, config.seed)
-    except (ValueError, TypeError, KeyError, RuntimeError, IndexError) as error:
+    except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base_model '{config.base_model}': cannot be built: {error}") from error
-    server_data = (
-        read_data_yaml(Path(config.evaluate.data), where="evaluate.data")
-        if config.evaluate.data
-        else None
-    )
-    names = tuple(model.names.values())
+    config = _with_whole_strides(config, model)
+    server_data = None
+    if config.evaluate.data is not None:
+        server_data = read_data_yaml(Path(config.evaluate.data), where="evaluate.data")
+        server_data = in_label_space(server_data, names)
+    names = tuple(model.names[index] for index in range(len(model.names)))
     return Federation(config, task, names, summaries, server_data, model, caches)
 
 
@@ -137,7 +159,7 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         _instructions(federation, run_dir),
         federation.model,
         RoundMeta(0, federation.names, federation.task, Path(config.base_model).name),
-        build_strategy(config.strategy, len(config.clients)),
+        Aggregation(config.strategy, parameter_names(federation.model)),
         run_dir,
         display,
         _server_evaluator(federation, run_dir),
@@ -158,8 +180,7 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
     def main(grid: Grid, _: Any) -> None:
         results.append(server.run(grid))
 
-    if not config.verbose:
-        silence_libraries()
+    set_verbosity(verbose=config.verbose)
     # The one place that knows how a simulation is started: Flower deprecates `run_simulation` in
     # favour of `flwr run`, which wants a package of its own and a daemon.
     from flwr.simulation import run_simulation
@@ -180,13 +201,18 @@ def _instructions(federation: Federation, run_dir: RunDir) -> Instructions:
         base_model=config.base_model,
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
+        names=tuple(config.names or ()),
+        shared=config.shared,
+        keep_optimizer=config.local_optimizer == "keep",
         train=config.train,
         num_rounds=config.num_rounds,
         local_epochs=config.local_epochs,
         seed=config.seed,
         device="0" if config.client_resources.num_gpus else "cpu",
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
-        clients=[(data.name, data.data) for data in config.clients],
+        clients=tuple(
+            Partition(data.name, data.data, data.not_annotated) for data in config.clients
+        ),
         private_root=str(run_dir.clients),
     )
 
@@ -214,6 +240,7 @@ def _backend(config: Config) -> Any:
     # Flower starts as many workers as fit, each with its own PyTorch, whether or not there are
     # clients for them; so Ray is told of no more CPUs than all clients together can use.
     cpus = min(num_cpus(), math.ceil(resources.num_cpus * len(config.clients)))
+    share = max(resources.num_cpus, cpus / len(config.clients))
     return {
         "init_args": {
             "num_cpus": cpus,
@@ -223,21 +250,13 @@ def _backend(config: Config) -> Any:
             "logging_level": "info" if config.verbose else "critical",
         },
         # A killed worker comes back; by default it would fail every later message.
-        "client_resources": {"num_cpus": resources.num_cpus, "num_gpus": gpus, "max_restarts": -1},
+        "client_resources": {"num_cpus": share, "num_gpus": gpus, "max_restarts": -1},
     }
 
 
 def num_cpus() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _strategy_problems(config: Config) -> list[str]:
-    try:
-        build_strategy(config.strategy, len(config.clients))
-    except InputError as error:
-        return error.problems
-    return []
 
 
 def _resource_problems(resources: ClientResources) -> list[str]:
@@ -263,7 +282,11 @@ def _resource_problems(resources: ClientResources) -> list[str]:
 
 
 def _save_dir_problems(save_dir: Path) -> list[str]:
-    existing = next(p for p in (save_dir.absolute(), *save_dir.absolute().parents) if p.exists())
+    folders = (save_dir.absolute(), *save_dir.absolute().parents)
+    try:
+        existing = next(folder for folder in folders if folder.exists())
+    except OSError as error:
+        return [f"save_dir '{save_dir}': {error.strerror}; choose another save_dir"]
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return []
     reason = "not writable" if existing.is_dir() else "not a directory"
@@ -286,37 +309,114 @@ def _task(config: Config) -> tuple[str | None, list[str]]:
     return task, problems
 
 
-def _class_name_problems(
-    config: Config, summaries: dict[str, DataSummary], server_names: tuple[str, ...] | None
-) -> list[str]:
-    """Class names must agree in words and order: index 0 must mean the same everywhere."""
-    found = [
-        (f"datasets[{i}] '{data.name}' ({data.data})", summaries[data.name].names)
+def _form_problems(config: Config, summaries: dict[str, DataSummary]) -> list[str]:
+    """Channels and keypoints must be the same everywhere: they shape the model."""
+    places = [
+        (f"datasets[{i}] '{data.name}'", data.data)
         for i, data in enumerate(config.clients)
         if data.name in summaries
     ]
-    if server_names is not None:
-        found.append((f"evaluate.data ({config.evaluate.data})", server_names))
-    problems = []
-    for where, names in found[1:]:
-        first_where, first = found[0]
-        if names == first:
+    if config.evaluate.data is not None:
+        places.append(("evaluate.data", config.evaluate.data))
+    found = []
+    for where, path in places:
+        try:
+            found.append((where, read_data_yaml(Path(path), where=where)))
+        except InputError:  # reported where the data set was checked
             continue
-        same = "the same classes in another order" if sorted(names) == sorted(first) else "classes"
+    problems = []
+    for where, data in found[1:]:
+        first_where, first = found[0]
+        problems += [
+            f"{where}: {key} {data.get(key)}, {first_where} has {first.get(key)}; all data sets "
+            "need the same, since it shapes the model"
+            for key in ("channels", "kpt_shape")
+            if data.get(key) != first.get(key)
+        ]
+    return problems
+
+
+def _class_index_problems(config: Config, names: tuple[str, ...]) -> list[str]:
+    classes = config.train.get("classes")
+    indices = classes if isinstance(classes, list) else [] if classes is None else [classes]
+    wrong = [index for index in indices if not 0 <= index < len(names)]
+    if not names or (not wrong and classes != []):
+        return []
+    return [f"train.classes: found {classes}, expected indices of [{', '.join(names)}] from 0"]
+
+
+def _with_whole_strides(config: Config, model: Any) -> Config:
+    """Round imgsz up to whole strides, as Ultralytics' trainer does and its validator does not."""
+    stride = max(int(model.stride.max()), 32)
+    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    whole = math.ceil(imgsz / stride) * stride
+    if whole == imgsz:
+        return config
+    return config.model_copy(update={"train": {**config.train, "imgsz": whole}})
+
+
+def _sharing_problems(config: Config) -> list[str]:
+    shared = config.shared
+    problems = []
+    is_partial = shared.batchnorm == "local" or len(set(shared.parts)) < 3
+    if is_partial and config.evaluate.data is not None:
         problems.append(
-            f"{where}: {same} [{', '.join(names)}]; {first_where} has [{', '.join(first)}]; "
-            "give all data sets the same names in the same order"
+            "evaluate.data: the server has no whole model to evaluate with shared.parts "
+            f"[{', '.join(shared.parts)}] and shared.batchnorm {shared.batchnorm}; remove it "
+            "(clients are evaluated on their own val splits), or share all"
+        )
+    if shared.freeze_after is not None and shared.batchnorm != "frozen":
+        problems.append(
+            f"shared.freeze_after: has no effect with shared.batchnorm {shared.batchnorm}; "
+            "set batchnorm to frozen, or remove it"
         )
     return problems
 
 
-def _resolve(config: Config, summaries: dict[str, DataSummary], num_classes: int) -> Config:
+def _label_space(
+    config: Config, summaries: dict[str, DataSummary], server_names: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """Class names of the federation, and what in the data sets does not fit them."""
+    own = {name: summary.names for name, summary in summaries.items()}
+    problems: list[str] = []
+    names = tuple(config.names or ())
+    if not names:
+        try:
+            names = label_space(own)
+        except InputError as error:
+            return (), error.problems
+    elif len(set(names)) < len(names):
+        problems.append(f"names: found a class twice in [{', '.join(names)}]; name each once")
+    wanted = [
+        (f"datasets[{i}] '{d.name}'", own.get(d.name, ())) for i, d in enumerate(config.clients)
+    ]
+    wanted.append(("evaluate.data", server_names or ()))
+    for where, found in wanted:
+        unknown = [name for name in found if name not in names]
+        if unknown:
+            problems.append(
+                f"{where}: class '{unknown[0]}' is not one of the federation's "
+                f"[{', '.join(names)}]{nearest(unknown[0], names)}; add it under names, or "
+                "correct it"
+            )
+    for i, data in enumerate(config.clients):
+        for name in data.not_annotated:
+            if data.name in own and name not in own[data.name]:
+                problems.append(
+                    f"datasets[{i}] '{data.name}': not_annotated: '{name}' is not one of its "
+                    f"classes [{', '.join(own[data.name])}]{nearest(name, own[data.name])}"
+                )
+    return names, problems
+
+
+def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str, ...]) -> Config:
     """Replace what is left to this machine or to the data by what it comes to.
 
     Paths become absolute, so that workers and a later run find them from any directory.
     """
     num_images = sum(summary.num_train for summary in summaries.values())
-    train = resolve_train(config.train, num_images, num_classes, config.num_epochs)
+    num_classes = 1 if config.train.get("single_cls") else len(names)
+    train = resolve_train(config, num_images, num_classes)
     resources = config.client_resources
     if resources.num_gpus == "auto":
         gpus = 1.0 if torch.cuda.device_count() else 0.0
@@ -330,6 +430,8 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], num_classes: int
         update={
             "base_model": _absolute(config.base_model),
             "datasets": [d.model_copy(update={"data": _absolute(d.data)}) for d in config.clients],
+            "names": list(names),
+            "global_batch": None,  # train.batch has its share
             "save_dir": _absolute(config.save_dir),
             "train": train,
             "client_resources": resources,
@@ -338,28 +440,36 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], num_classes: int
     )
 
 
-def resolve_train(
-    train: dict[str, Any], num_images: int, num_classes: int, num_epochs: int
-) -> dict[str, Any]:
+def resolve_train(config: Config, num_images: int, num_classes: int) -> dict[str, Any]:
     """Decide once for all clients what each would decide by its own data.
 
-    `nbs` becomes the batch size unless it is given: Ultralytics' 64 would let a client with few
-    images take one optimiser step for several batches, and drop what is left at the end of a round.
+    `batch`: unless it is given, a round's clients share out the global batch, so that they take
+    about as many steps as one training on the pooled data. `nbs` becomes `batch` unless it is
+    given: Ultralytics' 64 would let a client with few images take one optimiser step for several
+    batches, and drop what is left at the end of a round.
     `optimizer=auto` follows Ultralytics' rule (`BaseTrainer.build_optimizer`, 8.4), by the images
-    of all clients together.
+    of all clients together. AdamW divides by the noise of its gradients, which is
+    sqrt(global_batch / batch) times that of the global batch, and averaging takes the noise out
+    again: so lr0 is multiplied by that (the square-root rule of Malladi et al. 2022, arXiv
+    2205.10287, for a batch that is spread over clients).
     """
-    from ultralytics.utils import DEFAULT_CFG_DICT
-
-    resolved = dict(train)
-    batch: Any = resolved.setdefault("batch", DEFAULT_CFG_DICT["batch"])
-    nbs: Any = resolved.setdefault("nbs", batch)
+    resolved = dict(config.train)
+    default: Any = DEFAULT_CFG_DICT["batch"]
+    global_batch = config.global_batch or default
+    batch: Any = resolved.get("batch")
+    noise = 1.0
+    if batch is None:
+        batch = max(MIN_BATCH, round(global_batch / config.clients_per_round))
+        noise = math.sqrt(max(1.0, global_batch / batch))
+    resolved["batch"] = batch
+    resolved.setdefault("nbs", batch)
     if str(resolved.get("optimizer", "auto")).lower() == "auto":
-        iterations = math.ceil(num_images / max(batch, nbs)) * num_epochs
-        if iterations > 10000:
+        step = max(batch if noise == 1 else global_batch, resolved["nbs"])
+        if math.ceil(num_images / step) * config.num_epochs > 10000:
             resolved.update(optimizer="MuSGD", lr0=0.01)
         else:
             lr0 = round(0.002 * 5 / (4 + num_classes), 6)
-            resolved.update(optimizer="AdamW", lr0=lr0, momentum=0.9)
+            resolved.update(optimizer="AdamW", lr0=lr0 * noise, momentum=0.9)
         resolved["warmup_bias_lr"] = 0.0
     return resolved
 

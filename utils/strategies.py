@@ -1,50 +1,365 @@
-"""Strategies by name, over Flower's own classes."""
+"""Strategies by name, over Flower's own classes, and what the server does beside them.
 
-import inspect
-from collections.abc import Callable
+A strategy turns checked updates into the next global arrays. It sees only the arrays it should
+combine: server optimisers get the trainable parameters, and buffers (BatchNorm's statistics and
+counters, of which an optimiser would make nonsense) are means weighted by images; robust strategies
+get everything, since a hostile update may lie in any array.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy.multikrum import select_multikrum
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from utils.arrays import Arrays, select, to_double
+from utils.client import from_record, to_record
 from utils.config import InputError, StrategyConfig, nearest
 
-# name -> (class, options a user may set with their defaults, paper)
-#
-# fedavg: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized
-# Data, 2017, arXiv 1602.05629. The mean of the clients' arrays, weighted by training images.
-STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "fedavg": FedAvg,
-}
-# Sampling and record names are this project's own business.
-_RESERVED = frozenset(
-    "fraction_train fraction_evaluate min_train_nodes min_evaluate_nodes min_available_nodes "
-    "weighted_by_key arrayrecord_key configrecord_key train_metrics_aggr_fn "
-    "evaluate_metrics_aggr_fn".split()
-)
+Options = dict[str, Any]
+EXAMPLES_KEY = "num-examples"  # Flower's name for an update's weight
+LOSS_KEY = "train_loss"  # sum of an update's losses, which q-FedAvg weighs clients by
+STEPS_KEY = "num-steps"
 
 
-def build_strategy(config: StrategyConfig, num_clients: int) -> Strategy:
-    """The strategy of a config, in which all clients train and evaluate in every round.
+class FedAvgM(flower.FedAvgM):
+    """Flower's, starting each round from the arrays that the clients start from.
 
-    Raises InputError for an unknown name or option.
+    Flower's own goes on from its unrounded result of the round before, which a resumed run lacks.
     """
+
+    def configure_train(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
+        """Forget the arrays of the round before; Flower's then takes those given."""
+        self.current_arrays = None
+        return super().configure_train(*args, **kwargs)
+
+
+class FedNova(FedAvg):
+    """Normalised averaging: each client's update is divided by its number of optimiser steps.
+
+        w + tau * sum_k p_k (w_k - w) / tau_k,   tau = sum_k p_k tau_k
+
+    with p_k a client's share of the images and tau_k its steps, so that a client that takes more
+    steps does not pull the model towards its own optimum (Wang et al. 2020, arXiv 2007.07481,
+    equations 8 and 9, with a_k = tau_k: exact for SGD without momentum, and the steps themselves
+    for optimisers that normalise theirs, such as Adam).
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.origin: Arrays = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Remember what the updates are relative to."""
+        self.origin = from_record(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Scale each update by tau / tau_k, then average as FedAvg does."""
+        replies = list(replies)
+        numbers = [reply.content.metric_records["metrics"] for reply in replies]
+        images = np.array([n[EXAMPLES_KEY] for n in numbers], float)
+        steps = np.array([n[STEPS_KEY] for n in numbers], float)
+        effective_steps = float(images @ steps / images.sum())
+        for reply, num_steps in zip(replies, steps, strict=True):
+            scale = effective_steps / num_steps
+            record = reply.content.array_records["arrays"]
+            for name, origin in self.origin.items():
+                record[name] = Array(origin + scale * (record[name].numpy() - origin))
+        return super().aggregate_train(server_round, replies)
+
+
+def _nearest_updates(
+    contents: list[RecordDict], parameters: frozenset[str], num_malicious: int, number: int
+) -> list[RecordDict]:
+    """Multi-Krum's choice by distances over trainable parameters alone.
+
+    Counters and running variances are larger by orders of magnitude and would decide alone.
+    """
+    trainable = []
+    for index, content in enumerate(contents):
+        arrays = content.array_records["arrays"]
+        record = ArrayRecord({n: array for n, array in arrays.items() if n in parameters})
+        trainable.append(RecordDict({"arrays": record, "index": ConfigRecord({"index": index})}))
+    chosen = select_multikrum(trainable, num_malicious, number)
+    return [contents[int(str(c.config_records["index"]["index"]))] for c in chosen]
+
+
+class MultiKrum(flower.MultiKrum):
+    """Flower's, with distances over trainable parameters."""
+
+    def __init__(self, parameters: frozenset[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parameters = parameters
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Mean, weighted by images, of the chosen updates."""
+        contents = [reply.content for reply in replies]
+        chosen = _nearest_updates(
+            contents, self.parameters, self.num_malicious_nodes, self.num_nodes_to_select
+        )
+        return aggregate_arrayrecords(chosen, self.weighted_by_key), None
+
+
+def _bulyan(parameters: frozenset[str], **kwargs: Any) -> Strategy:
+    def choose(contents: list[RecordDict], num_malicious: int, number: int) -> list[RecordDict]:
+        return _nearest_updates(contents, parameters, num_malicious, number)
+
+    return flower.Bulyan(selection_rule=choose, **kwargs)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A strategy that a config can name.
+
+    build: makes it from `options`, and Flower's min_*_nodes. options: with their defaults.
+    sees_buffers: gets all arrays and not the trainable parameters alone.
+    needs_parameters: build also takes the names of the trainable arrays.
+    min_clients: how many updates a round needs at least, by the options. paper: where it is from.
+    """
+
+    build: Callable[..., Strategy]
+    paper: str
+    options: Options = field(default_factory=dict)
+    sees_buffers: bool = False
+    needs_parameters: bool = False
+    min_clients: Callable[[Options], int] = lambda options: 1
+
+
+def _krum_clients(options: Options) -> int:
+    return 2 * options["num_malicious_nodes"] + 3
+
+
+STRATEGIES: dict[str, Entry] = {
+    "fedavg": Entry(FedAvg, "McMahan et al. 2017, arXiv 1602.05629"),
+    "fedavgm": Entry(
+        FedAvgM,
+        "Hsu et al. 2019, arXiv 1909.06335",
+        {"server_learning_rate": 1.0, "server_momentum": 0.5},
+    ),
+    "fedadam": Entry(
+        flower.FedAdam,
+        "Reddi et al. 2021, arXiv 2003.00295",
+        {"eta": 0.003, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.001},
+    ),
+    "fedyogi": Entry(
+        flower.FedYogi,
+        "Reddi et al. 2021, arXiv 2003.00295",
+        {"eta": 0.003, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.001},
+    ),
+    "fedadagrad": Entry(
+        flower.FedAdagrad,
+        "Reddi et al. 2021, arXiv 2003.00295",
+        {"eta": 0.003, "tau": 0.001},
+    ),
+    "fedprox": Entry(flower.FedProx, "Li et al. 2020, arXiv 1812.06127", {"proximal_mu": 0.01}),
+    "fednova": Entry(FedNova, "Wang et al. 2020, arXiv 2007.07481"),
+    "qfedavg": Entry(
+        lambda **kwargs: flower.QFedAvg(train_loss_key=LOSS_KEY, **kwargs),
+        "Li et al. 2020, arXiv 1905.10497",
+        {"q": 0.1, "client_learning_rate": 1.0},
+    ),
+    "fedmedian": Entry(
+        flower.FedMedian,
+        "Yin et al. 2018, arXiv 1803.01498",
+        sees_buffers=True,
+        min_clients=lambda options: 3,
+    ),
+    "fedtrimmedavg": Entry(
+        flower.FedTrimmedAvg,
+        "Yin et al. 2018, arXiv 1803.01498",
+        {"beta": 0.2},
+        sees_buffers=True,
+        # With fewer nothing would be trimmed.
+        min_clients=lambda options: math.ceil(1 / options["beta"]),
+    ),
+    "krum": Entry(
+        lambda **kwargs: MultiKrum(num_nodes_to_select=1, **kwargs),
+        "Blanchard et al. 2017, arXiv 1703.02757",
+        {"num_malicious_nodes": 0},
+        sees_buffers=True,
+        needs_parameters=True,
+        min_clients=_krum_clients,
+    ),
+    "multikrum": Entry(
+        MultiKrum,
+        "Blanchard et al. 2017, arXiv 1703.02757",
+        {"num_malicious_nodes": 0, "num_nodes_to_select": 2},
+        sees_buffers=True,
+        needs_parameters=True,
+        min_clients=lambda options: max(_krum_clients(options), options["num_nodes_to_select"]),
+    ),
+    "bulyan": Entry(
+        _bulyan,
+        "El Mhamdi et al. 2018, arXiv 1802.07927",
+        {"num_malicious_nodes": 0},
+        sees_buffers=True,
+        needs_parameters=True,
+        min_clients=lambda options: 4 * options["num_malicious_nodes"] + 3,
+    ),
+}
+# What an option must be, where a number of at least 0 is not enough.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "beta": (lambda x: 0 < x < 0.5, "greater than 0 and less than 0.5"),
+    "beta_1": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+    "beta_2": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+    "server_momentum": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+    "num_malicious_nodes": (lambda x: type(x) is int and x >= 0, "that is whole and at least 0"),
+    "num_nodes_to_select": (lambda x: type(x) is int and x >= 1, "that is whole and at least 1"),
+    "client_learning_rate": (lambda x: x > 0, "greater than 0"),
+    "server_learning_rate": (lambda x: x > 0, "greater than 0"),
+    "eta": (lambda x: x > 0, "greater than 0"),
+    "tau": (lambda x: x > 0, "greater than 0"),
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's checked reply to a train message.
+
+    arrays: float32 and integers, of the shared layout. losses: by Ultralytics' name.
+    num_steps: of the client's optimiser.
+    """
+
+    name: str
+    arrays: Arrays
+    num_examples: int
+    num_steps: int
+    losses: dict[str, float]
+    seconds: float
+
+
+class Aggregation:
+    """How a config combines updates. Holds the Flower strategy, and with it the momenta.
+
+    parameters: names of the trainable arrays.
+    """
+
+    def __init__(self, config: StrategyConfig, parameters: frozenset[str] = frozenset()) -> None:
+        """Raise InputError for an unknown name or option."""
+        self.entry = entry_of(config)
+        self.parameters = parameters
+        options = options_of(config)
+        extra: Options = {"parameters": parameters} if self.entry.needs_parameters else {}
+        # Who takes part in a round is decided by the server, not by Flower's sampling.
+        nodes = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
+        self.strategy = self.entry.build(**nodes, **options, **extra)
+
+    def configure(
+        self, round_number: int, arrays: Arrays, config: ConfigRecord, nodes: Iterable[int]
+    ) -> list[Message]:
+        """A train message with all of `arrays` for each node, as the strategy words it.
+
+        The strategy remembers of the arrays what it is going to combine.
+        """
+        seen = to_record(to_double(self._seen(arrays)))
+        grid: Any = _Nodes(list(nodes))
+        messages = list(self.strategy.configure_train(round_number, seen, config, grid))
+        everything = to_record(arrays)
+        for message in messages:
+            message.content["arrays"] = everything
+        return messages
+
+    def aggregate(self, round_number: int, updates: list[Update]) -> Arrays | None:
+        """Combine updates in float64; None when the strategy wants more of them.
+
+        updates: in a fixed order, on which sums depend.
+        """
+        combined, _ = self.strategy.aggregate_train(
+            round_number, [_as_message(update, self._seen(update.arrays)) for update in updates]
+        )
+        if combined is None:
+            return None
+        arrays = from_record(combined)
+        unseen = [name for name in updates[0].arrays if name not in arrays]
+        if unseen:
+            replies = [_as_message(update, select(update.arrays, unseen)) for update in updates]
+            buffers = aggregate_arrayrecords([reply.content for reply in replies], EXAMPLES_KEY)
+            arrays.update(from_record(buffers))
+        return arrays
+
+    def _seen(self, arrays: Arrays) -> Arrays:
+        if self.entry.sees_buffers:
+            return arrays
+        return select(arrays, [name for name in arrays if name in self.parameters])
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """The part of Flower's Grid that a strategy asks: who is there."""
+
+    node_ids: list[int]
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of the nodes that take part in a round."""
+        return self.node_ids
+
+
+def _as_message(update: Update, arrays: Arrays) -> Message:
+    """Arrays of a checked update in the form that Flower's strategies aggregate, in float64."""
+    numbers = {
+        EXAMPLES_KEY: update.num_examples,
+        STEPS_KEY: update.num_steps,
+        LOSS_KEY: sum(update.losses.values()),
+    }
+    content = RecordDict({"arrays": to_record(to_double(arrays)), "metrics": MetricRecord(numbers)})
+    return Message(content, dst_node_id=0, message_type="train")
+
+
+def entry_of(config: StrategyConfig) -> Entry:
+    """The registry's entry for a config; raises InputError for an unknown name."""
     if config.name not in STRATEGIES:
         raise InputError(
             f"strategy.name: found '{config.name}', expected one of {', '.join(STRATEGIES)}"
             f"{nearest(config.name, STRATEGIES)}"
         )
-    strategy_class = STRATEGIES[config.name]
-    known = [p for p in inspect.signature(strategy_class).parameters if p not in _RESERVED]
-    unknown = [option for option in config.options if option not in known]
-    if unknown:
-        options = f"its options are {', '.join(known)}" if known else "it has no options"
-        raise InputError(
-            [
+    return STRATEGIES[config.name]
+
+
+def options_of(config: StrategyConfig) -> Options:
+    """All options of a config's strategy; raises InputError for unknown or impossible ones."""
+    known = entry_of(config).options
+    problems = []
+    for name, value in config.options.items():
+        possible, expected = RANGES.get(name, (lambda x: x >= 0, "at least 0"))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in known:
+            options = f"its options are {', '.join(known)}" if known else "it has no options"
+            problems.append(
                 f"strategy.{name}: unknown option of {config.name}; {options}{nearest(name, known)}"
-                for name in unknown
-            ]
-        )
-    everyone: dict[str, Any] = dict.fromkeys(
-        ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), num_clients
-    )
-    return strategy_class(**everyone, **config.options)
+            )
+        elif not (is_number and math.isfinite(value) and possible(value)):
+            problems.append(f"strategy.{name}: found {value!r}, expected a number {expected}")
+    if problems:
+        raise InputError(problems)
+    return {**known, **config.options}
+
+
+def strategy_problems(config: StrategyConfig, clients_per_round: int) -> list[str]:
+    """Say what keeps a config's strategy from working with so many clients in a round."""
+    try:
+        options = options_of(config)
+    except InputError as error:
+        return error.problems
+    needed = entry_of(config).min_clients(options)
+    if clients_per_round >= needed:
+        return []
+    settings = ", ".join(f"{name}={value:g}" for name, value in options.items())
+    with_settings = f" with {settings}" if settings else ""
+    return [
+        f"strategy.name: {config.name}{with_settings} needs {needed} clients in a round, found "
+        f"{clients_per_round}; add clients, or use fedavg"
+    ]

@@ -3,6 +3,8 @@
 Where the output is no terminal there is no live line.
 """
 
+import importlib.util
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -12,9 +14,13 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+from ultralytics.utils import DEFAULT_CFG_DICT
 
+from utils.environment import torchvision_loads
+from utils.report import plot_results
 from utils.run_dir import RunDir
 from utils.server import RoundResult, RunResult
 from utils.simulation import Federation
@@ -27,22 +33,36 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
     device = f"On {resources.num_gpus:g} GPU" if resources.num_gpus else "On the CPU"
     if not resources.num_gpus and not torch.cuda.is_available():
         device = "No GPU found: on the CPU"
+    base_model = escape(Path(config.base_model).name)
     console.print(
-        f"[bold]{Path(config.base_model).name}[/]: {_count(len(config.clients), 'client')}, "
+        f"[bold]{base_model}[/]: {_count(len(config.clients), 'client')}, "
         f"{_count(config.num_rounds, 'round')} of {_count(config.local_epochs, 'epoch')}, "
         f"{federation.task}, {config.strategy.name}"
     )
-    console.print(f"{device}, {resources.num_cpus:g} CPU for each client")
+    train = config.train
+    console.print(
+        f"{device}, {resources.num_cpus:g} CPU for each client, batch {train['batch']} each, "
+        f"{train['optimizer']} lr0 {train.get('lr0', DEFAULT_CFG_DICT['lr0']):.4g}"
+    )
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
-    names = next(iter(federation.summaries.values())).names
+    names = tuple(config.names or ())
     for name in ("train images", "val images", *names):
-        table.add_column(name, justify="right")
-    for name, summary in federation.summaries.items():
-        counts = (summary.num_train, summary.num_val, *summary.class_counts)
-        table.add_row(name, *map(str, counts))
+        table.add_column(escape(name), justify="right")
+    has_gaps = False
+    for data in config.clients:
+        summary = federation.summaries[data.name]
+        boxes = dict(zip(summary.names, map(str, summary.class_counts), strict=True))
+        boxes.update(dict.fromkeys(data.not_annotated, "–"))
+        counts = (summary.num_train, summary.num_val)
+        cells = [boxes.get(name, "–") for name in names]
+        has_gaps |= "–" in cells
+        table.add_row(data.name, *map(str, counts), *cells)
+    if has_gaps:
+        table.caption = "– not annotated there: says nothing about that class"
+        table.caption_justify = "left"
     console.print(table)
-    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True)
+    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
 
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
@@ -50,24 +70,56 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
     console.print(rounds_table(result.rounds, result.best))
     run_dir = _shown(result.run_dir)
     weights = run_dir / "weights"
-    chosen = "best.pt" if result.best else "last.pt"
     last = result.rounds[-1].round
+    name = "best.pt" if result.best and result.best.score else "last.pt"
+    is_personal = not (result.run_dir / "weights" / name).exists()
+    model = f"{run_dir}/clients/NAME/best.pt" if is_personal else f"{weights}/{name}"
+    whose = "each client's model" if is_personal else "the model"
     files = {
-        f"{weights}/{chosen}": "the model: YOLO(...), yolo predict, yolo val, yolo export",
+        model: f"{whose}: YOLO(...), yolo predict, yolo val, yolo export",
         f"{weights}/round{last}.npz": "global weights of each round",
         f"{run_dir}/results.csv": "losses and metrics by round; clients.csv: by client",
         f"{run_dir}/results.png": "the same as curves",
     }
     width = max(map(len, files))
     for path, meaning in files.items():
-        console.print(f"  {path:<{width}}  [dim]{meaning}[/]", soft_wrap=True)
+        line = Text.assemble(f"  {path:<{width}}  ", (meaning, "dim"))
+        console.print(line, soft_wrap=True)
     console.print("Next:")
     imgsz = federation.config.train.get("imgsz", 640)
+    yolo = _yolo_command()
     for command in (
-        f"yolo predict model={weights}/{chosen} imgsz={imgsz} source=IMAGES",
-        f"yolo export model={weights}/{chosen} imgsz={imgsz} format=onnx",
+        f"{yolo} predict model={model} imgsz={imgsz} source=IMAGES",
+        f"{yolo} export model={model} imgsz={imgsz} format=onnx",
     ):
-        console.print(f"  {command}", style="cyan", soft_wrap=True)
+        console.print(f"  {command}", style="cyan", soft_wrap=True, markup=False)
+    if importlib.util.find_spec("onnx") is None:
+        console.print('  [dim]format=onnx needs pip install -e ".\\[onnx]" first[/]')
+    if not torchvision_loads():
+        console.print(
+            "  [dim]torchvision here is built for another PyTorch, and the yolo command cannot use "
+            "it: install the torchvision that goes with this PyTorch first[/]"
+        )
+
+
+def _yolo_command() -> str:
+    """`yolo`, or where it is when the environment of this Python is not activated."""
+    beside = Path(sys.executable).with_name("yolo")
+    found = shutil.which("yolo")
+    if (found and Path(found).resolve() == beside.resolve()) or not beside.exists():
+        return "yolo"
+    return str(_shown(beside))
+
+
+def show_what_is_done(run_dir: RunDir | None) -> None:
+    """Say what a run that ended early has left, and draw it."""
+    if run_dir is None:
+        return
+    done = len([number for number in run_dir.rounds() if number])
+    if done:
+        plot_results(run_dir.path)
+    found = f"{_count(done, 'finished round')}" if done else "no round was finished"
+    print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
 
 
 def show_problems(problems: Sequence[str]) -> None:
@@ -136,10 +188,10 @@ class TerminalDisplay:
             self._step, self._pending = "stopping the clients", []
         row = result.row
         parts = [f"round {result.round}/{self.num_rounds}"]
-        parts += [f"{short_name(k)} {v:.3g}" for k, v in row.items() if _is_loss(k, v)]
+        parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_loss(k, v)]
         parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_map(k, v)]
         parts.append(f"{row['seconds']:.1f} s")
-        self.console.print("  ".join(parts), highlight=True, soft_wrap=True)
+        self.console.print("  ".join(parts), highlight=True, soft_wrap=True, markup=False)
 
     def _line(self) -> Text:
         if not self._pending:
@@ -182,7 +234,11 @@ def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Tab
         seconds = f"{result.row['seconds']:.1f}"
         table.add_row(number, *cells, seconds, style="bold green" if is_best else "")
     if best is not None:
-        table.caption = "* best round by fitness, saved as best.pt"
+        table.caption = (
+            "* best round by fitness, saved as best.pt"
+            if best.score
+            else "no round has scored above 0 yet: train longer, or look at the losses"
+        )
         table.caption_justify = "left"
     return table
 

@@ -14,7 +14,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ import torch
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
-from utils.arrays import Arrays
-from utils.data import build_dataset
+from utils.arrays import Arrays, select
+from utils.config import SharedConfig
+from utils.data import NOT_ANNOTATED, build_dataset
 from utils.environment import ensure_torchvision_nms
-from utils.model import load_into, to_arrays, trainer_class
+from utils.model import load_into, shared_names, to_arrays, trainer_class
 from utils.run_dir import write_atomically
 
 KEPT_STATES = 2  # the last round's, and the one before it for a round that is tried again
@@ -51,18 +52,22 @@ class SliceSettings:
     seed: int
     device: str
     num_threads: int = 1
+    shared: SharedConfig = field(default_factory=SharedConfig)
+    keep_optimizer: bool = True
 
 
 @dataclass(frozen=True)
 class SliceResult:
     """Outcome of one slice.
 
-    arrays: float32 weights (not the EMA's) and buffers. num_examples: training images.
+    arrays: float32 weights (not the EMA's) and buffers; those that are shared.
+    num_examples: training images. num_steps: steps of the optimiser.
     losses: mean over the slice's epochs, by Ultralytics' name, e.g. "train/box_loss".
     """
 
     arrays: Arrays
     num_examples: int
+    num_steps: int
     losses: dict[str, float]
 
 
@@ -88,6 +93,10 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         self.epochs_without_mosaic = 0  # closing resets the loader
         self.epoch_losses: list[dict[str, float]] = []
         self.slice_end = 0
+        self.num_steps = 0
+        self.proximal_mu = 0.0
+        self.proximal_pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self.batchnorm_is_frozen = False
         super().__init__(overrides=self._overrides(settings))
         # Ultralytics' integrations (loggers, its platform) have no business in a client.
         self.callbacks = defaultdict(list)
@@ -129,6 +138,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             super()._setup_train()
             ema: Any = self.ema
             ema.enabled = False  # the raw weights are federated
+            self.optimizer.register_step_pre_hook(self._before_step)
         self.scheduler.last_epoch = self.start_epoch - 1
 
     def _build_train_pipeline(self) -> None:
@@ -147,6 +157,41 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
                 f"the loss is {float(self.loss)} in epoch {epoch + 1}; lower train.lr0"
             )
         return False
+
+    def _model_train(self) -> None:
+        """Keep BatchNorm in evaluation mode once its statistics are frozen (FixBN)."""
+        super()._model_train()
+        if self.batchnorm_is_frozen:
+            model: Any = self.model
+            for module in model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def set_class_weights(self) -> None:
+        """Give classes that nobody annotated here no weight in the classification loss.
+
+        All of Ultralytics' YOLO heads (also the end-to-end ones, for each of their two losses)
+        multiply the binary cross-entropy of each class by these weights, so that such a class has
+        no gradient here, from any anchor.
+        """
+        super().set_class_weights()
+        data: Any = self.data
+        missing = data.get(NOT_ANNOTATED)
+        if missing and not self.args.single_cls:
+            model: Any = unwrap_model(self.model)  # pyright: ignore[reportArgumentType]
+            weights = getattr(model, "class_weights", None)
+            weights = torch.ones(data["nc"], device=self.device) if weights is None else weights
+            weights[missing] = 0.0
+            model.class_weights = weights
+
+    def _before_step(self, *_: Any) -> None:
+        # Here gradients are unscaled and clipped; FedProx's term is not part of the loss they
+        # come from. Li et al. 2020, arXiv 1812.06127: mu / 2 * |w - w_global|^2.
+        self.num_steps += 1
+        with torch.no_grad():
+            for parameter, start in self.proximal_pairs:
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - start, alpha=self.proximal_mu)
 
     def _close_dataloader_mosaic(self) -> None:
         super()._close_dataloader_mosaic()
@@ -195,14 +240,18 @@ class SliceTrainer:
         self._trainer: Any = None
         self._last_round = 0
 
-    def train(self, round_number: int, arrays: Arrays) -> SliceResult:
+    def train(self, round_number: int, arrays: Arrays, proximal_mu: float = 0.0) -> SliceResult:
         """Train the slice of this round (1-based), starting from the given global arrays.
 
+        arrays: those that are shared; the private ones go on as this client's last round left them.
+        proximal_mu: FedProx's pull towards `arrays`.
         Raises what the training raises; the next call then starts from the last saved state.
         """
         trainer, state = self._take_trainer(round_number)
-        load_into(trainer.model, arrays)
+        shared = shared_names(trainer.model, self.settings.shared)
+        load_into(trainer.model, arrays, shared)
         _place_schedules(trainer, round_number, self.settings.local_epochs)
+        _place_options(trainer, round_number, self.settings, shared, proximal_mu)
         if state is not None:
             init_seeds(trainer.args.seed, deterministic=trainer.args.deterministic)
             _restore_random_states(state["random"])
@@ -213,13 +262,25 @@ class SliceTrainer:
         else:
             raise AssertionError("Ultralytics' loop ended before its slice")
         _apply_pending_gradients(trainer)
-        self._save_state(_state_of(trainer), round_number)
+        trained = to_arrays(trainer.model)
+        private = {name: array for name, array in trained.items() if name not in set(shared)}
+        self._save_state(_state_of(trainer, private), round_number)
         self._trainer, self._last_round = trainer, round_number
         return SliceResult(
-            arrays=to_arrays(trainer.model),
+            arrays=select(trained, shared),
             num_examples=len(trainer.train_loader.dataset),
+            num_steps=trainer.num_steps,
             losses=_mean_losses(trainer),
         )
+
+    def private_arrays(self) -> Arrays:
+        """The arrays that are not shared, as this client's last round left them.
+
+        Empty when all are shared, and before the first round.
+        """
+        last = max(self._saved_rounds(), default=0)
+        private = self._load_state(last)["private"] if last else {}
+        return {name: tensor.numpy() for name, tensor in private.items()}
 
     def _take_trainer(self, round_number: int) -> tuple[Any, dict[str, Any] | None]:
         """A trainer as after this client's last round before `round_number`, and that state.
@@ -281,6 +342,25 @@ def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None
             model.criterion.update()
 
 
+def _place_options(
+    trainer: Any, round_number: int, settings: SliceSettings, shared: list[str], proximal_mu: float
+) -> None:
+    """Put what strategy and sharing ask of this slice in place; weights are loaded already."""
+    trainer.num_steps = 0
+    names = set(shared)
+    trainer.proximal_mu = proximal_mu
+    trainer.proximal_pairs = [
+        (parameter, parameter.detach().clone())
+        for name, parameter in unwrap_model(trainer.model).named_parameters()
+        if proximal_mu and parameter.requires_grad and name in names
+    ]
+    trainer.batchnorm_is_frozen = settings.shared.batchnorm_is_frozen(
+        round_number, settings.num_rounds
+    )
+    if not settings.keep_optimizer:
+        trainer.optimizer.state.clear()
+
+
 def _apply_pending_gradients(trainer: Any) -> None:
     """Step with what gradient accumulation (nbs > batch) has left at the end of the slice."""
     if any(p.grad is not None for p in trainer.model.parameters()):
@@ -292,9 +372,10 @@ def _mean_losses(trainer: Any) -> dict[str, float]:
     return {f"train/{name}": sum(e[name] for e in epochs) / len(epochs) for name in epochs[0]}
 
 
-def _state_of(trainer: Any) -> dict[str, Any]:
-    """All that a training run carries between epochs beside the weights; tensors and numbers."""
+def _state_of(trainer: Any, private: Arrays) -> dict[str, Any]:
+    """All that a client carries between rounds beside the shared arrays; tensors and numbers."""
     return {
+        "private": {name: torch.from_numpy(array) for name, array in private.items()},
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "epochs_with_mosaic": trainer.epochs_with_mosaic,
@@ -305,6 +386,8 @@ def _state_of(trainer: Any) -> dict[str, Any]:
 
 
 def _restore(trainer: Any, state: dict[str, Any]) -> None:
+    private = {name: tensor.numpy() for name, tensor in state["private"].items()}
+    load_into(trainer.model, private, private)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.epochs_with_mosaic = state["epochs_with_mosaic"]

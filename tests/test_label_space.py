@@ -1,0 +1,142 @@
+"""Classes by name: other orders, other sets, and classes that a client did not annotate."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_dataset
+from local_grid import LocalGrid
+from test_exactness import TRAIN, assert_identical, federation, final_arrays
+
+from utils.arrays import Arrays
+from utils.config import InputError
+from utils.data import in_label_space, label_space
+from utils.run_dir import load_arrays, read_csv
+
+
+def renumber(source: Path, target: Path, order: Sequence[str], names: Sequence[str]) -> Path:
+    """Copy a data set whose classes are `names`, with its labels written in another order."""
+    shutil.copytree(source.parent, target)
+    for label in target.glob("labels/*/*.txt"):
+        rows = [line.split() for line in label.read_text().splitlines()]
+        label.write_text(
+            "".join(f"{order.index(names[int(c)])} {' '.join(box)}\n" for c, *box in rows)
+        )
+    path = target / "data.yaml"
+    path.write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(order)}]\n")
+    return path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_union_keeps_the_order_of_appearance() -> None:
+    clients = {"north": ("b", "a"), "south": ("c", "a"), "west": ("d",)}
+    assert label_space(clients) == ("b", "a", "c", "d")
+    with pytest.raises(InputError, match="class 'red Cell' and 'Red cell' of 'x' differ only in"):
+        label_space({"x": ("Red cell",), "y": ("red Cell",)})
+
+
+def test_a_data_set_that_has_the_federations_classes_stays_as_it_is() -> None:
+    data = {"names": {0: "a", 1: "b"}, "nc": 2, "train": "t"}
+    assert in_label_space(data, ("a", "b")) == data
+    assert in_label_space(data, ("a", "b"), ("b",)) == {**data, "federated_not_annotated": [1]}
+    assert in_label_space(data, ("c", "b", "a")) == {
+        "names": {0: "c", 1: "b", 2: "a"},
+        "nc": 3,
+        "train": "t",
+        "federated_class_map": [2, 1],
+        "federated_not_annotated": [0],
+    }
+
+
+def test_classes_in_another_order_train_and_score_as_in_the_same_order(tmp_path: Path) -> None:
+    names = ("a", "b", "c")
+    first = make_dataset(tmp_path / "first")
+    second = make_dataset(tmp_path / "second", num_train=4, seed=1)
+    held_out = make_dataset(tmp_path / "held_out", seed=2)
+    other = renumber(second, tmp_path / "other", ("c", "a", "b"), names)
+    other_held_out = renumber(held_out, tmp_path / "other_held_out", ("b", "c", "a"), names)
+    before = files_of(tmp_path / "other")
+    train = {**TRAIN, "optimizer": "AdamW", "lr0": 0.01, "cls_pw": 0.5}
+    same = federation(
+        [first, second], tmp_path / "same", train, evaluate={"every": 1, "data": str(held_out)}
+    )
+    mixed = federation(
+        [first, other],
+        tmp_path / "mixed",
+        train,
+        evaluate={"every": 1, "data": str(other_held_out)},
+    )
+    assert_identical(final_arrays(mixed), final_arrays(same))
+    assert files_of(tmp_path / "other") == before
+    for name in ("clients.csv", "results.csv", "classes.csv"):
+        rows = [read_csv(run.run_dir / name) for run in (same, mixed)]
+        for row in (*rows[0], *rows[1]):
+            row.pop("seconds", None)
+        assert rows[0] == rows[1]
+
+
+def class_rows(arrays: Arrays, start: Arrays) -> np.ndarray:
+    """Which classes' weights in the last layers of all classification branches have changed."""
+    num_classes = 3
+    changed = np.zeros(num_classes, bool)
+    found = 0
+    for name, array in arrays.items():
+        is_class_layer = ".cv3." in name and array.shape[:1] == (num_classes,)
+        if is_class_layer:
+            found += 1
+            difference = array != start[name]
+            changed |= difference.reshape(num_classes, -1).any(1)
+    assert found in (6, 12)  # weight and bias for 3 strides, twice with an end-to-end head
+    return changed
+
+
+@pytest.mark.parametrize("base_model", ["yolov8n.yaml", "yolov10n.yaml", "yolo26n.yaml"])
+def test_a_class_that_is_not_annotated_gets_no_gradient(base_model: str, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2, names=("a", "c"))
+    train = {**TRAIN, "weight_decay": 0.0, "warmup_epochs": 0.0}
+    result = federation(
+        [data], tmp_path / "runs", train, base_model=base_model, names=["a", "b", "c"], num_rounds=2
+    )
+    start, _ = load_arrays(result.run_dir / "weights" / "round0.npz")
+    assert class_rows(final_arrays(result), start).tolist() == [True, False, True]
+
+
+def test_classes_that_are_listed_but_not_annotated_count_as_absent(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", names=("a", "c"))
+    listed = renumber(data, tmp_path / "listed", ("a", "b", "c"), ("a", "c"))
+    absent = federation([data], tmp_path / "absent", TRAIN, names=["a", "b", "c"], num_rounds=1)
+    named = federation([listed], tmp_path / "named", TRAIN, num_rounds=1, not_annotated={0: ["b"]})
+    unmasked = federation([listed], tmp_path / "unmasked", TRAIN, num_rounds=1)
+    assert_identical(final_arrays(named), final_arrays(absent))
+    assert not np.array_equal(
+        final_arrays(unmasked)["model.22.cv3.0.2.bias"],
+        final_arrays(absent)["model.22.cv3.0.2.bias"],
+    )
+
+
+def test_metrics_of_absent_classes_are_left_empty(tmp_path: Path) -> None:
+    data = [
+        make_dataset(tmp_path / "both", names=("a", "b")),
+        make_dataset(tmp_path / "one", names=("b",), seed=1),
+    ]
+    grid = LocalGrid(2)
+    result = federation(
+        data, tmp_path / "runs", TRAIN, num_rounds=1, evaluate={"every": 1}, grid=grid
+    )
+    rows = read_csv(result.run_dir / "classes.csv")
+    filled = {(row["client"], row["class"]): row["mAP50-95"] != "" for row in rows}
+    assert filled == {
+        ("c0", "a"): True,
+        ("c0", "b"): True,
+        ("c1", "a"): False,
+        ("c1", "b"): True,
+    }
