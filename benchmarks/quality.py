@@ -5,8 +5,9 @@
 Every run sees each image `--epochs` times, starts from the same base and is scored on the test
 split after its last epoch, without choosing a best one:
 
-centralised  `yolo train` on the pooled data, batch 16
-local        `yolo train` on one client's data, for each client
+centralised  `yolo train` on the pooled data, batch 16 and nbs 16 (with the default nbs of 64,
+             which takes a quarter of the steps, it learns much less), and batch 5
+local        `yolo train` on one client's data, batch 5: a client's share of 16 in the federation
 federated    `python federated.py` with one round an epoch, for each of SETTINGS
 
 Writes OUT/results.csv as it goes (a rerun continues there), and a table and a plot of it at the
@@ -56,7 +57,10 @@ MASKING = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training. kind: "centralised", "local" or "federated". data: of each client."""
+    """One training. kind: "centralised", "local" or "federated". data: of each client.
+
+    settings: of federated.py, or the batch of a plain training.
+    """
 
     kind: str
     name: str
@@ -106,16 +110,20 @@ def main() -> None:
 def quality_jobs(options: argparse.Namespace) -> list[Job]:
     """Everything that the table needs."""
     jobs = []
+    pooled = (str(options.data / "all/data.yaml"),)
     for seed in options.seeds:
-        pooled = (str(options.data / "all/data.yaml"),)
-        jobs.append(Job("centralised", "centralised", "all", seed, pooled))
+        jobs.append(Job("centralised", "centralised", "all", seed, pooled, ("16",)))
         for split in options.splits:
             clients = client_data(options.data, split)
             for index, path in enumerate(clients):
-                jobs.append(Job("local", f"client_{index} alone", split, seed, (path,)))
+                jobs.append(Job("local", f"client_{index} alone", split, seed, (path,), ("5",)))
             for name in options.settings:
                 settings = tuple(SETTINGS[name])
                 jobs.append(Job("federated", name, split, seed, clients, settings))
+    jobs += [
+        Job("centralised", "centralised, batch 5", "all", seed, pooled, ("5",))
+        for seed in options.seeds
+    ]
     return jobs
 
 
@@ -241,6 +249,8 @@ def train_plainly(job: Job, options: argparse.Namespace) -> None:
         epochs=options.epochs,
         imgsz=options.imgsz,
         seed=job.seed,
+        batch=int(job.settings[0]),
+        nbs=int(job.settings[0]),
         val=False,  # only after the last epoch: no choice of a best one
         plots=False,
         device="cpu",

@@ -10,7 +10,7 @@ import helpers
 import pytest
 import torch
 
-from utils.config import Config, InputError
+from utils.config import Config, InputError, load_config
 from utils.simulation import checked, num_cpus
 
 Sites = dict[str, Path]
@@ -276,6 +276,14 @@ def test_a_clients_own_batch_and_optimizer_stay_as_given(tmp_path: Path, sites: 
     assert (train["batch"], train["nbs"], train["lr0"]) == (4, 4, 0.001429)
     train = resolved(tmp_path, sites, train={"optimizer": "SGD", "lr0": 0.01, "nbs": 64})
     assert (train["batch"], train["nbs"], train["lr0"]) == (8, 64, 0.01)
+
+
+def test_what_is_resolved_is_resolved_to_itself(tmp_path: Path, sites: Sites) -> None:
+    """args.yaml has the resolved settings, and running it again must be the same run."""
+    with checked(config_of(tmp_path, sites, train={"imgsz": 50})) as federation:
+        (tmp_path / "args.yaml").write_text(federation.config.to_yaml())
+    with checked(load_config(tmp_path / "args.yaml")) as again:
+        assert again.config == federation.config
 
 
 def test_with_a_single_class_the_optimizer_is_chosen_for_one(tmp_path: Path, sites: Sites) -> None:

@@ -1,8 +1,12 @@
 """The main command as users start it: a process of its own, from another directory, under Ray."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,17 @@ from utils.run_dir import load_arrays, read_csv
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def federated(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command in a clean environment: what this test session has set must not help it."""
+def clean_environment() -> dict[str, str]:
+    """What this test session has set must not help the command."""
     private = ("YOLO_", "FEDERATED_YOLO", "FLWR_", "RAY_", "ULTRALYTICS_", "OMP_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(private)}
+    return {k: v for k, v in os.environ.items() if not k.startswith(private)}
+
+
+def federated(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "federated.py"), *arguments],
         cwd=cwd,
-        env=environment,
+        env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=400,
@@ -65,7 +72,7 @@ def test_it_writes_what_it_promises_and_nothing_beside(run: tuple[Path, Any]) ->
     found = {p.relative_to(run_dir).as_posix() for p in run_dir.rglob("*") if p.is_file()}
     promised = {f"weights/{n}" for n in ("round0.npz", "round1.npz", "round2.npz")}
     promised |= {"weights/last.pt", "weights/best.pt", "args.yaml", "results.png"}
-    promised |= {"results.csv", "clients.csv"}
+    promised |= {"results.csv", "clients.csv", "classes.csv"}
     assert promised <= found
     assert {p.split("/")[0] for p in found - promised} <= {"clients", "server"}
     assert not any(".tmp" in p for p in found)
@@ -148,3 +155,61 @@ def test_help_names_the_arguments_and_exit_codes() -> None:
     done = federated("--help", cwd=ROOT)
     assert done.returncode == 0
     assert "key=value" in done.stdout
+
+
+def processes_with(marker: str) -> list[str]:
+    """Command lines of the processes that have inherited this environment variable."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # it has ended, or is not ours
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
+@pytest.mark.parametrize("moment", ["while workers start", "within round 2"])
+def test_ctrl_c_ends_with_130_and_leaves_no_process(moment: str, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "north", num_train=40)
+    config = write_config(tmp_path, num_rounds=500, train={**TRAIN, "imgsz": 64})
+    weights = tmp_path / "runs" / "train" / "weights"
+    marker = f"FEDERATION_OF_TEST={uuid.uuid4().hex}"
+    name, value = marker.split("=")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "federated.py"), str(config)],
+        env={**clean_environment(), name: value},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        awaited = weights / ("round0.npz" if moment == "while workers start" else "round1.npz")
+        assert wait_until(awaited.exists, 120), process.communicate()
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output + errors
+    assert "error: interrupted\n" in errors
+    assert "Traceback" not in errors
+    assert str(weights.parent.name) in errors
+    # Ray's own helpers see after a moment that nobody needs them any more.
+    assert wait_until(lambda: not processes_with(marker), 30), processes_with(marker)
+    if moment == "within round 2":
+        assert "finished round" in errors
+        assert (weights.parent / "results.png").exists()
+        load_arrays(weights / "round1.npz")
+    else:
+        assert "no round was finished" in errors
