@@ -33,11 +33,12 @@ def run(arguments: list[str]) -> int:
     from rich.console import Console
 
     from utils import terminal
+    from utils.checks import checked, with_demo_data
     from utils.config import InputError, load_config
     from utils.report import plot_results
     from utils.run_dir import RunDir
     from utils.server import FederationError
-    from utils.simulation import checked, simulate, with_demo_data
+    from utils.simulation import simulate
 
     console = Console(highlight=False)
     run_dir = None

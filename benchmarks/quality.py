@@ -45,6 +45,15 @@ SPLITS = ("iid3", "dirichlet03", "unequal_70_20_10")
 SETTINGS: dict[str, list[str]] = {
     "defaults": [],
     "batch 16 each": ["train.batch=16"],
+    "lr0 not scaled": ["train.batch=5"],
+    "optimizer reset": ["local_optimizer=reset"],
+    "server_ema 0.5": ["server_ema=0.5"],
+    "batchnorm frozen": ["shared.batchnorm=frozen"],
+    "fedavgm": ["strategy=fedavgm"],
+    "fedadam": ["strategy=fedadam"],
+    "fedyogi": ["strategy=fedyogi"],
+    "fedprox": ["strategy=fedprox"],
+    "fednova": ["strategy=fednova"],
 }
 MASKED = "Platelets"
 ONE_AT_A_TIME = threading.Lock()

@@ -8,10 +8,11 @@ import pytest
 from local_grid import LocalGrid
 from test_exactness import Silent
 
+from utils.checks import checked
 from utils.config import load_config
 from utils.model import load_checkpoint_module, to_arrays
 from utils.run_dir import RunDir, load_arrays, read_csv
-from utils.simulation import checked, make_server
+from utils.simulation import make_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -10,8 +10,9 @@ import helpers
 import pytest
 import torch
 
+from utils.checks import checked
 from utils.config import Config, InputError, load_config
-from utils.simulation import checked, num_cpus
+from utils.environment import num_cpus
 
 Sites = dict[str, Path]
 
@@ -221,6 +222,8 @@ def test_the_server_cannot_evaluate_what_it_does_not_have(
     evaluate = {"data": str(sites["north"])}
     (problem,) = problems_of(config_of(tmp_path, sites, shared=shared, evaluate=evaluate))
     assert problem.startswith("evaluate.data: the server has no whole model to evaluate with")
+    (problem,) = problems_of(config_of(tmp_path, sites, shared=shared, evaluate={"every": 0}))
+    assert problem.startswith("evaluate.every: 0 would leave no model")
     with checked(config_of(tmp_path, sites, shared=shared)):
         pass
 

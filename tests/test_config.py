@@ -449,3 +449,34 @@ train: {epochs: 5, lr: 0.1, batch: -1}
 
 def test_every_wrong_override_is_reported(tmp_path: Path) -> None:
     assert len(problems_of(tmp_path, MINIMAL, "num_rounds", "seed=[1", "name=x")) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("num-rounds=3", r"num-rounds: unknown setting; did you mean 'num_rounds'\?"),
+        ("num_rounds=", r"'num_rounds=': no value; write num_rounds=null for the default"),
+        (".=5", r"'.=5': expected key=value"),
+        ("shared.part=[head]", r"shared.part: unknown setting; did you mean 'parts'\?"),
+        ("shared.parts=[heads]", r"expected a list of 'backbone', 'neck' and 'head'"),
+        ("shared.batchnorm=no", r"shared.batchnorm: found .*'average', 'local' or 'frozen'"),
+        ("fraction_train=0", r"fraction_train: found 0, expected a number greater than 0"),
+        ("server_ema=1", r"server_ema: found 1, expected a number from 0"),
+        ("local_optimizer=drop", r"local_optimizer: found 'drop', expected 'keep' or 'reset'"),
+        ("global_batch=0", r"global_batch: found 0"),
+    ],
+)
+def test_an_override_that_fits_nothing_is_explained(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL)
+    with pytest.raises(InputError, match=expected):
+        load_config(path, [override])
+
+
+def test_a_batch_for_each_client_and_for_all_exclude_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL + "train: {batch: 4}\n")
+    with pytest.raises(InputError, match=r"train\.batch and global_batch: found both"):
+        load_config(path, ["global_batch=16"])

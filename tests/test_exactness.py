@@ -12,13 +12,14 @@ from ultralytics import YOLO
 
 from utils import client as client_module
 from utils.arrays import Arrays
+from utils.checks import checked
 from utils.client import from_record
 from utils.config import Config
 from utils.environment import ensure_torchvision_nms
 from utils.model import to_arrays
 from utils.run_dir import RunDir, load_arrays
 from utils.server import RunResult
-from utils.simulation import checked, make_server
+from utils.simulation import make_server
 
 # Small, and every image and step counts: 6 images make 3 batches of 2 an epoch.
 TRAIN: dict[str, Any] = {

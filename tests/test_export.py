@@ -287,6 +287,28 @@ def test_a_double_too_large_for_float32_is_refused(
         export(BASE, tmp_path / "weights.npz", tmp_path / "out.pt", data_yaml)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (
+            lambda n, a: a - 5 if n.endswith("running_var") else a,
+            "model.0.conv.bn.running_var|model.0.bn.running_var: has negative values",
+        ),
+        (
+            lambda n, a: a.astype(np.int8) if n.endswith("conv.weight") else a,
+            "model.0.conv.weight: int8, expected a floating-point array",
+        ),
+    ],
+)
+def test_arrays_of_other_programs_that_cannot_be_right_are_refused(
+    arrays: Arrays, data_yaml: Path, tmp_path: Path, spoil: Any, expected: str
+) -> None:
+    np.savez(tmp_path / "weights.npz", *(spoil(n, a) for n, a in arrays.items()))
+    with pytest.raises(InputError, match=expected):
+        export(BASE, tmp_path / "weights.npz", tmp_path / "out.pt", data_yaml)
+    assert not (tmp_path / "out.pt").exists()
+
+
 def test_positions_that_do_not_fit_are_named_with_both_shapes(
     arrays: Arrays, data_yaml: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from helpers import make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, assert_identical, federation, final_arrays
+from ultralytics import YOLO
 
 from utils.arrays import Arrays
 from utils.config import InputError
@@ -140,3 +141,18 @@ def test_metrics_of_absent_classes_are_left_empty(tmp_path: Path) -> None:
         ("c1", "a"): False,
         ("c1", "b"): True,
     }
+
+
+def test_names_by_index_may_stand_in_any_order(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    text = data.read_text()
+    other = make_dataset(tmp_path / "other", num_train=2)
+    other.write_text(text.replace("[a, b, c]", "{2: c, 0: a, 1: b}"))
+    plain = federation([data], tmp_path / "plain", TRAIN, num_rounds=1)
+    mixed = federation([other], tmp_path / "mixed", TRAIN, num_rounds=1)
+    assert_identical(final_arrays(mixed), final_arrays(plain))
+    weights = mixed.run_dir / "weights"
+    _, meta = load_arrays(weights / "round1.npz")
+    assert meta is not None
+    assert meta.names == ("a", "b", "c")
+    assert YOLO(weights / "last.pt").names == {0: "a", 1: "b", 2: "c"}

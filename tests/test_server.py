@@ -1,5 +1,6 @@
 """The round: what clients send, how it is combined, and what ends up on disk."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from utils.client import from_record, to_record
 from utils.config import SharedConfig
 from utils.environment import ensure_torchvision_nms
 from utils.model import load_into, to_arrays
-from utils.run_dir import load_arrays, read_csv
+from utils.run_dir import RoundMeta, RunDir, load_arrays, read_csv
 from utils.server import FederationError
 
 
@@ -105,8 +106,8 @@ def test_best_pt_is_the_round_with_the_highest_fitness(
 ) -> None:
     _, _, result = two_clients
     rows = read_csv(result.run_dir / "results.csv")
-    scores = [float(row["fitness"]) for row in rows]
-    assert result.best.round == 1 + scores.index(max(scores))
+    scores = {int(row["round"]): float(row["fitness"]) for row in rows}
+    assert result.best.round == max(scores, key=lambda r: (scores[r], r))  # the latest of equals
     best, _ = load_arrays(result.run_dir / "weights" / f"round{result.best.round}.npz")
     model = YOLO(str(result.run_dir / "weights" / "best.pt")).model
     assert isinstance(model, torch.nn.Module)
@@ -146,7 +147,7 @@ def test_federated_metrics_are_those_of_yolo_val(tmp_path: Path) -> None:
     assert found[0].metrics == {k: v for k, v in expected.items() if k != "fitness"}
     assert found[0].fitness == expected["fitness"]
     assert found[1] == found[0]
-    assert found[0].num_examples == 20
+    assert found[0].num_examples == 6
 
 
 def test_csvs_have_a_row_for_each_round_and_client(
@@ -312,3 +313,22 @@ def test_instructions_survive_json() -> None:
         private_root="/run",
     )
     assert client_module.Instructions.from_json(instructions.to_json()) == instructions
+
+
+def test_a_place_that_cannot_be_written_any_more_ends_the_run_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, in round 2; round 1 stays usable."""
+    data = make_dataset(tmp_path / "data", num_train=2)
+    original = RunDir.save_round
+
+    def full(self: RunDir, arrays: Arrays, meta: RoundMeta) -> Path:
+        if meta.round == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", "round2.npz")
+        return original(self, arrays, meta)
+
+    monkeypatch.setattr(RunDir, "save_round", full)
+    with pytest.raises(FederationError, match=r"round 2: round2.npz: No space left on device"):
+        federation([data], tmp_path / "runs", TRAIN)
+    load_arrays(tmp_path / "runs" / "run" / "weights" / "round1.npz")
+    assert len(read_csv(tmp_path / "runs" / "run" / "results.csv")) == 1

@@ -21,7 +21,8 @@ from ultralytics import RTDETR, YOLO
 from utils import trainer as trainer_module
 from utils.arrays import Arrays
 from utils.client import from_record
-from utils.config import SharedConfig
+from utils.config import InputError, SharedConfig
+from utils.export_federated import export
 from utils.model import (
     batchnorm_arrays,
     build_model,
@@ -97,7 +98,10 @@ def test_one_client_equals_plain_training_whatever_it_keeps_to_itself(
     """Notices private arrays that start anew in a round, also after a change of the process."""
     data = make_dataset(tmp_path / "data")
     expected = plain_training("yolov8n.yaml", data, TRAIN, epochs=3, folder=tmp_path)
-    result = federation([data], tmp_path / "runs", TRAIN, shared=shared, grid=grid(1))
+    evaluate: dict[str, Any] = {"every": 3}
+    result = federation(
+        [data], tmp_path / "runs", TRAIN, shared=shared, evaluate=evaluate, grid=grid(1)
+    )
     found = final_arrays(result)
     state = result.run_dir / "clients" / "c0" / "state" / "round3.pt"
     private = torch.load(state, weights_only=True)["private"]
@@ -150,6 +154,14 @@ def test_each_client_gets_a_model_of_its_own(with_local_batchnorm: tuple[LocalGr
     differing = [n for n in models[0] if not np.array_equal(models[0][n], models[1][n])]
     assert any("running_mean" in n for n in differing)
     assert all(".bn." in n for n in differing)
+
+
+def test_the_exporter_points_to_the_clients_own_models(
+    with_local_batchnorm: tuple[LocalGrid, Any], tmp_path: Path
+) -> None:
+    _, result = with_local_batchnorm
+    with pytest.raises(InputError, match=r"kept the other arrays to themselves .* clients/NAME"):
+        export("yolov8n.yaml", result.run_dir / "weights" / "round2.npz", tmp_path / "out.pt")
 
 
 def test_sharing_everything_is_fedavg_until_batchnorm_freezes(tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ def prepare_environment() -> None:
     os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
 
 
+def num_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def remove_private_settings() -> None:
     """Delete the folder that `prepare_environment` made, if this process made it."""
     folder = os.environ.get("FEDERATED_YOLO_CONFIG", "")

@@ -397,7 +397,7 @@ def _misfit_hint(
     wrong += [name for name in arrays if name not in layout.names]
     if not wrong:
         return None
-    if meta is not None and all(name in layout.names for name in arrays):
+    if meta is not None and set(arrays) < set(layout.names) and not set(wrong) & set(arrays):
         return (
             "the clients of this run kept the other arrays to themselves (shared.parts, "
             "shared.batchnorm); each has its model in clients/NAME/best.pt"

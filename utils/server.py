@@ -64,7 +64,7 @@ class RunResult:
 
 
 class Display(Protocol):
-    """Shows a run while it goes on; see utils/progress.py."""
+    """Shows a run while it goes on; see utils/terminal.py."""
 
     def step(self, round_number: int, step: str, clients: list[str]) -> None:
         """A step of a round starts: clients are about to "train" or "evaluate"."""

@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from utils.checks import Federation
 from utils.environment import torchvision_loads
 from utils.report import plot_results
 from utils.run_dir import RunDir
 from utils.server import RoundResult, RunResult
-from utils.simulation import Federation
 
 
 def show_start(console: Console, federation: Federation, run_dir: RunDir) -> None:

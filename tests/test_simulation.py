@@ -1,0 +1,23 @@
+"""How a checked federation is put onto this machine."""
+
+import pytest
+
+from utils.config import Config
+from utils.simulation import _backend
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 3, 40])
+@pytest.mark.parametrize("share", [0.125, 0.5, 1.0])
+def test_no_more_workers_start_than_there_are_clients(num_clients: int, share: float) -> None:
+    config = Config.model_validate(
+        {
+            "base_model": "yolov8n.yaml",
+            "datasets": [f"{i}.yaml" for i in range(num_clients)],
+            "client_resources": {"num_cpus": share, "num_gpus": 0},
+        }
+    )
+    backend = _backend(config)
+    available = backend["init_args"]["num_cpus"]
+    taken = backend["client_resources"]["num_cpus"]
+    assert 1 <= available // taken <= num_clients  # Flower starts as many as fit
+    assert taken >= share

@@ -1,0 +1,351 @@
+"""Everything that can be checked before round 1, and what is decided once for all clients."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from utils.config import ClientData, ClientResources, Config, InputError, nearest
+from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
+from utils.environment import num_cpus
+from utils.model import build_model, load_checkpoint_module, task_of
+from utils.strategies import strategy_problems
+
+MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
+SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no client's name
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A config that has passed every check, with what the checks found.
+
+    config: nothing in it is "auto" or "demo" any more. names: classes by index; one, "item", with
+    single_cls. summaries: by client.
+    model: the global model before round 1. caches: label caches, a folder for each client.
+    """
+
+    config: Config
+    task: str
+    names: tuple[str, ...]
+    summaries: dict[str, DataSummary]
+    server_data: dict[str, Any] | None
+    model: torch.nn.Module
+    caches: Path
+
+
+def with_demo_data(config: Config) -> Config:
+    """Make the demo's data and put it where the config says `datasets: demo`."""
+    if config.datasets != "demo":
+        return config
+    from utils.demo_data import make_demo_data
+
+    problems = _save_dir_problems(Path(config.save_dir))
+    if problems:
+        raise InputError(problems)
+    try:
+        demo = make_demo_data(Path(config.save_dir) / "demo_data", seed=0)
+    except OSError as error:
+        raise InputError(f"save_dir '{config.save_dir}': {error}; choose another one") from error
+    clients = [ClientData(name=name, data=str(path)) for name, path in demo.clients.items()]
+    evaluate = config.evaluate
+    if evaluate.data is None:
+        evaluate = evaluate.model_copy(update={"data": str(demo.held_out)})
+    return config.model_copy(update={"datasets": clients, "evaluate": evaluate})
+
+
+@contextmanager
+def checked(config: Config) -> Iterator[Federation]:
+    """Check everything that can be checked before round 1, and nothing is left behind.
+
+    Raises InputError with all problems at once.
+    """
+    with tempfile.TemporaryDirectory(prefix="federated-yolo-check-") as folder:
+        yield _check(config, Path(folder))
+
+
+def _check(config: Config, caches: Path) -> Federation:
+    problems = strategy_problems(config.strategy, config.clients_per_round)
+    problems += _resource_problems(config.client_resources) + _sharing_problems(config)
+    problems += _save_dir_problems(Path(config.save_dir))
+    task, base_problems = _task(config)
+    problems += base_problems
+    summaries: dict[str, DataSummary] = {}
+    # Labels are read as the task reads them; a base model that cannot say is taken as detect.
+    for index, data in enumerate(config.clients):
+        where = f"datasets[{index}] '{data.name}'"
+        try:
+            summaries[data.name] = check_dataset(
+                Path(data.data),
+                task or "detect",
+                caches / data.name,
+                where=where,
+                splits=("train", "val"),
+            )
+        except InputError as error:
+            problems += error.problems
+    server_names = None
+    if config.evaluate.data is not None:
+        path = Path(config.evaluate.data)
+        try:
+            server_names = check_dataset(
+                path,
+                task or "detect",
+                caches / SERVER_CACHES,
+                where="evaluate.data",
+                splits=("val",),
+            ).names
+        except InputError as error:
+            problems += error.problems
+    names, name_problems = _label_space(config, summaries, server_names)
+    problems += (
+        name_problems + _form_problems(config, summaries) + _class_index_problems(config, names)
+    )
+    if problems or task is None:
+        raise InputError(problems)
+    first = read_data_yaml(Path(config.clients[0].data), where="datasets[0]")
+    first = in_label_space(first, names)
+    config = _resolve(config, summaries, names)
+    try:
+        model: Any = build_model(config.base_model, task, first, config.train, config.seed)
+    except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
+        raise InputError(f"base_model '{config.base_model}': cannot be built: {error}") from error
+    config = _with_whole_strides(config, model)
+    server_data = None
+    if config.evaluate.data is not None:
+        server_data = read_data_yaml(Path(config.evaluate.data), where="evaluate.data")
+        server_data = in_label_space(server_data, names)
+    names = tuple(model.names[index] for index in range(len(model.names)))
+    return Federation(config, task, names, summaries, server_data, model, caches)
+
+
+def _resource_problems(resources: ClientResources) -> list[str]:
+    problems = []
+    if resources.num_cpus > num_cpus():
+        problems.append(
+            f"client_resources.num_cpus: found {resources.num_cpus:g}, this machine has "
+            f"{num_cpus()}; lower it"
+        )
+    gpus = torch.cuda.device_count()
+    if resources.num_gpus != "auto":
+        if resources.num_gpus > gpus:
+            problems.append(
+                f"client_resources.num_gpus: found {resources.num_gpus:g}, this machine has "
+                f"{gpus}; lower it, or use auto (which trains on the CPU where there is no GPU)"
+            )
+        elif resources.num_gpus > 1:
+            problems.append(
+                f"client_resources.num_gpus: found {resources.num_gpus:g}, but a client trains on "
+                "one GPU; use 1, or a fraction to share it"
+            )
+    return problems
+
+
+def _save_dir_problems(save_dir: Path) -> list[str]:
+    folders = (save_dir.absolute(), *save_dir.absolute().parents)
+    try:
+        existing = next(folder for folder in folders if folder.exists())
+    except OSError as error:
+        return [f"save_dir '{save_dir}': {error.strerror}; choose another save_dir"]
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return []
+    reason = "not writable" if existing.is_dir() else "not a directory"
+    return [f"save_dir '{save_dir}': {existing} is {reason}; choose another save_dir"]
+
+
+def _task(config: Config) -> tuple[str | None, list[str]]:
+    problems: list[str] = []
+    task = None
+    try:
+        task = task_of(config.base_model)
+    except InputError as error:
+        problems += error.problems
+    pretrained = config.train.get("pretrained")
+    if isinstance(pretrained, str):
+        try:
+            load_checkpoint_module(pretrained, where=f"train.pretrained '{pretrained}'")
+        except InputError as error:
+            problems += error.problems
+    return task, problems
+
+
+def _sharing_problems(config: Config) -> list[str]:
+    shared = config.shared
+    problems = []
+    is_partial = shared.batchnorm == "local" or len(set(shared.parts)) < 3
+    if is_partial and config.evaluate.data is not None:
+        problems.append(
+            "evaluate.data: the server has no whole model to evaluate with shared.parts "
+            f"[{', '.join(shared.parts)}] and shared.batchnorm {shared.batchnorm}; remove it "
+            "(clients are evaluated on their own val splits), or share all"
+        )
+    if is_partial and not config.evaluate.every:
+        problems.append(
+            "evaluate.every: 0 would leave no model, since clients write theirs when they are "
+            "evaluated; use 1, or share all"
+        )
+    if shared.freeze_after is not None and shared.batchnorm != "frozen":
+        problems.append(
+            f"shared.freeze_after: has no effect with shared.batchnorm {shared.batchnorm}; "
+            "set batchnorm to frozen, or remove it"
+        )
+    return problems
+
+
+def _label_space(
+    config: Config, summaries: dict[str, DataSummary], server_names: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """Class names of the federation, and what in the data sets does not fit them."""
+    own = {name: summary.names for name, summary in summaries.items()}
+    problems: list[str] = []
+    names = tuple(config.names or ())
+    if not names:
+        try:
+            names = label_space(own)
+        except InputError as error:
+            return (), error.problems
+    elif len(set(names)) < len(names):
+        problems.append(f"names: found a class twice in [{', '.join(names)}]; name each once")
+    wanted = [
+        (f"datasets[{i}] '{d.name}'", own.get(d.name, ())) for i, d in enumerate(config.clients)
+    ]
+    wanted.append(("evaluate.data", server_names or ()))
+    for where, found in wanted:
+        unknown = [name for name in found if name not in names]
+        if unknown:
+            problems.append(
+                f"{where}: class '{unknown[0]}' is not one of the federation's "
+                f"[{', '.join(names)}]{nearest(unknown[0], names)}; add it under names, or "
+                "correct it"
+            )
+    for i, data in enumerate(config.clients):
+        for name in data.not_annotated:
+            if data.name in own and name not in own[data.name]:
+                problems.append(
+                    f"datasets[{i}] '{data.name}': not_annotated: '{name}' is not one of its "
+                    f"classes [{', '.join(own[data.name])}]{nearest(name, own[data.name])}"
+                )
+    return names, problems
+
+
+def _form_problems(config: Config, summaries: dict[str, DataSummary]) -> list[str]:
+    """Channels and keypoints must be the same everywhere: they shape the model."""
+    places = [
+        (f"datasets[{i}] '{data.name}'", data.data)
+        for i, data in enumerate(config.clients)
+        if data.name in summaries
+    ]
+    if config.evaluate.data is not None:
+        places.append(("evaluate.data", config.evaluate.data))
+    found = []
+    for where, path in places:
+        try:
+            found.append((where, read_data_yaml(Path(path), where=where)))
+        except InputError:  # reported where the data set was checked
+            continue
+    problems = []
+    for where, data in found[1:]:
+        first_where, first = found[0]
+        problems += [
+            f"{where}: {key} {data.get(key)}, {first_where} has {first.get(key)}; all data sets "
+            "need the same, since it shapes the model"
+            for key in ("channels", "kpt_shape")
+            if data.get(key) != first.get(key)
+        ]
+    return problems
+
+
+def _class_index_problems(config: Config, names: tuple[str, ...]) -> list[str]:
+    classes = config.train.get("classes")
+    indices = classes if isinstance(classes, list) else [] if classes is None else [classes]
+    wrong = [index for index in indices if not 0 <= index < len(names)]
+    if not names or (not wrong and classes != []):
+        return []
+    return [f"train.classes: found {classes}, expected indices of [{', '.join(names)}] from 0"]
+
+
+def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str, ...]) -> Config:
+    """Replace what is left to this machine or to the data by what it comes to.
+
+    Paths become absolute, so that workers and a later run find them from any directory.
+    """
+    num_images = sum(summary.num_train for summary in summaries.values())
+    num_classes = 1 if config.train.get("single_cls") else len(names)
+    train = resolve_train(config, num_images, num_classes)
+    resources = config.client_resources
+    if resources.num_gpus == "auto":
+        gpus = 1.0 if torch.cuda.device_count() else 0.0
+        resources = resources.model_copy(update={"num_gpus": gpus})
+    if isinstance(train.get("pretrained"), str):
+        train["pretrained"] = _absolute(train["pretrained"])
+    evaluate = config.evaluate
+    if evaluate.data is not None:
+        evaluate = evaluate.model_copy(update={"data": _absolute(evaluate.data)})
+    return config.model_copy(
+        update={
+            "base_model": _absolute(config.base_model),
+            "datasets": [d.model_copy(update={"data": _absolute(d.data)}) for d in config.clients],
+            "names": list(names),
+            "global_batch": None,  # train.batch has its share
+            "save_dir": _absolute(config.save_dir),
+            "train": train,
+            "client_resources": resources,
+            "evaluate": evaluate,
+        }
+    )
+
+
+def resolve_train(config: Config, num_images: int, num_classes: int) -> dict[str, Any]:
+    """Decide once for all clients what each would decide by its own data.
+
+    `batch`: unless it is given, a round's clients share out the global batch, so that they take
+    about as many steps as one training on the pooled data. `nbs` becomes `batch` unless it is
+    given: Ultralytics' 64 would let a client with few images take one optimiser step for several
+    batches, and drop what is left at the end of a round.
+    `optimizer=auto` follows Ultralytics' rule (`BaseTrainer.build_optimizer`, 8.4), by the images
+    of all clients together. AdamW divides by the noise of its gradients, which is
+    sqrt(global_batch / batch) times that of the global batch, and averaging takes the noise out
+    again: so lr0 is multiplied by that (the square-root rule of Malladi et al. 2022, arXiv
+    2205.10287, for a batch that is spread over clients).
+    """
+    resolved = dict(config.train)
+    default: Any = DEFAULT_CFG_DICT["batch"]
+    global_batch = config.global_batch or default
+    batch: Any = resolved.get("batch")
+    noise = 1.0
+    if batch is None:
+        batch = max(MIN_BATCH, round(global_batch / config.clients_per_round))
+        noise = math.sqrt(max(1.0, global_batch / batch))
+    resolved["batch"] = batch
+    resolved.setdefault("nbs", batch)
+    if str(resolved.get("optimizer", "auto")).lower() == "auto":
+        step = max(batch if noise == 1 else global_batch, resolved["nbs"])
+        if math.ceil(num_images / step) * config.num_epochs > 10000:
+            resolved.update(optimizer="MuSGD", lr0=0.01)
+        else:
+            lr0 = round(0.002 * 5 / (4 + num_classes), 6)
+            resolved.update(optimizer="AdamW", lr0=lr0 * noise, momentum=0.9)
+        resolved["warmup_bias_lr"] = 0.0
+    return resolved
+
+
+def _with_whole_strides(config: Config, model: Any) -> Config:
+    """Round imgsz up to whole strides, as Ultralytics' trainer does and its validator does not."""
+    stride = max(int(model.stride.max()), 32)
+    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    whole = math.ceil(imgsz / stride) * stride
+    if whole == imgsz:
+        return config
+    return config.model_copy(update={"train": {**config.train, "imgsz": whole}})
+
+
+def _absolute(path: str) -> str:
+    """The path from any directory; a model name that comes with Ultralytics stays."""
+    is_name = Path(path).suffix in {".yaml", ".yml"} and not Path(path).exists()
+    return path if is_name else str(Path(path).absolute())
