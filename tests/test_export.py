@@ -698,3 +698,15 @@ def test_the_script_exits_with_2_and_one_line_for_bad_input(tmp_path: Path) -> N
     assert done.returncode == 2
     assert done.stderr == "error: none.npz: no such file; expected an .npz of a round\n"
     assert (done.stdout, list(tmp_path.iterdir())) == ("", [])
+
+
+def test_another_base_of_the_same_layout_is_pointed_out(
+    arrays: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "round1.npz"
+    save_arrays(path, arrays, RoundMeta(1, NAMES, "detect", "yolov8n-relu.yaml"))
+    assert main([BASE, str(path), "-o", str(tmp_path / "out.pt")]) == 0
+    assert "note: the run started from 'yolov8n-relu.yaml'; " in capsys.readouterr().err
+    save_arrays(path, arrays, RoundMeta(1, NAMES, "detect", BASE))
+    assert main([BASE, str(path), "-o", str(tmp_path / "out.pt")]) == 0
+    assert capsys.readouterr().err == ""

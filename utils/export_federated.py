@@ -547,6 +547,14 @@ def run(options: argparse.Namespace) -> None:
     classes = f"{len(rebuilt.names)} classes: {', '.join(rebuilt.names[:5])}"
     more = ", ..." if len(rebuilt.names) > 5 else ""
     print(f"{path}  {rebuilt.task}, {source}, {classes}{more}")
+    started_from = rebuilt.meta.base_model if rebuilt.meta else None
+    if started_from not in (None, Path(options.base).name):
+        # Arrays tell nothing of activations, for one.
+        print(
+            f"note: the run started from '{started_from}'; '{options.base}' has the same arrays, "
+            "but make sure that it is the same model",
+            file=sys.stderr,
+        )
     if options.format:
         path, comparison = convert(path, options.format, imgsz)
         print(f"{path}  {comparison}")
