@@ -336,16 +336,19 @@ def markdown(rows: list[dict[str, str]]) -> str:
         groups[row["split"], row["name"]].append(row)
     reference = [float(r["mAP50-95"]) for r in groups.get(("all", "centralised"), [])]
     lines = [
-        f"| data | run | mAP50 | mAP50-95 | × centralised | {MASKED} mAP50-95 | s | seeds |",
+        f"| data | run | mAP50 | mAP50-95 | × centralised | {MASKED} mAP50 | seeds | s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (split, name), group in groups.items():
+    order = {"centralised": 0, "local": 1, "federated": 2}
+    for (split, name), group in sorted(
+        groups.items(), key=lambda item: (item[0][0], order[item[1][0]["kind"]], item[0][1])
+    ):
         fields = [split, name, spread(group, "mAP50"), spread(group, "mAP50-95")]
         ratio = statistics.mean(float(r["mAP50-95"]) for r in group)
         fields.append(f"{ratio / statistics.mean(reference):.3f}" if any(reference) else "")
-        fields.append(spread(group, f"{MASKED} mAP50-95"))
-        fields.append(f"{statistics.median(float(r['seconds']) for r in group):.0f}")
+        fields.append(spread(group, f"{MASKED} mAP50"))
         fields.append(str(len(group)))
+        fields.append(f"{statistics.median(float(r['seconds']) for r in group):.0f}")
         lines.append(f"| {' | '.join(fields)} |")
     return "\n".join(lines)
 
@@ -358,17 +361,20 @@ def spread(group: list[dict[str, str]], column: str) -> str:
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:
-    """A dot for each run; the line is the mean of the centralised ones."""
+    """A dot for each run, a bar at their mean; lines are the means of the centralised ones."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     splits = [s for s in dict.fromkeys(row["split"] for row in rows) if s != "all"]
-    pooled = [float(r["mAP50-95"]) for r in rows if r["name"] == "centralised"]
+    pooled: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "centralised":
+            pooled[row["name"]].append(float(row["mAP50-95"]))
     figure = Figure(figsize=(3.4 * len(splits), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes_of = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for axes, split in zip(axes_of, splits, strict=True):
-        names = list(dict.fromkeys(r["name"] for r in rows if r["split"] == split))
+        names = sorted({r["name"] for r in rows if r["split"] == split})
         names.sort(key=lambda name: "alone" not in name)
         for position, name in enumerate(names):
             found = [r for r in rows if (r["split"], r["name"]) == (split, name)]
@@ -376,16 +382,12 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
             color = "C7" if "alone" in name else "C0"
             axes.plot([position] * len(y), y, "o", color=color, alpha=0.7)
             axes.plot(position, statistics.mean(y), "_", color=color, ms=22, mew=2.5)
-        if pooled:
-            axes.axhline(statistics.mean(pooled), color="black", lw=1.2, ls="--")
-            axes.annotate(
-                "centralised",
-                (len(names) - 0.5, statistics.mean(pooled)),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-            )
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+        for name, values in pooled.items():
+            y = statistics.mean(values)
+            axes.axhline(y, color="black", lw=1.2, ls="--" if name == "centralised" else ":")
+            axes.annotate(name, (1.5, y), ha="center", va="bottom", fontsize=8)
+        labels = ["federated" if name == "defaults" else name for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=30, ha="right", fontsize=8)
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_title(split, fontsize=10)
         axes.grid(axis="y", alpha=0.25)
