@@ -11,8 +11,8 @@ local        `yolo train` on one client's data, batch 5: a client's share of 16 
 federated    `python federated.py` with one round an epoch, for each of SETTINGS
 
 Writes OUT/results.csv as it goes (a rerun continues there), and a table and a plot of it at the
-end. `--masking` instead trains three federations in which the second client's platelets are not
-labelled: with that class left out of its loss, as background, and without those images.
+end. `--masking` instead trains federations in which the platelets of one client are not labelled: with
+that class left out of its loss, as background, and without those images; and of two clients.
 """
 
 import argparse
@@ -57,10 +57,13 @@ SETTINGS: dict[str, list[str]] = {
 }
 MASKED = "Platelets"
 ONE_AT_A_TIME = threading.Lock()
-MASKING = {
-    "platelets left out of its loss": "masked",
-    "platelets as background": "background",
-    "without its images of platelets": "without",
+# How the data of these clients (by index) differ: name -> variant of `unannotated`, clients.
+MASKING: dict[str, tuple[str, tuple[int, ...]]] = {
+    "platelets left out of its loss": ("masked", (1,)),
+    "platelets as background": ("background", (1,)),
+    "without its images of platelets": ("without", (1,)),
+    "two clients: left out of their loss": ("masked", (1, 2)),
+    "two clients: as background": ("background", (1, 2)),
 }
 
 
@@ -137,14 +140,20 @@ def quality_jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def masking_jobs(options: argparse.Namespace) -> list[Job]:
-    """Federations of iid3 in which client 1 did not annotate a class."""
-    first, second, third = client_data(options.data, "iid3")
+    """Federations of iid3 in which one client or two did not annotate a class."""
     jobs = []
-    for name, variant in MASKING.items():
-        changed = unannotated(Path(second), options.out / "data" / variant, variant)
-        settings = (f"datasets.1.not_annotated=[{MASKED}]",) if variant == "masked" else ()
-        data = (first, str(changed), third)
-        jobs += [Job("federated", name, "iid3", seed, data, settings) for seed in options.seeds]
+    for name, (variant, clients) in MASKING.items():
+        data = list(client_data(options.data, "iid3"))
+        settings = []
+        for index in clients:
+            folder = options.out / "data" / f"{variant}-{index}"
+            data[index] = str(unannotated(Path(data[index]), folder, variant))
+            if variant == "masked":
+                settings.append(f"datasets.{index}.not_annotated=[{MASKED}]")
+        jobs += [
+            Job("federated", name, "iid3", seed, tuple(data), tuple(settings))
+            for seed in options.seeds
+        ]
     return jobs
 
 
