@@ -11,8 +11,8 @@ local        `yolo train` on one client's data, batch 5: a client's share of 16 
 federated    `python federated.py` with one round an epoch, for each of SETTINGS
 
 Writes OUT/results.csv as it goes (a rerun continues there), and a table and a plot of it at the
-end. `--masking` instead trains federations in which the platelets of one client are not labelled: with
-that class left out of its loss, as background, and without those images; and of two clients.
+end. `--masking` instead trains federations in which the platelets of one client are not labelled:
+with that class left out of its loss, as background, and without those images; and of two clients.
 """
 
 import argparse
