@@ -1,6 +1,7 @@
 """Federated fine-tuning of an Ultralytics YOLO model with Flower.
 
     python federated.py [CONFIG.yaml] [key=value ...]
+    python federated.py resume=RUN_DIR    go on with a stopped run; resume=true: with the newest
 
 Without a config, the demo in configs/demo.yaml runs. Exit codes: 0 done, 1 failed while running
 (finished rounds stay usable), 2 wrong input (nothing was started), 130 interrupted.
@@ -8,6 +9,7 @@ Without a config, the demo in configs/demo.yaml runs. Exit codes: 0 done, 1 fail
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -19,16 +21,23 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    from utils.config import InputError
     from utils.environment import prepare_environment, remove_private_settings
 
-    prepare_environment()
     try:
-        return run(arguments)
+        command = parse(arguments)
+        prepare_environment(trust_checkpoints=command.trusts_checkpoint())
+    except InputError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    try:
+        return run(command)
     finally:
         remove_private_settings()
 
 
-def run(arguments: list[str]) -> int:
+def run(command: "Command") -> int:
     """Load config -> check -> simulate -> say where the results are."""
     from rich.console import Console
 
@@ -43,10 +52,11 @@ def run(arguments: list[str]) -> int:
     console = Console(highlight=False)
     run_dir = None
     try:
-        config_file, overrides = split_arguments(arguments)
-        config = with_demo_data(load_config(config_file, overrides))
-        with checked(config) as federation:
-            run_dir = RunDir.create(Path(config.save_dir), config.name)
+        config = load_config(command.config_file, command.overrides)
+        if command.run_dir is not None:
+            run_dir = RunDir.reopen(command.run_dir)
+        with checked(with_demo_data(config)) as federation:
+            run_dir = run_dir or RunDir.create(Path(federation.config.save_dir), config.name)
             terminal.show_start(console, federation, run_dir)
             with terminal.TerminalDisplay(console, config.num_rounds) as display:
                 result = simulate(federation, display, run_dir)
@@ -66,23 +76,54 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def split_arguments(arguments: list[str]) -> tuple[Path, list[str]]:
-    """Tell the config file from the overrides."""
-    from utils.config import InputError
+@dataclass(frozen=True)
+class Command:
+    """What the arguments ask for. run_dir: of the run to go on with, None for a new one."""
 
-    overrides = [a for a in arguments if "=" in a]
+    config_file: Path
+    overrides: list[str]
+    run_dir: Path | None = None
+
+    def trusts_checkpoint(self) -> bool:
+        """Whether base models may hold anything; the environment has to know first."""
+        from utils.config import trusts_checkpoint
+
+        return trusts_checkpoint(self.config_file, self.overrides)
+
+
+def parse(arguments: list[str]) -> Command:
+    """Tell the config file, `resume=` and the overrides apart. Raises InputError."""
+    from utils.config import DEFAULT_SAVE_DIR, InputError, resume_problems
+    from utils.run_dir import CONFIG_FILE, find_run
+
+    values = dict(a.split("=", 1) for a in arguments if a.startswith(("resume=", "save_dir=")))
+    overrides = [a for a in arguments if "=" in a and not a.startswith("resume=")]
     files = [a for a in arguments if "=" not in a]
     for option in (a for a in arguments if a.startswith("-")):
         bare = option.lstrip("-").replace("-", "_")
         raise InputError(
             f"'{option}': unknown option; settings are key=value, e.g. {bare.partition('=')[0]}=..."
         )
-    if len(files) > 1:
+    resume = values.get("resume", "false")
+    if resume.lower() in ("false", "null"):
+        if len(files) > 1:
+            raise InputError(
+                f"found {len(files)} config files ({', '.join(files)}), expected one; overrides "
+                "are key=value without spaces"
+            )
+        return Command(Path(files[0]) if files else DEMO, overrides)
+    if files:
         raise InputError(
-            f"found {len(files)} config files ({', '.join(files)}), expected one; overrides are "
-            "key=value without spaces"
+            f"resume={resume}: a resumed run has its settings in its {CONFIG_FILE}; leave "
+            f"{files[0]} out"
         )
-    return (Path(files[0]) if files else DEMO), overrides
+    if resume.lower() == "true":  # save_dir says where to look
+        overrides = [a for a in overrides if not a.startswith("save_dir=")]
+    problems = resume_problems(overrides)
+    if problems:
+        raise InputError(problems)
+    run_dir = find_run(resume, Path(values.get("save_dir", DEFAULT_SAVE_DIR)))
+    return Command(run_dir / CONFIG_FILE, overrides, run_dir)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--masking", action="store_true")
+    parser.add_argument("--federated", action="store_true", help="leave out the plain trainings")
     parser.add_argument("--job", help=argparse.SUPPRESS)  # a plain training in its own process
     options = parser.parse_args()
     options.data, options.out = options.data.resolve(), options.out.resolve()
@@ -136,7 +137,7 @@ def quality_jobs(options: argparse.Namespace) -> list[Job]:
         Job("centralised", "centralised, batch 5", "all", seed, pooled, ("5",))
         for seed in options.seeds
     ]
-    return jobs
+    return [job for job in jobs if job.kind == "federated" or not options.federated]
 
 
 def masking_jobs(options: argparse.Namespace) -> list[Job]:

@@ -34,15 +34,19 @@ TRAIN: dict[str, Any] = {
 
 
 class Silent:
-    """A display that shows nothing and remembers what failed."""
+    """A display that shows nothing and remembers what failed and what was noticed."""
 
     def __init__(self) -> None:
         self.failures: list[tuple[str, str]] = []
+        self.notices: list[str] = []
 
     def step(self, round_number: int, step: str, clients: list[str]) -> None: ...
     def client_done(self, name: str, text: str) -> None: ...
     def client_failed(self, name: str, reason: str) -> None:
         self.failures.append((name, reason))
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
 
     def round_done(self, result: object) -> None: ...
 
@@ -80,11 +84,12 @@ def federation(
     grid: LocalGrid | None = None,
     display: Silent | None = None,
     not_annotated: dict[int, list[str]] | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> RunResult:
     """Run a federation in this process, through the real messages, client and server.
 
-    not_annotated: class names by client.
+    not_annotated: class names by client. resume: go on in the directory of an earlier call.
     """
     config = Config.model_validate(
         {
@@ -101,7 +106,7 @@ def federation(
         }
     )
     with checked(config) as ready:
-        run_dir = RunDir.create(save_dir, "run")
+        run_dir = RunDir.reopen(save_dir / "run") if resume else RunDir.create(save_dir, "run")
         server = make_server(ready, display or Silent(), run_dir)
         return server.run(grid or LocalGrid(len(datasets)))  # pyright: ignore[reportArgumentType]
 

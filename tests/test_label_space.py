@@ -12,6 +12,7 @@ from test_exactness import TRAIN, assert_identical, federation, final_arrays
 from ultralytics import YOLO
 
 from utils.arrays import Arrays
+from utils.client import from_record
 from utils.config import InputError
 from utils.data import in_label_space, label_space
 from utils.run_dir import load_arrays, read_csv
@@ -109,6 +110,27 @@ def test_a_class_that_is_not_annotated_gets_no_gradient(base_model: str, tmp_pat
     )
     start, _ = load_arrays(result.run_dir / "weights" / "round0.npz")
     assert class_rows(final_arrays(result), start).tolist() == [True, False, True]
+
+
+def test_the_rows_of_a_class_are_those_of_the_clients_that_annotate_it(tmp_path: Path) -> None:
+    """Of two clients only c1 has class b: the others' rows would hold it back by half."""
+    data = [
+        make_dataset(tmp_path / "without", num_train=4, names=("a", "c")),
+        make_dataset(tmp_path / "with", num_train=2, seed=1),
+    ]
+    grid = LocalGrid(2)
+    result = federation(
+        data, tmp_path / "runs", TRAIN, num_rounds=1, names=["a", "b", "c"], grid=grid
+    )
+    found = final_arrays(result)
+    trained = [r for r in grid.received if r.metadata.message_type == "train"]
+    c1, c0 = (from_record(r.content.array_records["arrays"]) for r in trained)
+    names = [n for n in found if ".cv3." in n and found[n].shape[:1] == (3,)]
+    assert len(names) == 6
+    for name in names:
+        np.testing.assert_array_equal(found[name][1], c1[name][1])
+        mean = (4 * c0[name][[0, 2]].astype(float) + 2 * c1[name][[0, 2]]) / 6
+        np.testing.assert_allclose(found[name][[0, 2]], mean, rtol=1e-6)
 
 
 def test_classes_that_are_listed_but_not_annotated_count_as_absent(tmp_path: Path) -> None:

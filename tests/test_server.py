@@ -309,6 +309,7 @@ def test_instructions_survive_json() -> None:
         seed=7,
         device="cpu",
         num_threads=2,
+        round_timeout_s=1.5,
         clients=(client_module.Partition("north", "/data.yaml", ("b",)),),
         private_root="/run",
     )

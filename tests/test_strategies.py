@@ -9,7 +9,7 @@ from local_grid import identify_process
 
 from utils.arrays import Arrays, Layout, cast_to
 from utils.config import InputError, StrategyConfig
-from utils.strategies import STRATEGIES, Aggregation, Update, strategy_problems
+from utils.strategies import STRATEGIES, Aggregation, Update, abstain, strategy_problems
 
 # "w" is trainable; "var" stands for BatchNorm's statistics and "count" for its counter.
 PARAMETERS = frozenset({"w"})
@@ -26,7 +26,7 @@ def state(w: float, var: float = 1.0, count: int = 0) -> Arrays:
 def update(
     name: str, arrays: Arrays, num_examples: int = 1, num_steps: int = 1, loss: float = 1.0
 ) -> Update:
-    return Update(name, arrays, num_examples, num_steps, {"train/loss": loss}, 0.0)
+    return Update(name, arrays, num_examples, num_steps, {"train/loss": loss}, 0.0, 0.0)
 
 
 # Unless a test says otherwise: one client with 1 image and one with 3; means 3.5, 17.5 and 4.75.
@@ -116,6 +116,22 @@ def test_buffers_are_weighted_means_whatever_the_server_optimiser(name: str) -> 
     arrays = one_round(combine, arrays, TWO, round_number=2)
     assert arrays["var"].tolist() == [17.5]
     assert arrays["count"].item() == 5
+
+
+def test_clients_that_do_not_annotate_a_class_abstain_from_its_rows() -> None:
+    """Rows are classes; only a and b annotate class 0, only c class 1, nobody class 2."""
+    start = {"w": np.array([[9.0], [9.0], [9.0], [9.0]], np.float32)}
+    updates = [
+        update("a", {"w": np.array([[1.0], [0.0], [0.0], [2.0]], np.float32)}, num_examples=1),
+        update("b", {"w": np.array([[5.0], [0.0], [0.0], [2.0]], np.float32)}, num_examples=3),
+        update("c", {"w": np.array([[0.0], [7.0], [0.0], [8.0]], np.float32)}, num_examples=2),
+    ]
+    absent = {"a": [1, 2], "b": [1, 2], "c": [0, 2]}
+    filled = abstain(updates, absent, ["w"], start)
+    combine = aggregation("fedavg")
+    # Class 0: (1*1 + 3*5) / 4. Class 3, which all annotate: (1*2 + 3*2 + 2*8) / 6.
+    assert one_round(combine, start, filled)["w"].ravel().tolist() == [4.0, 7.0, 9.0, 4.0]
+    assert abstain(updates, {"a": []}, ["w"], start) is updates
 
 
 def test_fedprox_averages_and_tells_the_clients_mu() -> None:

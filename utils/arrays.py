@@ -69,6 +69,15 @@ def layout_problems(arrays: Mapping[str, np.ndarray], layout: Layout) -> list[st
     return problems
 
 
+def negative_statistics(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Say which BatchNorm variances and counters are negative; a variance would make NaNs."""
+    return [
+        f"{name}: has negative values"
+        for name, array in arrays.items()
+        if name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any()
+    ]
+
+
 def select(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> Arrays:
     """The arrays of these names, in the order of the names."""
     return {name: arrays[name] for name in names}
@@ -80,6 +89,22 @@ def to_double(arrays: Mapping[str, np.ndarray]) -> Arrays:
     Averaging in float32 makes the mean of three equal models differ from the model.
     """
     return {name: array.astype(np.float64) for name, array in arrays.items()}
+
+
+def distance(
+    arrays: Mapping[str, np.ndarray], origin: Mapping[str, np.ndarray], names: Iterable[str]
+) -> float:
+    """L2 norm of the difference over the arrays of these names together, in float64."""
+    differences = (arrays[n].astype(np.float64) - origin[n] for n in names)
+    return float(np.sqrt(sum(np.vdot(d, d) for d in differences)))
+
+
+def shortened(
+    arrays: Mapping[str, np.ndarray], origin: Mapping[str, np.ndarray], factor: float
+) -> Arrays:
+    """origin + factor * (arrays - origin), in float64."""
+    new, old = to_double(arrays), to_double(origin)
+    return {name: old[name] + factor * (new[name] - old[name]) for name in new}
 
 
 def cast_to(arrays: Mapping[str, np.ndarray], layout: Layout) -> Arrays:

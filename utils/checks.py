@@ -72,6 +72,7 @@ def checked(config: Config) -> Iterator[Federation]:
 
 def _check(config: Config, caches: Path) -> Federation:
     problems = strategy_problems(config.strategy, config.clients_per_round)
+    problems += _min_clients_problems(config)
     problems += _resource_problems(config.client_resources) + _sharing_problems(config)
     problems += _save_dir_problems(Path(config.save_dir))
     task, base_problems = _task(config)
@@ -145,6 +146,15 @@ def _resource_problems(resources: ClientResources) -> list[str]:
                 "one GPU; use 1, or a fraction to share it"
             )
     return problems
+
+
+def _min_clients_problems(config: Config) -> list[str]:
+    if config.min_clients <= config.clients_per_round:
+        return []
+    return [
+        f"min_clients: found {config.min_clients}, but {config.clients_per_round} of the "
+        f"{len(config.clients)} clients train in a round; lower it, or raise fraction_train"
+    ]
 
 
 def _save_dir_problems(save_dir: Path) -> list[str]:

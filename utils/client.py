@@ -30,8 +30,9 @@ from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 
 from utils.arrays import Arrays, Layout, select
+from utils.attempts import attempt
 from utils.config import SharedConfig
-from utils.data import in_label_space, read_data_yaml, write_private_yaml
+from utils.data import NOT_ANNOTATED, in_label_space, read_data_yaml, write_private_yaml
 from utils.evaluation import Evaluator
 from utils.model import build_model, load_into, save_checkpoint, shared_names, to_arrays
 from utils.run_dir import write_atomically
@@ -59,7 +60,7 @@ class Instructions:
 
     run_id: unique for a run. digest: of the global model's layout. names: class names of the
     federation. train: resolved train arguments. clients: of each partition, and private_root the
-    folder of their private folders; only in simulation.
+    folder of their private folders; only in simulation. round_timeout_s: for one message.
     """
 
     run_id: str
@@ -75,6 +76,7 @@ class Instructions:
     seed: int
     device: str
     num_threads: int
+    round_timeout_s: float | None
     clients: tuple[Partition, ...]
     private_root: str
 
@@ -162,12 +164,13 @@ class YoloClient(NumPyClient):
                 self.data, s.task, s.train, s.private_dir, s.device, s.num_threads
             )
         load_into(self.model, dict(zip(self.names, parameters, strict=True)), self.names)
+        round_number = int(config["server-round"])
         if len(self.names) < len(self.model.state_dict()):
-            private = self.trainer.private_arrays()
+            private = self.trainer.private_arrays(round_number)
             load_into(self.model, private, private)
         result = self._evaluator(self.model)
         if len(self.names) < len(self.model.state_dict()):
-            self._keep_personal_model(int(config["server-round"]), result.fitness)
+            self._keep_personal_model(round_number, result.fitness)
         seconds = time.perf_counter() - started
         metrics = {**result.metrics, **result.per_class}
         metrics.update(fitness=result.fitness, seconds=seconds)
@@ -234,16 +237,22 @@ def _reporting_errors(handler: Handler) -> Handler:
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
+        instructions = _instructions(message)
+        name = instructions.clients[_partition(context)].name
+        folder = Path(instructions.private_root) / name
         try:
-            return handler(message, context)
+            message_id = message.metadata.message_id
+            with attempt(folder, message_id, instructions.round_timeout_s) as number:
+                reply = handler(message, context)
+            reply.content["client"] = ConfigRecord({"name": name, "attempt": number})
+            return reply
         except Exception as error:  # whatever it is, the server must be told
             text = traceback.format_exc()
-            instructions = _instructions(message)
-            name = instructions.clients[_partition(context)].name
-            folder = Path(instructions.private_root) / name
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            try:
+                write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))
+            except OSError as full:  # the disk may be what failed
+                reason += f" (and no traceback in {folder}: {full.strerror})"
             return Message(Error(CLIENT_ERROR, reason), reply_to=message)
 
     return wrapped
@@ -252,7 +261,7 @@ def _reporting_errors(handler: Handler) -> Handler:
 @app.query()
 @_reporting_errors
 def query(message: Message, context: Context) -> Message:
-    """Say who this is and check that its model is the server's."""
+    """Say which classes are not annotated here, and check that the model is the server's."""
     instructions = _instructions(message)
     client = client_for(instructions, _partition(context))
     if client.layout.digest != instructions.digest:
@@ -260,7 +269,8 @@ def query(message: Message, context: Context) -> Message:
             f"client '{client.name}' builds another model from {instructions.base_model} than the "
             "server; use the same base model file and the same Ultralytics version"
         )
-    return Message(RecordDict({"client": _identity(client)}), reply_to=message)
+    absent = ConfigRecord({"not-annotated": client.data.get(NOT_ANNOTATED, [])})
+    return Message(RecordDict({"data": absent}), reply_to=message)
 
 
 @app.train()
@@ -273,7 +283,6 @@ def train(message: Message, context: Context) -> Message:
         {
             "arrays": to_record(dict(zip(client.names, parameters, strict=True))),
             "metrics": MetricRecord({"num-examples": num_examples, **metrics}),
-            "client": _identity(client),
         }
     )
     return Message(record, reply_to=message)
@@ -286,7 +295,7 @@ def evaluate(message: Message, context: Context) -> Message:
     client, arrays, config = _unpack(message, context)
     loss, num_examples, metrics = client.evaluate(arrays, config)
     numbers = MetricRecord({"num-examples": num_examples, "loss": loss, **metrics})
-    return Message(RecordDict({"metrics": numbers, "client": _identity(client)}), reply_to=message)
+    return Message(RecordDict({"metrics": numbers}), reply_to=message)
 
 
 def _instructions(message: Message) -> Instructions:
@@ -295,10 +304,6 @@ def _instructions(message: Message) -> Instructions:
 
 def _partition(context: Context) -> int:
     return int(context.node_config["partition-id"])
-
-
-def _identity(client: YoloClient) -> ConfigRecord:
-    return ConfigRecord({"name": client.name})
 
 
 def _unpack(

@@ -32,7 +32,7 @@ OWNED_TRAIN_ARGS = {
     "save_dir": "use save_dir",
     "save": "every round is saved",
     "save_period": "every round is saved",
-    "resume": "a run starts from base_model; give it a round's exported .pt to go on from there",
+    "resume": "python federated.py resume=RUN_DIR goes on with a run that was stopped",
     "time": "use num_rounds",
     "patience": "a federation runs all its rounds; best.pt is the best of them",
     "val": "use evaluate.every",
@@ -82,6 +82,7 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
 }
+DEFAULT_SAVE_DIR = "runs/federated"
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -160,6 +161,18 @@ class SharedConfig(_Frozen):
         return self.batchnorm == "frozen" and round_number > after
 
 
+class UpdateNormConfig(_Frozen):
+    """What to do with a client's update that is far longer than those of the others.
+
+    Its length is the L2 norm of the change of the trainable arrays; an outlier's is more than
+    `times_median` times the median of the round's. "keep" takes it as it is, "clip" shortens it to
+    that length, "refuse" leaves the client out of the round.
+    """
+
+    outliers: Literal["keep", "clip", "refuse"] = "keep"
+    times_median: Annotated[float, Field(strict=True, gt=1)] = 3.0
+
+
 class EvaluateConfig(_Frozen):
     """data: a `data.yaml` held by the server, whose val split scores each global model.
 
@@ -193,6 +206,9 @@ class Config(_Frozen):
     fraction_train: share of the clients that train in a round, drawn anew from `seed`.
     local_optimizer: whether a client's optimiser keeps its state between rounds.
     server_ema: decay per round of an average of the global models; 0 is none.
+    min_clients: usable updates without which a round is tried again, and in the end the run stops.
+    round_timeout_s: seconds that a client may take for its work in a round; None is no limit.
+    trust_checkpoint: load base models with any content, which can run code of whoever made them.
     train: Ultralytics train arguments by name.
     """
 
@@ -204,7 +220,7 @@ class Config(_Frozen):
     names: Annotated[list[str], Field(min_length=1)] | None = None
     num_rounds: PositiveInt = 10
     local_epochs: PositiveInt = 1
-    save_dir: str = "runs/federated"
+    save_dir: str = DEFAULT_SAVE_DIR
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
     seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
     strategy: Annotated[StrategyConfig, BeforeValidator(_name_strategy)] = StrategyConfig()
@@ -213,6 +229,10 @@ class Config(_Frozen):
     global_batch: PositiveInt | None = None
     local_optimizer: Literal["keep", "reset"] = "keep"
     server_ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    min_clients: PositiveInt = 1
+    round_timeout_s: Annotated[float, Field(strict=True, gt=0)] | None = None
+    update_norm: UpdateNormConfig = UpdateNormConfig()
+    trust_checkpoint: Annotated[bool, Field(strict=True)] = False
     client_resources: ClientResources = ClientResources()
     train: dict[str, Any] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -237,6 +257,26 @@ class Config(_Frozen):
     def to_yaml(self) -> str:
         """YAML that gives this config again."""
         return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+
+
+# What a resumed run may be given anew: the weights do not depend on it, but that another number of
+# threads rounds differently.
+RESUME_SETTINGS = ("client_resources", "min_clients", "round_timeout_s", "verbose")
+
+
+def resume_problems(overrides: Sequence[str]) -> list[str]:
+    """Say which overrides would make a resumed run another run."""
+    return [
+        f"'{override}': a resumed run keeps its settings, except {', '.join(RESUME_SETTINGS)}; "
+        "leave it out, or start a new run from weights/last.pt as base_model"
+        for override in overrides
+        if override.partition("=")[0].partition(".")[0].strip() not in RESUME_SETTINGS
+    ]
+
+
+def trusts_checkpoint(path: Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether `trust_checkpoint` is on; known before Ultralytics is imported, unlike the rest."""
+    return _read(path, overrides)[0].get("trust_checkpoint") is True
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -429,6 +469,9 @@ _EXPECTED = {
     "server_ema": "a number from 0 (none) to less than 1",
     "num_gpus": "a number of at least 0 (a fraction shares a GPU) or 'auto'",
     "num_cpus": "a number greater than 0",
+    "round_timeout_s": "a number of seconds greater than 0, or null for no limit",
+    "update_norm": "'outliers: ...' and 'times_median: ...' lines",
+    "times_median": "a number greater than 1",
     "name": "letters, digits, '.', '_' and '-'",
     "train": "Ultralytics train arguments, one 'key: value' line each",
     "client_resources": "'num_cpus: ...' and 'num_gpus: ...' lines",
@@ -440,4 +483,5 @@ _SECTIONS = {
     "evaluate": EvaluateConfig,
     "datasets": ClientData,
     "shared": SharedConfig,
+    "update_norm": UpdateNormConfig,
 }

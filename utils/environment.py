@@ -20,7 +20,6 @@ QUIET_DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns that it will stop hiding GPUs
     "YOLO_OFFLINE": "1",  # no look-up of weights, fonts or package updates
     "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
-    "ULTRALYTICS_SAFE_LOAD": "1",  # a .pt is a pickle: load known classes only
     "YOLO_VERBOSE": "false",
     "KMP_WARNINGS": "0",
 }
@@ -39,8 +38,12 @@ SETTINGS_OFF = (
 )
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     """Set the variables above and give Ultralytics a private settings folder. Idempotent.
+
+    trust_checkpoints: a .pt is a pickle, which can run any code while it is loaded, and a model
+    YAML is partly evaluated; Ultralytics loads known classes only and evaluates nothing unless this
+    is true. A variable in the user's shell does not decide it.
 
     The user's own Ultralytics settings keep their folders (`datasets_dir`, ...); the copy only
     switches off what would reach the network. Fonts are taken from Matplotlib, because
@@ -48,6 +51,7 @@ def prepare_environment() -> None:
     """
     for name, value in QUIET_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return
     folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))

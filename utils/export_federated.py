@@ -2,6 +2,7 @@
 
     python utils/export_federated.py BASE ROUND.npz [-o saved_model.pt] [--data data.yaml]
                                      [--format onnx|engine|openvino|...] [--imgsz N]
+                                     [--trust-checkpoint]
 
 BASE is the run's `base_model`, a checkpoint or a model YAML such as yolo11n.yaml. The .pt works in
 `YOLO(...)`, `yolo val`, `yolo predict`, `yolo train` and `yolo export`. An archive of another
@@ -36,7 +37,8 @@ if __name__ == "__main__":
         sys.path[0] = str(Path(__file__).resolve().parents[1])
     from utils.environment import prepare_environment
 
-    prepare_environment()  # before Ultralytics is imported, which the modules below do
+    # Before Ultralytics is imported, which the modules below do.
+    prepare_environment(trust_checkpoints="--trust-checkpoint" in sys.argv)
 
 import torch
 from ultralytics import YOLO
@@ -44,7 +46,7 @@ from ultralytics.engine.exporter import export_formats
 from ultralytics.nn.autobackend import AutoBackend, check_class_names
 from ultralytics.nn.tasks import yaml_model_load
 
-from utils.arrays import Arrays, Layout, cast_to, layout_problems
+from utils.arrays import Arrays, Layout, cast_to, layout_problems, negative_statistics
 from utils.config import InputError, nearest
 from utils.environment import ensure_torchvision_nms, remove_private_settings
 from utils.model import (
@@ -353,9 +355,8 @@ def _implausible(arrays: Arrays, layout: Layout) -> list[str]:
             continue
         if array.dtype.kind in "iu" and np.dtype(dtype).kind == "f":
             problems.append(f"{name}: {array.dtype.name}, expected a floating-point array")
-        elif name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any():
-            problems.append(f"{name}: has negative values; are the arrays in another order?")
-    return problems
+    order = "; are the arrays in another order?"
+    return problems + [problem + order for problem in negative_statistics(arrays)]
 
 
 def by_position(arrays: Arrays, layout: Layout) -> Arrays:
@@ -522,6 +523,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="data.yaml, for an archive without class names")
     parser.add_argument("--format", type=str.lower, help="also export: onnx, engine, openvino, ...")
     parser.add_argument("--imgsz", type=int, help="image size of the export, pixels")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",  # looked for before Ultralytics is imported, at the top
+        help="load a base with any content, which can run code of whoever made it",
+    )
     return parser.parse_args(arguments)
 
 

@@ -5,6 +5,7 @@ model and a list of class names to the model that `yolo train` would start from.
 """
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 import ultralytics
 from ultralytics.cfg import get_cfg
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
+from ultralytics.utils import SAFE_LOAD
 from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
 
 from utils.arrays import Arrays, Layout, layout_problems
@@ -51,6 +54,7 @@ def task_of(base_model: str) -> str:
 def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
     """The module inside an Ultralytics checkpoint, read by the restricted loader.
 
+    (Unless `trust_checkpoint` has switched it off for this process, see utils/environment.py.)
     Raises InputError; `where` starts its line.
     """
     try:
@@ -64,17 +68,27 @@ def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
         )
     ensure_torchvision_nms()  # classification checkpoints hold torchvision transforms
     try:
-        checkpoint, _ = torch_safe_load(path, safe_only=True)
+        checkpoint, _ = torch_safe_load(path, safe_only=SAFE_LOAD)
     except Exception as error:  # any damage to a pickle surfaces as any kind of error
-        text = next((x for x in str(error).splitlines() if x.strip()), type(error).__name__)
         raise InputError(
-            f"{where}: not an Ultralytics checkpoint that is safe to load: {text}"
+            f"{where}: not an Ultralytics checkpoint that is safe to load: {_why_not(error)}"
         ) from error
     checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
     module = checkpoint.get("ema") or checkpoint.get("model")
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"{where}: the file holds no model; expected an Ultralytics checkpoint")
     return module
+
+
+def _why_not(error: Exception) -> str:
+    """What keeps a checkpoint from being loaded, in one line."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error.__cause__))
+    if foreign:
+        return (
+            f"it refers to {foreign[1]}, which is no part of a model and could run any code; if "
+            "you trust whoever made it, set trust_checkpoint (the exporter: --trust-checkpoint)"
+        )
+    return next((x for x in str(error).splitlines() if x.strip()), type(error).__name__)
 
 
 def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
@@ -188,6 +202,22 @@ def parameter_names(model: torch.nn.Module) -> frozenset[str]:
     return frozenset(
         name for name, _ in unwrap_model(model).named_parameters() if ".dfl." not in name
     )
+
+
+def class_row_names(model: torch.nn.Module) -> list[str]:
+    """Names of the arrays whose row c belongs to class c: ends of the classification branches.
+
+    All YOLO heads keep these in `cv3`, and end-to-end ones a second time in `one2one_cv3`.
+    """
+    names = []
+    for head, module in unwrap_model(model).named_modules():
+        if isinstance(module, Detect):
+            for attribute in ("cv3", "one2one_cv3"):
+                branches: Any = getattr(module, attribute, None) or ()
+                for index, branch in enumerate(branches):
+                    last = f"{head}.{attribute}.{index}.{len(branch) - 1}"
+                    names += [f"{last}.{name}" for name in branch[-1].state_dict()]
+    return names
 
 
 def shared_names(model: torch.nn.Module, shared: SharedConfig) -> list[str]:

@@ -5,6 +5,7 @@ a reader (or a run that was killed) sees the whole old file or the whole new one
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from utils.arrays import Arrays, Layout, checksum
+from utils.arrays import Arrays, Layout, checksum, layout_problems, select
 from utils.config import InputError
 
 META_KEY = "__federation__"
 FORMAT = 1
+CONFIG_FILE = "args.yaml"
+RESULTS = "results.csv"  # a round is complete once its row stands here: it is written last
+TABLES = (RESULTS, "clients.csv", "classes.csv")
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in this folder outlive a power failure, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: RoundMeta) -> None:
@@ -90,13 +107,18 @@ def load_arrays(path: Path) -> tuple[Arrays, RoundMeta | None]:
 
 
 class RunDir:
-    """Paths and files of one run. Holds its CSV rows, so that columns may appear late."""
+    """Paths and files of one run. Holds its CSV rows, so that columns may appear late, and a lock.
+
+    The lock keeps other processes from going on with the run at the same time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.weights = path / "weights"
         self.clients = path / "clients"
-        self._rows: dict[str, list[dict[str, object]]] = {}
+        self.server = path / "server"
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._lock = FileLock(self.server / "lock", timeout=0)
 
     @classmethod
     def create(cls, save_dir: Path, name: str) -> "RunDir":
@@ -119,9 +141,46 @@ class RunDir:
             except FileExistsError:
                 number += 1
                 continue
-            run_dir.weights.mkdir()
-            run_dir.clients.mkdir()
+            for folder in (run_dir.weights, run_dir.clients, run_dir.server):
+                folder.mkdir()
+            run_dir._lock.acquire()
             return run_dir
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunDir":
+        """Take over the directory of a run that has ended, to go on with it.
+
+        Rows of a round that was not complete are dropped; it will be run again.
+        Raises InputError for the directory of a run that is still going on.
+        """
+        run_dir = cls(path.resolve())
+        run_dir.server.mkdir(exist_ok=True)
+        try:
+            run_dir._lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"resume={path}: another process is at work on this run; wait for it or stop it"
+            ) from error
+        for left in run_dir.path.rglob(".*.tmp"):  # of writes that were killed
+            left.unlink(missing_ok=True)
+        for name in TABLES:
+            table = run_dir.path / name
+            try:
+                rows = read_csv(table) if table.exists() else []
+                last = run_dir.last_round()
+                run_dir._rows[name] = [row for row in rows if int(row["round"]) <= last]
+            except (KeyError, ValueError, TypeError) as error:
+                raise InputError(f"{table}: damaged ({error}); the run cannot go on") from error
+        return run_dir
+
+    def last_round(self) -> int:
+        """Number of the last complete round; 0 before the first."""
+        path = self.path / RESULTS
+        return max((int(row["round"]) for row in read_csv(path)), default=0) if path.exists() else 0
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a CSV so far: as they were appended, or strings if the run was reopened."""
+        return list(self._rows.get(name, []))
 
     def client_dir(self, name: str) -> Path:
         """Private folder of one client."""
@@ -138,9 +197,34 @@ class RunDir:
         return path
 
     def load_round(self, round_number: int, layout: Layout) -> Arrays:
-        """Read the global arrays of a round of this run, in the order of the layout."""
-        arrays, _ = load_arrays(self.round_path(round_number))
-        return {name: arrays[name] for name in layout.names}
+        """Read the global arrays of a round of this run, in the order of the layout.
+
+        Raises ValueError, naming the file, when it is damaged or of another layout.
+        """
+        return _load_layout(self.round_path(round_number), layout)
+
+    def _average_path(self, round_number: int) -> Path:
+        return self.weights / f"ema{round_number}.npz"
+
+    def save_average(self, arrays: Arrays, meta: RoundMeta) -> None:
+        """Write the moving average of the global arrays after `meta.round`."""
+        save_arrays(self._average_path(meta.round), arrays, meta)
+
+    def load_average(self, round_number: int, layout: Layout) -> Arrays:
+        """Read it. Raises as `load_round`."""
+        return _load_layout(self._average_path(round_number), layout)
+
+    def _strategy_path(self, round_number: int) -> Path:
+        return self.server / f"strategy{round_number}.npz"
+
+    def save_strategy(self, state: Arrays, meta: RoundMeta) -> None:
+        """Write what a strategy carries from round to round; the last two rounds' are kept."""
+        save_arrays(self._strategy_path(meta.round), state, meta)
+        self._strategy_path(meta.round - 2).unlink(missing_ok=True)
+
+    def load_strategy(self, round_number: int) -> Arrays:
+        """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
+        return load_arrays(self._strategy_path(round_number))[0]
 
     def rounds(self) -> list[int]:
         """Numbers of the rounds on disk, ascending."""
@@ -160,8 +244,6 @@ class RunDir:
         columns = list(dict.fromkeys(column for row in table for column in row))
 
         def write(file: BinaryIO) -> None:
-            import io
-
             text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
             writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
             writer.writeheader()
@@ -169,6 +251,34 @@ class RunDir:
             text.detach()
 
         write_atomically(self.path / name, write)
+
+
+def _load_layout(path: Path, layout: Layout) -> Arrays:
+    arrays, _ = load_arrays(path)
+    problems = layout_problems(arrays, layout)
+    if problems:
+        raise ValueError(f"{path}: not of this model: {'; '.join(problems[:3])}")
+    return select(arrays, layout.names)
+
+
+def find_run(where: str, save_dir: Path) -> Path:
+    """Directory of the run to go on with.
+
+    where: the directory or a file in it, or "true" for the newest run below save_dir.
+    Raises InputError when there is none.
+    """
+    if where.lower() == "true":
+        configs = save_dir.glob(f"*/{CONFIG_FILE}") if save_dir.is_dir() else ()
+        found = max(configs, key=lambda path: path.stat().st_mtime_ns, default=None)
+        if found is None:
+            raise InputError(f"resume=true: found no run in {save_dir}; give resume=RUN_DIR")
+        return found.parent
+    path = Path(where)
+    for folder in path.absolute().parents[:2] if path.is_file() else [path]:
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    reason = f"has no {CONFIG_FILE}, so no run has begun there" if path.exists() else "not there"
+    raise InputError(f"resume={where}: {reason}; expected the directory of a run")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -1,27 +1,44 @@
 """The server: one readable round loop over a Flower strategy."""
 
 import random
+import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from utils.arrays import Arrays, Layout, cast_to, layout_problems, select, to_double
-from utils.client import Instructions, from_record, to_record
-from utils.config import Config
+from utils.arrays import (
+    Arrays,
+    Layout,
+    cast_to,
+    checksum,
+    distance,
+    layout_problems,
+    negative_statistics,
+    select,
+    shortened,
+    to_double,
+)
+from utils.client import CLIENT_ERROR, Instructions, from_record, to_record
+from utils.config import Config, InputError
 from utils.evaluation import Evaluation
-from utils.model import load_into, save_checkpoint, shared_names, to_arrays
-from utils.run_dir import RoundMeta, RunDir, save_arrays
-from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
+from utils.model import class_row_names, load_into, save_checkpoint, shared_names, to_arrays
+from utils.run_dir import RESULTS, RoundMeta, RunDir
+from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update, abstain
 
 POLL_S = 0.1
+ROUND_TRIES = 3
+RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
+GRACE_S = 60.0  # beyond round_timeout_s, within which a client's worker answers by itself
+COUNTS = ("round", "epoch", "num_clients", "num_examples")  # whole numbers in results.csv
 
 
 class FederationError(RuntimeError):
@@ -78,13 +95,17 @@ class Display(Protocol):
         """A client has failed or its answer was refused."""
         ...
 
+    def notice(self, text: str) -> None:
+        """Something happened that a user should know of."""
+        ...
+
     def round_done(self, result: RoundResult) -> None:
         """A round is complete and on disk."""
         ...
 
 
 class Server:
-    """Runs the rounds. Holds the global arrays, their moving average and the best score.
+    """Runs the rounds. Holds the global arrays, their moving average and the rounds' results.
 
     Only the shared arrays are global. Where clients keep some to themselves, there is no model to
     evaluate or save here: each client has its own.
@@ -112,31 +133,76 @@ class Server:
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
         self.average: Arrays | None = None
+        self.class_rows = [name for name in class_row_names(model) if name in self.arrays]
         self.names_by_node: dict[int, str] = {}
-        self.best: RoundResult | None = None
+        self.absent: dict[str, list[int]] = {}  # classes that a client does not annotate
+        self.rounds: list[RoundResult] = []
+        self.notes: dict[str, list[str]] = defaultdict(list)  # of the round, by client
         self._stopping = threading.Event()
 
     def stop(self) -> None:
         """Make `run` raise FederationError at its next step; from any thread."""
         self._stopping.set()
 
+    def restore(self) -> None:
+        """Take up a run after its last complete round.
+
+        Raises InputError when the run directory does not fit this server, or is damaged.
+        """
+        run_dir = self.run_dir
+        try:
+            if run_dir.round_path(0).exists():
+                start = run_dir.load_round(0, self.layout)
+                if checksum(start) != checksum(self.arrays):
+                    raise ValueError(
+                        f"{run_dir.round_path(0)}: the run began from other weights than "
+                        f"base_model '{self.config.base_model}' gives now; put back what it was"
+                    )
+            last = run_dir.last_round()
+            if last:
+                self.arrays = run_dir.load_round(last, self.layout)
+                if self.config.server_ema:
+                    self.average = run_dir.load_average(last, self.layout)
+                if self.aggregation.has_state:
+                    self.aggregation.restore(run_dir.load_strategy(last))
+        except ValueError as error:
+            raise InputError(f"resume: {error}") from error
+        self.rounds = [_result_of(row) for row in run_dir.rows(RESULTS)]
+
+    @property
+    def best(self) -> RoundResult | None:
+        """The round with the highest score; as in Ultralytics, the latest of equals."""
+        scored = [result for result in self.rounds if result.score is not None]
+        return max(scored, key=lambda result: (result.score, result.round), default=None)
+
+    @property
+    def result(self) -> RunResult:
+        """What the run has given so far."""
+        return RunResult(self.run_dir.path, self.rounds, self.best)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all rounds are complete."""
+        return len(self.rounds) >= self.config.num_rounds
+
     def run(self, grid: Grid) -> RunResult:
-        """Run all rounds; every finished one is on disk.
+        """Run the rounds that are left; every finished one is on disk.
 
         Raises FederationError when no client answers usefully or nothing can be written.
         """
-        rounds = []
+        first = len(self.rounds) + 1
         try:
-            self.run_dir.save_round(self.arrays, self._meta(0))
+            if first == 1:
+                self.run_dir.save_round(self.arrays, self._meta(0))
             self.greet(grid)
-            for round_number in range(1, self.config.num_rounds + 1):
-                rounds.append(self.run_round(grid, round_number))
+            for round_number in range(first, self.config.num_rounds + 1):
+                self.run_round(grid, round_number)
         except OSError as error:  # a full disk, a folder that is gone
             raise FederationError(
-                f"round {len(rounds) + 1}: {error.filename or self.run_dir.path}: "
+                f"round {len(self.rounds) + 1}: {error.filename or self.run_dir.path}: "
                 f"{error.strerror or error}"
             ) from error
-        return RunResult(self.run_dir.path, rounds, self.best)
+        return self.result
 
     def greet(self, grid: Grid) -> None:
         """Learn which node is which client, and that all have the same model."""
@@ -147,20 +213,28 @@ class Server:
         for reply in self._exchange(grid, messages):
             if reply.has_error():
                 problems.append(reply.error.reason or "no reason given")
-            else:
-                self.names_by_node[reply.metadata.src_node_id] = _name(reply)
+                continue
+            name = str(reply.content.config_records["client"]["name"])
+            if name in self.names_by_node.values():
+                problems.append(f"two clients call themselves '{name}'")
+            self.names_by_node[reply.metadata.src_node_id] = name
+            absent: Any = reply.content.config_records["data"]["not-annotated"]
+            self.absent[name] = [] if self.config.train.get("single_cls") else list(absent)
         if problems:
             raise FederationError("\n".join(problems))
 
     def run_round(self, grid: Grid, round_number: int) -> RoundResult:
-        """One round: train, aggregate, evaluate, save."""
+        """One round: train, aggregate, evaluate, save. Its row in results.csv makes it complete."""
         started = time.perf_counter()
+        self.notes.clear()
         updates = self.train_clients(grid, round_number)
+        updates = self.limit_norms(round_number, updates)
         self.arrays = self.aggregate(round_number, updates)
         self.average = self.move_average()
         self.save_arrays(round_number)
         scores, on_server = self.evaluate(grid, round_number)
         result = self.summarise(round_number, updates, scores, on_server, started)
+        self.rounds.append(result)
         self.save_checkpoints(result)
         self.write_rows(result, updates, scores, on_server)
         self.display.round_done(result)
@@ -169,25 +243,44 @@ class Server:
     # The steps of a round, in their order.
 
     def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
-        """Send the global arrays, receive and check the clients' updates."""
+        """Send the global arrays, receive and check the clients' updates.
+
+        While there are too few of them, the clients that gave none are asked again: from the same
+        arrays, they do the same work.
+        """
         nodes = self.sample(round_number)
+        needed = max(self.config.min_clients, self.aggregation.min_clients)
+        updates: dict[str, Update] = {}
+        found = ""
+        for tries_left in reversed(range(ROUND_TRIES)):
+            missing = [node for node in nodes if self.names_by_node[node] not in updates]
+            for update in self._train(grid, round_number, missing):
+                updates[update.name] = update
+            if len(updates) >= needed:
+                return [updates[name] for name in sorted(updates)]  # sums depend on the order
+            found = f"{len(updates)} of {len(nodes)} clients returned a usable update"
+            if tries_left:
+                self.display.notice(
+                    f"round {round_number}: {found}, it needs {needed}: asking the others again"
+                )
+                self._pause(RETRY_WAIT_S)
+        self.write_client_rows(round_number, list(updates.values()), [])
+        raise FederationError(
+            f"round {round_number}: {found}, it needs {needed} (min_clients, strategy); tried "
+            f"{ROUND_TRIES} times, the reasons are above and in {self.run_dir.path}/clients.csv"
+        )
+
+    def _train(self, grid: Grid, round_number: int, nodes: list[int]) -> Iterator[Update]:
         self.display.step(round_number, "train", sorted(self.names_by_node[n] for n in nodes))
         messages = self.aggregation.configure(
             round_number, self.arrays, self._config_record(), nodes
         )
-        updates = []
         for reply in self._exchange(grid, messages):
             update = self._checked(reply, self._read_update)
             if update is not None:
                 loss = sum(update.losses.values())
                 self.display.client_done(update.name, f"loss {loss:.3g}, {update.seconds:.1f} s")
-                updates.append(update)
-        if not updates:
-            raise FederationError(
-                f"round {round_number}: no client returned a usable update; the reasons are above "
-                f"and in {self.run_dir.clients}/*/error.txt"
-            )
-        return sorted(updates, key=lambda update: update.name)  # sums depend on the order
+                yield update
 
     def sample(self, round_number: int) -> list[int]:
         """Node ids of the clients that train in this round: by name, so that a rerun agrees."""
@@ -195,8 +288,30 @@ class Server:
         rng = random.Random(f"{self.config.seed}/{round_number}")
         return sorted(rng.sample(nodes, self.config.clients_per_round), key=nodes.index)
 
+    def limit_norms(self, round_number: int, updates: list[Update]) -> list[Update]:
+        """Clip or refuse updates that are far longer than the others, as `update_norm` says."""
+        setting = self.config.update_norm
+        if setting.outliers == "keep":
+            return updates
+        median = statistics.median(update.norm for update in updates)
+        limit = setting.times_median * median
+        result = []
+        for update in updates:
+            if update.norm <= limit:
+                result.append(update)
+                continue
+            found = f"its update is {update.norm / median:.3g} times as long as the round's median"
+            if setting.outliers == "refuse":
+                self._fail(update.name, f"{found}; refused")
+                continue
+            self._note(update.name, f"{found}; shortened to {setting.times_median:g} times")
+            arrays = shortened(update.arrays, self.arrays, limit / update.norm)
+            result.append(replace(update, arrays=cast_to(arrays, self.layout)))
+        return result
+
     def aggregate(self, round_number: int, updates: list[Update]) -> Arrays:
         """Combine updates by the strategy, in float64, and cast back to the layout."""
+        updates = abstain(updates, self.absent, self.class_rows, self.arrays)
         combined = self.aggregation.aggregate(round_number, updates)
         if combined is None:
             raise FederationError(
@@ -285,26 +400,21 @@ class Server:
         return RoundResult(round_number, score, row)
 
     def save_arrays(self, round_number: int) -> None:
-        """Write the global arrays of the round, and their average."""
-        self.run_dir.save_round(self.arrays, self._meta(round_number))
+        """Write the global arrays of the round, their average and what the strategy remembers."""
+        meta = self._meta(round_number)
+        self.run_dir.save_round(self.arrays, meta)
         if self.average is not None:
-            path = self.run_dir.weights / f"ema{round_number}.npz"
-            save_arrays(path, self.average, self._meta(round_number))
+            self.run_dir.save_average(self.average, meta)
+        if self.aggregation.has_state:
+            self.run_dir.save_strategy(self.aggregation.state(), meta)
 
     def save_checkpoints(self, result: RoundResult) -> None:
         """Write last.pt, and best.pt if no round before scored higher."""
-        score = result.score
-        is_best = score is not None and (
-            # As in Ultralytics, the latest of equals: it has trained longest.
-            self.best is None or self.best.score is None or score >= self.best.score
-        )
-        if is_best:
-            self.best = result
         if not self.has_model:
             return
         load_into(self.model, self.deployed)
         save_checkpoint(self.run_dir.weights / "last.pt", self.model, self.instructions.train)
-        if is_best:
+        if result is self.best:
             save_checkpoint(self.run_dir.weights / "best.pt", self.model, self.instructions.train)
 
     def write_rows(
@@ -314,24 +424,32 @@ class Server:
         scores: list[Score],
         on_server: Evaluation | None,
     ) -> None:
-        """Append to results.csv, clients.csv and classes.csv."""
-        self.run_dir.append_rows("results.csv", [result.row])
-        rows: dict[str, dict[str, object]] = {}
+        """Append to classes.csv, clients.csv and, when all else is on disk, results.csv."""
+        self.write_class_rows(result.round, scores, on_server)
+        self.write_client_rows(result.round, updates, scores)
+        self.run_dir.append_rows(RESULTS, [result.row])
+
+    def write_client_rows(
+        self, round_number: int, updates: list[Update], scores: list[Score]
+    ) -> None:
+        """Append to clients.csv a row for each client that did something, or failed to."""
+        rows: dict[str, dict[str, object]] = defaultdict(dict)
         for update in updates:
             rows[update.name] = {
                 "num_examples": update.num_examples,
                 "num_steps": update.num_steps,
                 "seconds": round(update.seconds, 3),
+                "update_norm": update.norm,
                 **update.losses,
             }
         for score in scores:  # also of clients that did not train in this round
-            row = rows.setdefault(score.name, {})
-            row.update({"num_val": score.num_examples, **score.metrics})
-        rows = {
-            name: {"round": result.round, "client": name, **rows[name]} for name in sorted(rows)
-        }
-        self.run_dir.append_rows("clients.csv", rows.values())
-        self.write_class_rows(result.round, scores, on_server)
+            rows[score.name].update({"num_val": score.num_examples, **score.metrics})
+        for name, notes in self.notes.items():
+            rows[name]["note"] = "; ".join(dict.fromkeys(notes))
+        self.run_dir.append_rows(
+            "clients.csv",
+            [{"round": round_number, "client": name, **rows[name]} for name in sorted(rows)],
+        )
 
     def write_class_rows(
         self, round_number: int, scores: list[Score], on_server: Evaluation | None
@@ -356,47 +474,80 @@ class Server:
 
     # Messages.
 
-    def _exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterable[Message]:
-        """Send messages and yield each reply when it arrives."""
-        waiting = set(grid.push_messages(messages))
-        while waiting:
-            if self._stopping.is_set():
-                raise FederationError("stopped")
-            for reply in grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            time.sleep(POLL_S if waiting else 0)
+    def _exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
+        """Send messages and yield each reply when it arrives.
 
-    def _checked(self, reply: Message, read: Callable[[Message], Any]) -> Any:
+        A client's worker ends itself after round_timeout_s; the limit here is for one that cannot
+        even do that.
+        """
+        messages = list(messages)
+        waiting = dict(zip(grid.push_messages(messages), messages, strict=True))
+        limit = self.config.round_timeout_s
+        latest = float("inf") if limit is None else limit * len(messages) + GRACE_S
+        started = time.monotonic()
+        while waiting:
+            self._pause(0)
+            for reply in grid.pull_messages(list(waiting)):
+                del waiting[reply.metadata.reply_to_message_id]
+                yield reply
+            if waiting and time.monotonic() - started > latest:
+                error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
+                yield from [Message(error, reply_to=message) for message in waiting.values()]
+                return
+            self._pause(POLL_S if waiting else 0)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise FederationError("stopped")
+
+    def _fail(self, name: str, reason: str) -> None:
+        """A client is left out of this step."""
+        self.notes[name].append(reason)
+        self.display.client_failed(name, reason)
+
+    def _note(self, name: str, text: str) -> None:
+        """Something about a client that is not left out."""
+        self.notes[name].append(text)
+        self.display.notice(f"client '{name}': {text}")
+
+    def _checked(self, reply: Message, read: Callable[[str, Message], Any]) -> Any:
         """What a reply holds, or None after showing why it cannot be used."""
         name = self.names_by_node.get(reply.metadata.src_node_id, "unknown client")
         try:
             if reply.has_error():
                 raise ValueError(reply.error.reason or "no reason given")
-            return read(reply)
-        except (ValueError, KeyError, TypeError) as error:
-            self.display.client_failed(name, str(error))
-            return None
+            result = read(name, reply)
+            if int(str(reply.content.config_records["client"]["attempt"])) > 1:
+                self._note(name, "its worker died at work; it did the work again in another one")
+            return result
+        except KeyError as error:
+            self._fail(name, f"its reply has no {error}")
+        except (ValueError, TypeError) as error:
+            self._fail(name, str(error))
+        return None
 
-    def _read_update(self, reply: Message) -> Update:
+    def _read_update(self, name: str, reply: Message) -> Update:
         arrays = from_record(reply.content.array_records["arrays"])
-        problems = layout_problems(arrays, self.layout)
+        problems = layout_problems(arrays, self.layout) + negative_statistics(arrays)
         if problems:
             raise ValueError("its arrays were refused: " + "; ".join(problems[:3]))
         losses = _numbers(reply)
         num_examples = _positive(losses.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         num_steps = _positive(losses.pop(STEPS_KEY), STEPS_KEY)
         seconds = losses.pop("seconds")
-        return Update(_name(reply), arrays, num_examples, num_steps, losses, seconds)
+        parameters = [name for name in self.arrays if name in self.aggregation.parameters]
+        norm = distance(arrays, self.arrays, parameters)
+        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm)
 
-    def _read_score(self, reply: Message) -> Score:
+    def _read_score(self, name: str, reply: Message) -> Score:
         numbers = _numbers(reply)
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
-        for name in ("loss", "seconds"):
-            numbers.pop(name)
+        for key in ("loss", "seconds"):
+            numbers.pop(key)
         per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
         metrics = {k: v for k, v in numbers.items() if k not in per_class}
-        return Score(_name(reply), num_examples, metrics, per_class)
+        metrics["fitness"]  # a score without it is none
+        return Score(name, num_examples, metrics, per_class)
 
     def _config_record(self) -> ConfigRecord:
         return ConfigRecord({"instructions": self.instructions.to_json()})
@@ -406,12 +557,20 @@ class Server:
 
 
 def _weighted_means(rows: list[dict[str, float]], weights: list[int]) -> dict[str, float]:
-    names = rows[0] if rows else {}
-    total = sum(weights)
-    return {
-        name: sum(row[name] * w for row, w in zip(rows, weights, strict=True)) / total
-        for name in names
+    """Mean of each number over the rows that have it."""
+    means = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        found = [(row[name], w) for row, w in zip(rows, weights, strict=True) if name in row]
+        means[name] = sum(value * w for value, w in found) / sum(w for _, w in found)
+    return means
+
+
+def _result_of(row: Mapping[str, str]) -> RoundResult:
+    """The result of a round from its row in results.csv."""
+    values = {
+        name: int(text) if name in COUNTS else float(text) for name, text in row.items() if text
     }
+    return RoundResult(int(values["round"]), values.get("fitness"), values)
 
 
 def _numbers(reply: Message) -> dict[str, float]:
@@ -427,7 +586,3 @@ def _positive(value: float, name: str) -> int:
     if not value > 0 or value != int(value):
         raise ValueError(f"{name}: found {value}, expected a positive whole number")
     return int(value)
-
-
-def _name(reply: Message) -> str:
-    return str(reply.content.config_records["client"]["name"])

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from utils import client as client_module
 from utils.arrays import Layout
+from utils.attempts import MAX_ATTEMPTS
 from utils.checks import SERVER_CACHES, Federation
 from utils.client import Instructions, Partition
 from utils.config import Config
@@ -17,20 +18,21 @@ from utils.data import move_caches, write_private_yaml
 from utils.environment import num_cpus, set_verbosity
 from utils.evaluation import Evaluator
 from utils.model import parameter_names, to_arrays
-from utils.run_dir import RoundMeta, RunDir
+from utils.run_dir import CONFIG_FILE, RoundMeta, RunDir
 from utils.server import Display, RunResult, Server
 from utils.strategies import Aggregation
 
-SERVER_FOLDER = "server"  # beside clients/, for the server's own label caches
-
 
 def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Server:
-    """A server whose `run(grid)` runs this federation, and what it needs in the run directory."""
+    """A server whose `run(grid)` runs this federation, and what it needs in the run directory.
+
+    In the directory of an earlier run it goes on after the last complete round. Raises InputError
+    when that is not possible.
+    """
     config = federation.config
-    run_dir.write_text("args.yaml", config.to_yaml())
     for data in config.clients:
         move_caches(federation.caches / data.name, run_dir.client_dir(data.name) / "caches")
-    return Server(
+    server = Server(
         config,
         _instructions(federation, run_dir),
         federation.model,
@@ -40,6 +42,9 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         display,
         _server_evaluator(federation, run_dir),
     )
+    server.restore()
+    run_dir.write_text(CONFIG_FILE, config.to_yaml())
+    return server
 
 
 def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
@@ -49,6 +54,8 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
     """
     config = federation.config
     server = make_server(federation, display, run_dir)
+    if server.is_done:  # by the run that this one resumes
+        return server.result
     results: list[RunResult] = []
     app = ServerApp()
 
@@ -86,6 +93,7 @@ def _instructions(federation: Federation, run_dir: RunDir) -> Instructions:
         seed=config.seed,
         device="0" if config.client_resources.num_gpus else "cpu",
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
+        round_timeout_s=config.round_timeout_s,
         clients=tuple(
             Partition(data.name, data.data, data.not_annotated) for data in config.clients
         ),
@@ -96,14 +104,13 @@ def _instructions(federation: Federation, run_dir: RunDir) -> Instructions:
 def _server_evaluator(federation: Federation, run_dir: RunDir) -> Evaluator | None:
     if federation.server_data is None:
         return None
-    folder = run_dir.path / SERVER_FOLDER
-    move_caches(federation.caches / SERVER_CACHES, folder / "caches")
-    write_private_yaml(federation.server_data, folder)
+    move_caches(federation.caches / SERVER_CACHES, run_dir.server / "caches")
+    write_private_yaml(federation.server_data, run_dir.server)
     return Evaluator(
         federation.server_data,
         federation.task,
         federation.config.train,
-        folder,
+        run_dir.server,
         "0" if torch.cuda.is_available() else "cpu",
         num_cpus(),
     )
@@ -125,6 +132,12 @@ def _backend(config: Config) -> Any:
             "log_to_driver": config.verbose,
             "logging_level": "info" if config.verbose else "critical",
         },
-        # A killed worker comes back; by default it would fail every later message.
-        "client_resources": {"num_cpus": share, "num_gpus": gpus, "max_restarts": -1},
+        # A worker that dies comes back and is given its message again (see utils/attempts.py); by
+        # default it would fail that one and every later one.
+        "client_resources": {
+            "num_cpus": share,
+            "num_gpus": gpus,
+            "max_restarts": -1,
+            "max_task_retries": MAX_ATTEMPTS,
+        },
     }

@@ -7,8 +7,8 @@ get everything, since a hostile update may lie in any array.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,7 @@ class Entry:
     build: makes it from `options`, and Flower's min_*_nodes. options: with their defaults.
     sees_buffers: gets all arrays and not the trainable parameters alone.
     needs_parameters: build also takes the names of the trainable arrays.
+    state: attributes of Flower's class that it carries from round to round, None or float64 arrays.
     min_clients: how many updates a round needs at least, by the options. paper: where it is from.
     """
 
@@ -136,6 +137,7 @@ class Entry:
     options: Options = field(default_factory=dict)
     sees_buffers: bool = False
     needs_parameters: bool = False
+    state: tuple[str, ...] = ()
     min_clients: Callable[[Options], int] = lambda options: 1
 
 
@@ -149,21 +151,25 @@ STRATEGIES: dict[str, Entry] = {
         FedAvgM,
         "Hsu et al. 2019, arXiv 1909.06335",
         {"server_learning_rate": 1.0, "server_momentum": 0.5},
+        state=("momentum_vector",),
     ),
     "fedadam": Entry(
         flower.FedAdam,
         "Reddi et al. 2021, arXiv 2003.00295",
         {"eta": 0.003, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.001},
+        state=("m_t", "v_t"),
     ),
     "fedyogi": Entry(
         flower.FedYogi,
         "Reddi et al. 2021, arXiv 2003.00295",
         {"eta": 0.003, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.001},
+        state=("m_t", "v_t"),
     ),
     "fedadagrad": Entry(
         flower.FedAdagrad,
         "Reddi et al. 2021, arXiv 2003.00295",
         {"eta": 0.003, "tau": 0.001},
+        state=("m_t", "v_t"),
     ),
     "fedprox": Entry(flower.FedProx, "Li et al. 2020, arXiv 1812.06127", {"proximal_mu": 0.01}),
     "fednova": Entry(FedNova, "Wang et al. 2020, arXiv 2007.07481"),
@@ -231,7 +237,7 @@ class Update:
     """A client's checked reply to a train message.
 
     arrays: float32 and integers, of the shared layout. losses: by Ultralytics' name.
-    num_steps: of the client's optimiser.
+    num_steps: of the client's optimiser. norm: L2 of the change of the trainable arrays.
     """
 
     name: str
@@ -240,6 +246,44 @@ class Update:
     num_steps: int
     losses: dict[str, float]
     seconds: float
+    norm: float
+
+
+def abstain(
+    updates: list[Update],
+    absent: Mapping[str, Sequence[int]],
+    class_rows: Iterable[str],
+    origin: Arrays,
+) -> list[Update]:
+    """Make each class's own rows the affair of the clients that annotate it.
+
+    The other clients' rows do not move, and would hold back what those learn. They become the mean
+    of theirs, weighted by images, so that every mean over all clients is theirs; where no client
+    of the round annotates the class, its rows stay as in `origin`.
+
+    absent: indices of the classes that a client does not annotate, by its name. class_rows: names
+    of arrays of shape (classes, ...).
+    """
+    if not any(absent.get(update.name) for update in updates):
+        return updates
+    filled = {update.name: dict(update.arrays) for update in updates}
+    for name in class_rows:
+        stack = to_double({update.name: update.arrays[name] for update in updates})
+        for index in range(len(origin[name])):
+            annotating = [u for u in updates if index not in absent.get(u.name, ())]
+            if len(annotating) == len(updates):
+                continue
+            mean = origin[name][index].astype(np.float64)
+            if annotating:
+                weights = [update.num_examples for update in annotating]
+                rows = [stack[update.name][index] for update in annotating]
+                mean = np.average(rows, axis=0, weights=weights)
+            for client, array in stack.items():
+                if index in absent.get(client, ()):
+                    array[index] = mean
+        for client, array in stack.items():
+            filled[client][name] = array
+    return [replace(update, arrays=filled[update.name]) for update in updates]
 
 
 class Aggregation:
@@ -254,6 +298,7 @@ class Aggregation:
         self.parameters = parameters
         options = options_of(config)
         extra: Options = {"parameters": parameters} if self.entry.needs_parameters else {}
+        self.min_clients = self.entry.min_clients(options)
         # Who takes part in a round is decided by the server, not by Flower's sampling.
         nodes = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
         self.strategy = self.entry.build(**nodes, **options, **extra)
@@ -290,6 +335,30 @@ class Aggregation:
             buffers = aggregate_arrayrecords([reply.content for reply in replies], EXAMPLES_KEY)
             arrays.update(from_record(buffers))
         return arrays
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the strategy carries anything from round to round."""
+        return bool(self.entry.state)
+
+    def state(self) -> Arrays:
+        """What the strategy carries to the next round, float64; "ATTRIBUTE/ARRAY" -> array."""
+        result: Arrays = {}
+        for attribute in self.entry.state:
+            value = getattr(self.strategy, attribute)
+            # FedAvgM has a list, in the order of the arrays that it sees.
+            named = dict(enumerate(value)) if isinstance(value, list) else value or {}
+            result.update({f"{attribute}/{name}": array for name, array in named.items()})
+        return result
+
+    def restore(self, state: Arrays) -> None:
+        """Go on from a `state` of before."""
+        for attribute in self.entry.state:
+            prefix = f"{attribute}/"
+            named = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
+            is_list = all(name.isdigit() for name in named)
+            value = list(named.values()) if is_list else named
+            setattr(self.strategy, attribute, value or None)
 
     def _seen(self, arrays: Arrays) -> Arrays:
         if self.entry.sees_buffers:

@@ -63,6 +63,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         table.caption_justify = "left"
     console.print(table)
     console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
+    if run_dir.last_round():
+        console.print(f"Going on after round {run_dir.last_round()}")
 
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
@@ -115,11 +117,15 @@ def show_what_is_done(run_dir: RunDir | None) -> None:
     """Say what a run that ended early has left, and draw it."""
     if run_dir is None:
         return
-    done = len([number for number in run_dir.rounds() if number])
+    done = run_dir.last_round()
     if done:
-        plot_results(run_dir.path)
+        try:
+            plot_results(run_dir.path)
+        except OSError as error:  # what ended the run may be the disk
+            show_problems([f"results.png: {error.strerror or error}"])
     found = f"{_count(done, 'finished round')}" if done else "no round was finished"
     print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
+    print(f"go on with it: python federated.py resume={_shown(run_dir.path)}", file=sys.stderr)
 
 
 def show_problems(problems: Sequence[str]) -> None:
@@ -143,7 +149,8 @@ class TerminalDisplay:
     def __init__(self, console: Console, num_rounds: int) -> None:
         self.console = console
         self.num_rounds = num_rounds
-        self._started = 0.0  # of round 1: what comes before is no measure of a round
+        self._started = 0.0  # of the first round: what comes before is no measure of a round
+        self._num_done = 0  # rounds since then
         self._seconds = 0.0  # of the finished rounds
         self._step = "starting the clients"
         self._round = 0
@@ -178,12 +185,18 @@ class TerminalDisplay:
             Text.assemble(
                 (f"round {self._round}/{self.num_rounds}: client '{name}' failed: ", "bold red"),
                 reason,
-            )
+            ),
+            soft_wrap=True,
         )
+
+    def notice(self, text: str) -> None:
+        """Say something for good."""
+        self.console.print(Text(text, "yellow"), soft_wrap=True)
 
     def round_done(self, result: RoundResult) -> None:
         """A round is on disk: print its line."""
         self._seconds = time.perf_counter() - self._started
+        self._num_done += 1
         if result.round == self.num_rounds:
             self._step, self._pending = "stopping the clients", []
         row = result.row
@@ -204,10 +217,10 @@ class TerminalDisplay:
             answer = self._answers.get(name)
             line.append(f"  {name} ")
             line.append(f"({answer})" if answer else "…", "green" if answer else "dim")
-        done = self._round - 1
-        if done > 0:
-            elapsed = time.perf_counter() - self._started
-            left = self._seconds / done * self.num_rounds - elapsed
+        if self._num_done:
+            since = time.perf_counter() - self._started - self._seconds  # the last round's end
+            rounds_left = self.num_rounds - self._round + 1
+            left = self._seconds / self._num_done * rounds_left - since
             line.append(f"  ETA {_clock(max(left, 0))}", "cyan")
         line.truncate(self.console.width, overflow="ellipsis")
         return line

@@ -31,7 +31,7 @@ from utils.environment import ensure_torchvision_nms
 from utils.model import load_into, shared_names, to_arrays, trainer_class
 from utils.run_dir import write_atomically
 
-KEPT_STATES = 2  # the last round's, and the one before it for a round that is tried again
+KEPT_STATES = 2  # of the last round, and of the one before it for a round that is tried again
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _SliceDone(Exception):
 
 
 class LossIsNotFiniteError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss or the weights became NaN or infinite."""
 
 
 class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
@@ -263,6 +263,7 @@ class SliceTrainer:
             raise AssertionError("Ultralytics' loop ended before its slice")
         _apply_pending_gradients(trainer)
         trained = to_arrays(trainer.model)
+        _refuse_infinite(trained)
         private = {name: array for name, array in trained.items() if name not in set(shared)}
         self._save_state(_state_of(trainer, private), round_number)
         self._trainer, self._last_round = trainer, round_number
@@ -273,12 +274,12 @@ class SliceTrainer:
             losses=_mean_losses(trainer),
         )
 
-    def private_arrays(self) -> Arrays:
-        """The arrays that are not shared, as this client's last round left them.
+    def private_arrays(self, round_number: int) -> Arrays:
+        """The arrays that are not shared, as this client's last round up to this one left them.
 
         Empty when all are shared, and before the first round.
         """
-        last = max(self._saved_rounds(), default=0)
+        last = max((r for r in self._saved_rounds() if r <= round_number), default=0)
         private = self._load_state(last)["private"] if last else {}
         return {name: tensor.numpy() for name, tensor in private.items()}
 
@@ -315,9 +316,10 @@ class SliceTrainer:
         self.states.mkdir(parents=True, exist_ok=True)
         path = self.states / f"round{round_number}.pt"
         write_atomically(path, lambda file: torch.save(state, file))
-        for other in self._saved_rounds():
-            if not round_number - KEPT_STATES < other <= round_number:
-                (self.states / f"round{other}.pt").unlink(missing_ok=True)
+        saved = self._saved_rounds()
+        kept = sorted(r for r in saved if r <= round_number)[-KEPT_STATES:]
+        for other in set(saved) - set(kept):
+            (self.states / f"round{other}.pt").unlink(missing_ok=True)
 
 
 def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
@@ -365,6 +367,13 @@ def _apply_pending_gradients(trainer: Any) -> None:
     """Step with what gradient accumulation (nbs > batch) has left at the end of the slice."""
     if any(p.grad is not None for p in trainer.model.parameters()):
         trainer.optimizer_step()
+
+
+def _refuse_infinite(arrays: Arrays) -> None:
+    """Raise before a client keeps a state from which it could never recover."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise LossIsNotFiniteError(f"the last step made {name} infinite; lower train.lr0")
 
 
 def _mean_losses(trainer: Any) -> dict[str, float]:

@@ -1,0 +1,247 @@
+"""A reply that cannot be used costs its client the round, and nobody else anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message
+from helpers import make_dataset
+from local_grid import LocalGrid
+from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
+
+from utils import server as server_module
+from utils.arrays import Arrays
+from utils.client import from_record, to_record
+from utils.run_dir import load_arrays, read_csv
+from utils.server import FederationError
+
+pytestmark = pytest.mark.slow
+
+WEIGHT, VARIANCE, COUNTER = "model.0.conv.weight", "model.0.bn.running_var", "num_batches_tracked"
+
+
+def arrays_of(message: Message) -> Arrays:
+    return from_record(message.content.array_records["arrays"])
+
+
+def changed(change: Callable[[Arrays], Any]) -> Callable[[Message], None]:
+    def tamper(message: Message) -> None:
+        arrays = arrays_of(message)
+        change(arrays)
+        message.content.array_records["arrays"] = to_record(arrays)
+
+    return tamper
+
+
+def number(key: str, value: float | None) -> Callable[[Message], None]:
+    def tamper(message: Message) -> None:
+        record = message.content.metric_records["metrics"]
+        del record[key]
+        if value is not None:
+            record[key] = value
+
+    return tamper
+
+
+def raised(message: Message) -> None:
+    message.__dict__.update(_content=None, _error=Error(2, "RuntimeError: CUDA out of memory"))
+
+
+BAD: dict[str, tuple[Callable[[Message], None], str]] = {
+    "it raised": (raised, "CUDA out of memory"),
+    "NaN": (changed(lambda a: a[WEIGHT].fill(np.nan)), "432 of 432 values are NaN or infinite"),
+    "one infinity": (
+        changed(lambda a: a[WEIGHT].__setitem__((0, 0, 0, 0), np.inf)),
+        "1 of 432 values are NaN or infinite",
+    ),
+    "a negative variance": (
+        changed(lambda a: a[VARIANCE].__setitem__(0, -1)),
+        "model.0.bn.running_var: has negative values",
+    ),
+    "an array is missing": (changed(lambda a: a.pop(WEIGHT)), "1 arrays missing"),
+    "an array too many": (
+        changed(lambda a: a.update(backdoor=np.zeros(3))),
+        "1 arrays not in the model: backdoor",
+    ),
+    "no arrays": (lambda m: m.content.array_records.clear(), "its reply has no 'arrays'"),
+    "another shape": (
+        changed(lambda a: a.update({WEIGHT: a[WEIGHT][:8]})),
+        "shape (8, 3, 3, 3), expected (16, 3, 3, 3)",
+    ),
+    "a scalar, which NumPy would broadcast": (
+        changed(lambda a: a.update({WEIGHT: np.array(1.0, "f4")})),
+        "shape (), expected (16, 3, 3, 3)",
+    ),
+    "half precision": (
+        changed(lambda a: a.update({WEIGHT: a[WEIGHT].astype("f2")})),
+        "dtype float16, expected float32",
+    ),
+    "a counter as a float": (
+        changed(
+            lambda a: a.update({n: v.astype("f4") for n, v in a.items() if n.endswith(COUNTER)})
+        ),
+        "dtype float32, expected int64",
+    ),
+    "no examples": (number("num-examples", 0), "num-examples: found 0.0, expected a positive"),
+    "fewer than no examples": (number("num-examples", -5), "num-examples: found -5.0"),
+    "examples not counted": (number("num-examples", None), "its reply has no 'num-examples'"),
+    "a loss that is no number": (number("train/box_loss", np.nan), "its numbers are not finite"),
+    "no steps": (number("num-steps", 0), "num-steps: found 0.0"),
+    "no metrics": (lambda m: m.content.metric_records.clear(), "its reply has no 'metrics'"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "data", num_train=2)
+
+
+def spoiling(spoil: Callable[[Message], None], node: int, calls: set[int]) -> LocalGrid:
+    """A grid on which a node's train replies of these numbers, from 1, are spoilt."""
+    count = 0
+
+    def tamper(reply: Message) -> Message:
+        nonlocal count
+        if reply.metadata.src_node_id == node and reply.metadata.message_type == "train":
+            count += 1
+            if count in calls:
+                spoil(reply)
+        return reply
+
+    return LocalGrid(2, tamper)
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BAD.values(), ids=BAD.keys())
+def test_its_client_is_left_out_of_the_round_named_and_asked_again_in_the_next(
+    spoil: Callable[[Message], None], reason: str, data: Path, tmp_path: Path
+) -> None:
+    grid, display = spoiling(spoil, node=1000, calls={1}), Silent()
+    result = federation([data, data], tmp_path, TRAIN, num_rounds=2, grid=grid, display=display)
+    assert [name for name, _ in display.failures] == ["c0"]
+    assert reason in display.failures[0][1]
+    rows = {(r["round"], r["client"]): r for r in read_csv(tmp_path / "run" / "clients.csv")}
+    assert reason in rows["1", "c0"]["note"]
+    assert rows["1", "c0"]["num_examples"] == ""
+    assert (rows["2", "c0"]["num_examples"], rows["2", "c0"]["note"]) == ("2", "")
+    honest = next(
+        r
+        for r in grid.received
+        if r.metadata.src_node_id != 1000 and r.metadata.message_type == "train"
+    )
+    after_round_1, _ = load_arrays(tmp_path / "run" / "weights" / "round1.npz")
+    assert_identical(after_round_1, arrays_of(honest))
+    assert result.rounds[0].row["num_clients"] == 1
+    assert result.rounds[1].row["num_clients"] == 2
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "RETRY_WAIT_S", 0.0)
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_round_with_too_few_updates_is_tried_again_and_ends_as_if_nothing_had_happened(
+    data: Path, tmp_path: Path
+) -> None:
+    whole = federation([data, data], tmp_path / "whole", TRAIN, num_rounds=2)
+    display = Silent()
+    grid = spoiling(raised, node=1000, calls={2, 3})
+    result = federation(
+        [data, data],
+        tmp_path / "retried",
+        TRAIN,
+        num_rounds=2,
+        min_clients=2,
+        grid=grid,
+        display=display,
+    )
+    assert_identical(final_arrays(result), final_arrays(whole))
+    text = "round 2: 1 of 2 clients returned a usable update, it needs 2: asking the others again"
+    assert display.notices == [text, text]
+    sent = [m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"]
+    assert len(sent) == 2 + 2 + 1 + 1  # only the one that failed is asked again
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_round_that_keeps_failing_ends_the_run_which_can_be_resumed(
+    data: Path, tmp_path: Path
+) -> None:
+    whole = federation([data, data], tmp_path / "whole", TRAIN, num_rounds=2)
+    settings: dict[str, Any] = {"num_rounds": 2, "min_clients": 2}
+    grid = spoiling(raised, node=1000, calls={2, 3, 4})
+    with pytest.raises(FederationError, match=r"round 2: 1 of 2 .* it needs 2 .* tried 3 times"):
+        federation([data, data], tmp_path / "stopped", TRAIN, grid=grid, **settings)
+    rows = read_csv(tmp_path / "stopped" / "run" / "clients.csv")
+    assert "CUDA out of memory" in rows[-2]["note"]
+    resumed = federation([data, data], tmp_path / "stopped", TRAIN, resume=True, **settings)
+    assert_identical(final_arrays(resumed), final_arrays(whole))
+    rows = read_csv(tmp_path / "stopped" / "run" / "clients.csv")
+    assert [(r["round"], r["client"]) for r in rows] == [
+        ("1", "c0"),
+        ("1", "c1"),
+        ("2", "c0"),
+        ("2", "c1"),
+    ]
+
+
+def longer(factor: float, start: Path) -> Callable[[Message], None]:
+    """Make an update so many times as long."""
+
+    def tamper(message: Message) -> None:
+        origin, _ = load_arrays(start)
+
+        def change(arrays: Arrays) -> None:
+            for name, array in arrays.items():
+                if name.endswith(("weight", "bias")):
+                    arrays[name] = origin[name] + np.float32(factor) * (array - origin[name])
+
+        changed(change)(message)
+
+    return tamper
+
+
+@pytest.mark.parametrize("outliers", ["keep", "clip", "refuse"])
+def test_an_update_much_longer_than_the_others_is_kept_clipped_or_refused(
+    outliers: str, data: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "run" / "weights" / "round0.npz"
+    tamper = longer(50, start)
+    grid = LocalGrid(3)
+
+    def of_c1(reply: Message) -> Message:
+        if reply.metadata.src_node_id == 1007 and reply.metadata.message_type == "train":
+            tamper(reply)
+        return reply
+
+    grid.tamper = of_c1
+    display = Silent()
+    federation(
+        [data] * 3,
+        tmp_path,
+        TRAIN,
+        num_rounds=1,
+        update_norm={"outliers": outliers, "times_median": 2.0},
+        grid=grid,
+        display=display,
+    )
+    origin, _ = load_arrays(start)
+    found, _ = load_arrays(tmp_path / "run" / "weights" / "round1.npz")
+    replies = [arrays_of(r) for r in grid.received if r.metadata.message_type == "train"]
+    c2, c1, c0 = (r[WEIGHT].astype(float) for r in replies)  # the last client answers first
+    rows = {r["client"]: r for r in read_csv(tmp_path / "run" / "clients.csv")}
+    norms = [float(rows[c]["update_norm"]) for c in ("c0", "c2")]
+    if outliers == "keep":
+        expected, note = (c0 + c1 + c2) / 3, ""
+    elif outliers == "refuse":
+        expected, note = (c0 + c2) / 2, "times as long as the round's median; refused"
+        assert [name for name, _ in display.failures] == ["c1"]
+    else:
+        norm = float(rows["c1"]["update_norm"])
+        factor = 2 * max(norms) / norm  # the median of three is the longer of the honest two
+        clipped = origin[WEIGHT] + factor * (c1 - origin[WEIGHT])
+        expected, note = (c0 + clipped + c2) / 3, "shortened to 2 times"
+        assert norm > 10 * max(norms)
+    np.testing.assert_allclose(found[WEIGHT], expected, rtol=1e-5, atol=1e-8)
+    assert rows["c1"].get("note", "").endswith(note)

@@ -1,0 +1,181 @@
+"""Real processes under Ray are killed and hang; the federation ends as it should."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import make_dataset
+from test_command import (
+    ROOT,
+    clean_environment,
+    federated,
+    processes_with,
+    wait_until,
+    write_config,
+)
+from test_exactness import TRAIN
+from test_resume import assert_same, outcome
+
+from utils.run_dir import load_arrays, read_csv
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
+]
+
+
+@contextmanager
+def started(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command in a process group of its own, and what marks all of its processes."""
+    name, value = "FEDERATION_OF_TEST", uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "federated.py"), *arguments],
+        env={**clean_environment(), name: value},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process, f"{name}={value}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def working_since(marker: str, folder: Path) -> int | None:
+    """Process of the worker that is at work for a client."""
+    if not (folder / "attempt.json").exists():
+        return None
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_worker = b"ClientAppActor.run" in (process / "cmdline").read_bytes()
+            if is_worker and marker.encode() in (process / "environ").read_bytes():
+                return int(process.name)
+        except OSError:  # it has ended, or is not ours
+            continue
+    return None
+
+
+def sites(folder: Path, **changes: Any) -> Path:
+    """Two clients, each with more images than mosaic keeps in memory, and one worker."""
+    for index, name in enumerate(("north", "south")):
+        make_dataset(folder / name, num_train=20, num_val=2, seed=index)
+    data = [{"name": n, "data": str(folder / n / "data.yaml")} for n in ("north", "south")]
+    resources = {"num_cpus": max(1, len(os.sched_getaffinity(0)))}
+    changes = {"client_resources": resources, "num_rounds": 2, **changes}
+    return write_config(folder, datasets=data, train={**TRAIN, "imgsz": 64}, **changes)
+
+
+def test_a_worker_killed_in_every_round_changes_nothing_but_the_time(tmp_path: Path) -> None:
+    config = sites(tmp_path, evaluate={"every": 0})
+    done = federated(str(config), "name=whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "train" / "clients" / "north"
+    with started(str(config), cwd=tmp_path) as (process, marker):
+        for last in (folder.parents[1] / "weights" / f"round{n}.npz" for n in range(2)):
+            assert wait_until(last.exists, 120)
+            assert wait_until(lambda: working_since(marker, folder) is not None, 60)
+            time.sleep(0.2)
+            victim = working_since(marker, folder)
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, output + errors
+    assert "Traceback" not in errors
+    found, expected = (outcome(tmp_path / "runs" / name) for name in ("train", "whole"))
+    rows = found["clients.csv"]
+    notes = [(row["round"], row["client"]) for row in rows if row.pop("note", "")]
+    assert {r for r, _ in notes} == {"1", "2"}
+    assert "client 'north': its worker died at work; it did the work again" in output
+    assert "raylet" not in output  # Ray reports it too, at length
+    assert_same(found, expected)
+
+
+def test_a_client_that_hangs_is_left_out_and_named_and_comes_back(tmp_path: Path) -> None:
+    """An image of north becomes a pipe that nobody writes to, as on a network share that hangs."""
+    config = sites(tmp_path, num_rounds=3, round_timeout_s=30, evaluate={"every": 0})
+    run_dir = tmp_path / "runs" / "train"
+    image = tmp_path / "north" / "images" / "train" / "0.jpg"
+    content = image.read_bytes()
+    with started(str(config), cwd=tmp_path) as (process, _):
+        assert wait_until((run_dir / "weights" / "round1.npz").exists, 120)
+        image.unlink()
+        os.mkfifo(image)
+        assert wait_until((run_dir / "weights" / "round2.npz").exists, 240)
+        image.unlink()
+        image.write_bytes(content)
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, output + errors
+    rows = {(row["round"], row["client"]): row for row in read_csv(run_dir / "clients.csv")}
+    reason = "no answer within round_timeout_s (30 s), its worker was stopped"
+    assert reason in rows["2", "north"]["note"]
+    assert rows["2", "north"]["num_examples"] == ""
+    assert [rows[r, "north"]["num_examples"] for r in ("1", "3")] == ["20", "20"]
+    assert reason in output
+    stack = (run_dir / "clients" / "north" / "timeout.txt").read_text()
+    assert "imread" in stack
+
+
+def kill_at(event: Callable[[], bool], delay_s: float, config: Path, folder: Path) -> None:
+    with started(str(config), cwd=folder) as (process, marker):
+        assert wait_until(event, 120)
+        time.sleep(delay_s)
+        process.kill()
+        process.communicate()
+        assert wait_until(lambda: not processes_with(marker), 60), processes_with(marker)
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 2.0])
+def test_a_server_killed_and_resumed_gives_the_same(delay_s: float, tmp_path: Path) -> None:
+    config = sites(tmp_path, strategy="fedavgm", server_ema=0.5)
+    done = federated(str(config), "name=whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = tmp_path / "runs" / "train" / "weights" / "round1.npz"
+    kill_at(first.exists, delay_s, config, tmp_path)
+    done = federated("resume=true", f"save_dir={tmp_path / 'runs'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert_same(*(outcome(tmp_path / "runs" / name) for name in ("train", "whole")))
+    again = federated(f"resume={first}", cwd=tmp_path)  # nothing is left to do
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Rounds" in again.stdout
+
+
+def test_data_that_vanishes_ends_the_run_with_a_clear_error(tmp_path: Path) -> None:
+    config = sites(tmp_path, num_rounds=500)
+    run_dir = tmp_path / "runs" / "train"
+    with started(str(config), cwd=tmp_path) as (process, _):
+        assert wait_until((run_dir / "weights" / "round1.npz").exists, 120)
+        for name in ("north", "south"):
+            (tmp_path / name).rename(tmp_path / f"{name} is gone")
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, output + errors
+    assert "0 of 2 clients returned a usable update" in errors
+    assert f"python federated.py resume={run_dir.relative_to(tmp_path)}" in errors
+    assert "Traceback" not in output + errors
+    assert "north" in output
+    load_arrays(run_dir / "weights" / "round1.npz")
+    assert any(row["note"] for row in read_csv(run_dir / "clients.csv"))
+
+
+def test_a_run_directory_that_vanishes_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    config = sites(tmp_path, num_rounds=500)
+    run_dir = tmp_path / "runs" / "train"
+    with started(str(config), cwd=tmp_path) as (process, _):
+        assert wait_until((run_dir / "weights" / "round1.npz").exists, 120)
+        (run_dir / "weights").rename(tmp_path / "weights")
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, output + errors
+    assert "No such file or directory" in errors
+    assert "Traceback" not in output + errors
+    load_arrays(tmp_path / "weights" / "round1.npz")
