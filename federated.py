@@ -49,7 +49,7 @@ def run(command: "Command") -> int:
     from utils.server import FederationError
     from utils.simulation import simulate
 
-    console = Console(highlight=False)
+    console = Console(file=sys.stdout, highlight=False)
     run_dir = None
     try:
         config = load_config(command.config_file, command.overrides)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from utils.model import build_model, save_checkpoint
+from utils.model import build_model, load_checkpoint_module, save_checkpoint, to_arrays
+from utils.run_dir import load_arrays, read_csv
 
 
 def make_dataset(
@@ -69,3 +71,24 @@ def make_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, build_model(base, task, data, seed=seed))
     return path
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """All that must be the same: arrays of every round, checkpoints, tables but for the times."""
+    found: dict[str, Any] = {}
+    for path in sorted(run_dir.rglob("*.npz")):
+        found.update({f"{path.name}/{n}": a for n, a in load_arrays(path)[0].items()})
+    for path in sorted(run_dir.rglob("best.pt")) + sorted(run_dir.rglob("last.pt")):
+        arrays = to_arrays(load_checkpoint_module(str(path), where="test"))
+        name = path.relative_to(run_dir).as_posix()
+        found.update({f"{name}/{n}": a for n, a in arrays.items()})
+    for path in sorted(run_dir.glob("*.csv")):
+        rows = read_csv(path)
+        found[path.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return found
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert list(found) == list(expected)
+    different = [n for n in expected if not np.array_equal(found[n], expected[n])]
+    assert not different, f"{len(different)} of {len(expected)} differ, e.g. {different[:5]}"

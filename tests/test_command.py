@@ -6,36 +6,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from helpers import make_dataset
+from processes import ROOT, clean_environment, federated, processes_with, wait_until
 from test_exactness import TRAIN, assert_identical, plain_training
 
 from utils.run_dir import load_arrays, read_csv
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def clean_environment() -> dict[str, str]:
-    """What this test session has set must not help the command."""
-    private = ("YOLO_", "FEDERATED_YOLO", "FLWR_", "RAY_", "ULTRALYTICS_", "OMP_")
-    return {k: v for k, v in os.environ.items() if not k.startswith(private)}
-
-
-def federated(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "federated.py"), *arguments],
-        cwd=cwd,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
@@ -155,25 +135,6 @@ def test_help_names_the_arguments_and_exit_codes() -> None:
     done = federated("--help", cwd=ROOT)
     assert done.returncode == 0
     assert "key=value" in done.stdout
-
-
-def processes_with(marker: str) -> list[str]:
-    """Command lines of the processes that have inherited this environment variable."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if marker.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:  # it has ended, or is not ours
-            continue
-    return found
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return condition()
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")

@@ -18,7 +18,8 @@ from utils.run_dir import write_atomically
 MAX_ATTEMPTS = 2
 LOCK_TIMEOUT_S = 60.0
 TRACE = "attempt.json"  # there while a client works
-HANG = "timeout.txt"  # where it stood when its time was up
+STACK = "stack.txt"  # there while a client works with a time limit; filled when time is up
+HANG = "hang.txt"  # the stack of the last time that this happened
 
 
 class LostWorkerError(RuntimeError):
@@ -52,7 +53,7 @@ def attempt(folder: Path, message: str, timeout_s: float | None) -> Iterator[int
         trace = json.dumps(asdict(_Trace(message, number)))
         write_atomically(folder / TRACE, lambda file: file.write(trace.encode()))
         try:
-            with _time_limit(folder / HANG, timeout_s):
+            with _time_limit(folder / STACK, timeout_s):
                 yield number
         finally:  # also after an exception, which the client reports itself
             (folder / TRACE).unlink(missing_ok=True)
@@ -64,10 +65,10 @@ def _number_of_attempt(folder: Path, message: str, timeout_s: float | None) -> i
     except FileNotFoundError:
         return 1
     if before.message != message:  # of a run that was stopped
-        (folder / HANG).unlink(missing_ok=True)
         return 1
-    hang = folder / HANG
-    if hang.exists() and hang.stat().st_size:
+    stack, hang = folder / STACK, folder / HANG
+    if stack.exists() and stack.stat().st_size:
+        stack.replace(hang)
         (folder / TRACE).unlink()
         raise LostWorkerError(
             f"no answer within round_timeout_s ({timeout_s:g} s), its worker was stopped; "

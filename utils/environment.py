@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -83,6 +85,20 @@ def set_verbosity(*, verbose: bool) -> None:
         return
     for name in ("flwr", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def quiet_stdout(*, verbose: bool) -> Iterator[None]:
+    """Drop what Ray prints from its own threads, such as its news of a worker that died.
+
+    Ray 2.55 has no switch for it: `log_to_driver` is about the workers' output. A rich Console made
+    before with `file=sys.stdout` goes on printing.
+    """
+    if verbose:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @cache

@@ -15,7 +15,7 @@ from utils.checks import SERVER_CACHES, Federation
 from utils.client import Instructions, Partition
 from utils.config import Config
 from utils.data import move_caches, write_private_yaml
-from utils.environment import num_cpus, set_verbosity
+from utils.environment import num_cpus, quiet_stdout, set_verbosity
 from utils.evaluation import Evaluator
 from utils.model import parameter_names, to_arrays
 from utils.run_dir import CONFIG_FILE, RoundMeta, RunDir
@@ -69,7 +69,10 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
     from flwr.simulation import run_simulation
 
     try:
-        run_simulation(app, client_module.app, len(config.clients), backend_config=_backend(config))
+        with quiet_stdout(verbose=config.verbose):
+            run_simulation(
+                app, client_module.app, len(config.clients), backend_config=_backend(config)
+            )
     finally:
         server.stop()  # it runs in a thread of Flower's, which would wait for replies for ever
     if not results:

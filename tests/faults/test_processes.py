@@ -2,27 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import make_dataset
-from test_command import (
-    ROOT,
-    clean_environment,
-    federated,
-    processes_with,
-    wait_until,
-    write_config,
-)
+from helpers import assert_same, make_dataset, outcome
+from processes import federated, processes_with, started, wait_until, working_since
+from test_command import write_config
 from test_exactness import TRAIN
-from test_resume import assert_same, outcome
 
 from utils.run_dir import load_arrays, read_csv
 
@@ -30,40 +19,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
 ]
-
-
-@contextmanager
-def started(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command in a process group of its own, and what marks all of its processes."""
-    name, value = "FEDERATION_OF_TEST", uuid.uuid4().hex
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "federated.py"), *arguments],
-        env={**clean_environment(), name: value},
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process, f"{name}={value}"
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def working_since(marker: str, folder: Path) -> int | None:
-    """Process of the worker that is at work for a client."""
-    if not (folder / "attempt.json").exists():
-        return None
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_worker = b"ClientAppActor.run" in (process / "cmdline").read_bytes()
-            if is_worker and marker.encode() in (process / "environ").read_bytes():
-                return int(process.name)
-        except OSError:  # it has ended, or is not ours
-            continue
-    return None
 
 
 def sites(folder: Path, **changes: Any) -> Path:
@@ -84,6 +39,7 @@ def test_a_worker_killed_in_every_round_changes_nothing_but_the_time(tmp_path: P
     with started(str(config), cwd=tmp_path) as (process, marker):
         for last in (folder.parents[1] / "weights" / f"round{n}.npz" for n in range(2)):
             assert wait_until(last.exists, 120)
+            assert wait_until((folder / "ultralytics").exists, 120)  # training, not greeting
             assert wait_until(lambda: working_since(marker, folder) is not None, 60)
             time.sleep(0.2)
             victim = working_since(marker, folder)
@@ -122,7 +78,7 @@ def test_a_client_that_hangs_is_left_out_and_named_and_comes_back(tmp_path: Path
     assert rows["2", "north"]["num_examples"] == ""
     assert [rows[r, "north"]["num_examples"] for r in ("1", "3")] == ["20", "20"]
     assert reason in output
-    stack = (run_dir / "clients" / "north" / "timeout.txt").read_text()
+    stack = (run_dir / "clients" / "north" / "hang.txt").read_text()
     assert "imread" in stack
 
 

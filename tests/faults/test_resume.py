@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_dataset
+from helpers import assert_same, make_dataset, outcome
 from test_exactness import TRAIN, federation
 
 from utils.config import InputError
-from utils.model import load_checkpoint_module, to_arrays
-from utils.run_dir import RunDir, load_arrays, read_csv
+from utils.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -74,27 +73,6 @@ def killed_after(writes: Writes, number: int, sites: list[Path], folder: Path, *
         return False
     gc.collect()
     return True
-
-
-def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that must be the same: arrays of every round, checkpoints, tables but for the times."""
-    found: dict[str, Any] = {}
-    for path in sorted(run_dir.rglob("*.npz")):
-        found.update({f"{path.name}/{n}": a for n, a in load_arrays(path)[0].items()})
-    for path in sorted(run_dir.rglob("best.pt")) + sorted(run_dir.rglob("last.pt")):
-        arrays = to_arrays(load_checkpoint_module(str(path), where="test"))
-        name = path.relative_to(run_dir).as_posix()
-        found.update({f"{name}/{n}": a for n, a in arrays.items()})
-    for name in ("results.csv", "clients.csv", "classes.csv"):
-        rows = read_csv(run_dir / name)
-        found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    return found
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert list(found) == list(expected)
-    different = [n for n in expected if not np.array_equal(found[n], expected[n])]
-    assert not different, f"{len(different)} of {len(expected)} differ, e.g. {different[:5]}"
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
