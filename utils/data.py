@@ -8,6 +8,7 @@ caches and repaired JPEGs beside the images, and would execute a `download:` ent
 folder holds the caches and a cleaned copy of the data.yaml, and damaged images are reported.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -218,6 +219,9 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
             isinstance(x, str) for x in (folders if isinstance(folders, list) else [folders])
         ):
             yield f"{key}: found {folders!r}, expected a folder of images or a list of them"
+    download = raw.get("download")
+    if download and not re.fullmatch(r"https?://\S+", str(download).strip()):
+        yield "download: holds code, which Ultralytics would run; remove it"
     names = raw.get("names") or []
     if isinstance(names, dict):
         if sorted(map(str, names)) != sorted(map(str, range(len(names)))):

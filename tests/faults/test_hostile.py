@@ -1,0 +1,65 @@
+"""Wrong and hostile input is refused: exit code 2, one clear line each, no code run."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from hostile import CASES, EXPORT, command, verdict
+from processes import clean_environment
+
+import federated
+from utils import export_federated
+from utils.config import InputError
+from utils.terminal import show_problems
+
+pytestmark = pytest.mark.slow
+
+REAL_PROCESSES = (  # a few as the user's own commands; benchmarks/faults.py does it for all
+    "config: a python object",
+    "checkpoint: code in an archive",
+    "model: code in a model YAML",
+    "round: pickled arrays with code",
+    "data: a pickle for a label cache",
+)
+
+
+def federated_here(arguments: list[str]) -> int:
+    """`federated.main` in the environment that the tests have prepared."""
+    try:
+        return federated.run(federated.parse(arguments))
+    except InputError as error:
+        show_problems(error.problems)
+        return 2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, *arguments = CASES[name](tmp_path)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    if script == EXPORT:
+        code = export_federated.main(arguments)
+    else:
+        code = federated_here(arguments)
+    shown = capsys.readouterr()
+    assert verdict(tmp_path, code, shown.out, shown.err) == "", shown.err
+
+
+@pytest.mark.parametrize("name", REAL_PROCESSES)
+def test_it_is_refused_by_the_command(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(name, tmp_path),
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert verdict(tmp_path, done.returncode, done.stdout, done.stderr) == "", done.stderr
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CASES) >= 60
