@@ -24,15 +24,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 if not __package__:
-    sys.path[0] = str(ROOT)
-sys.path[1:1] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[1:1] = [f"{sys.path[0]}/tests", f"{sys.path[0]}/tests/faults"]
 
 import yaml
 
 from utils.environment import prepare_environment, remove_private_settings
 
+ROOT = Path(__file__).resolve().parents[1]
 NUM_ROUNDS = 3
 # What is trained while servers are killed: each has another kind of state to keep.
 SETTINGS: list[dict[str, Any]] = [
@@ -196,17 +196,9 @@ def kill_workers(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
 
 def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     """The tests of unusable replies, counted."""
+    tests = "tests/faults/test_bad_replies.py"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests/faults/test_bad_replies.py",
-            "-q",
-            "-rA",
-            "-n",
-            "0",
-        ],
+        [sys.executable, "-m", "pytest", tests, "-q", "-rA", "-n", "0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
