@@ -179,7 +179,7 @@ def test_while_a_file_is_written_readers_see_the_old_one(tmp_path: Path) -> None
 def test_a_run_directory_has_its_folders(tmp_path: Path) -> None:
     run_dir = RunDir.create(tmp_path / "runs" / "federated", "train")
     assert run_dir.path == tmp_path / "runs" / "federated" / "train"
-    assert sorted(p.name for p in run_dir.path.iterdir()) == ["clients", "weights"]
+    assert sorted(p.name for p in run_dir.path.iterdir()) == ["clients", "server", "weights"]
     assert run_dir.client_dir("north") == run_dir.path / "clients" / "north"
 
 
@@ -227,13 +227,10 @@ def test_threads_that_start_together_get_directories_of_their_own(tmp_path: Path
     assert names == EIGHTY_NAMES
 
 
-def test_rounds_are_found_by_number(tmp_path: Path) -> None:
+def test_a_round_is_found_by_its_number(tmp_path: Path) -> None:
     run_dir = RunDir.create(tmp_path, "train")
     for number in (10, 0, 2):
         run_dir.save_round({"a": np.full(2, number)}, RoundMeta(number, ("cat",), "detect", "m.pt"))
-    (run_dir.weights / "best.pt").touch()
-    (run_dir.weights / ".round3.npz.77.tmp").touch()
-    assert run_dir.rounds() == [0, 2, 10]
     layout = Layout.of({"a": np.full(2, 0)})
     assert run_dir.load_round(10, layout)["a"].tolist() == [10, 10]
 
@@ -287,7 +284,12 @@ def test_a_value_that_cannot_be_written_leaves_the_csv_as_it_was(tmp_path: Path)
     with pytest.raises(ValueError, match="no text"):
         run_dir.append_rows("results.csv", [{"round": Unprintable()}])
     assert (run_dir.path / "results.csv").read_text() == "round\n1\n"
-    assert sorted(p.name for p in run_dir.path.iterdir()) == ["clients", "results.csv", "weights"]
+    assert sorted(p.name for p in run_dir.path.iterdir()) == [
+        "clients",
+        "results.csv",
+        "server",
+        "weights",
+    ]
 
 
 def test_texts_are_written_as_they_are(tmp_path: Path) -> None:

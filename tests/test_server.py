@@ -15,6 +15,7 @@ from test_exactness import TRAIN, Silent, assert_identical, federation, final_ar
 from ultralytics import YOLO
 
 from utils import client as client_module
+from utils import server as server_module
 from utils.arrays import Arrays
 from utils.client import from_record, to_record
 from utils.config import SharedConfig
@@ -236,18 +237,21 @@ def test_a_client_with_unusable_arrays_is_left_out_and_named(
     assert_identical(final_arrays(result), from_record(honest.content.array_records["arrays"]))
 
 
-def test_when_no_client_is_usable_the_run_stops_and_earlier_rounds_stay(tmp_path: Path) -> None:
+def test_when_no_client_is_usable_the_run_stops_and_earlier_rounds_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "RETRY_WAIT_S", 0.0)
     data = make_dataset(tmp_path / "data", num_train=2)
     calls = 0
 
-    def nan_in_round_2(arrays: Arrays) -> None:
+    def nan_from_round_2(arrays: Arrays) -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls >= 2:
             arrays[WEIGHT] = np.full_like(arrays[WEIGHT], np.nan)
 
-    grid = LocalGrid(1, tamper=with_arrays(nan_in_round_2))
-    with pytest.raises(FederationError, match="round 2: no client returned a usable update"):
+    grid = LocalGrid(1, tamper=with_arrays(nan_from_round_2))
+    with pytest.raises(FederationError, match="round 2: 0 of 1 clients returned a usable update"):
         federation([data], tmp_path / "runs", TRAIN, grid=grid)
     run_dir = tmp_path / "runs" / "run"
     load_arrays(run_dir / "weights" / "round1.npz")

@@ -244,7 +244,8 @@ def _reporting_errors(handler: Handler) -> Handler:
             message_id = message.metadata.message_id
             with attempt(folder, message_id, instructions.round_timeout_s) as number:
                 reply = handler(message, context)
-            reply.content["client"] = ConfigRecord({"name": name, "attempt": number})
+            identity: Any = reply.content.setdefault("client", ConfigRecord())
+            identity.update({"name": name, "attempt": number})
             return reply
         except Exception as error:  # whatever it is, the server must be told
             text = traceback.format_exc()
@@ -270,7 +271,7 @@ def query(message: Message, context: Context) -> Message:
             "server; use the same base model file and the same Ultralytics version"
         )
     absent = ConfigRecord({"not-annotated": client.data.get(NOT_ANNOTATED, [])})
-    return Message(RecordDict({"data": absent}), reply_to=message)
+    return Message(RecordDict({"client": absent}), reply_to=message)
 
 
 @app.train()

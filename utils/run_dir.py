@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -225,11 +224,6 @@ class RunDir:
     def load_strategy(self, round_number: int) -> Arrays:
         """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
         return load_arrays(self._strategy_path(round_number))[0]
-
-    def rounds(self) -> list[int]:
-        """Numbers of the rounds on disk, ascending."""
-        matches = (re.fullmatch(r"round(\d+)\.npz", p.name) for p in self.weights.iterdir())
-        return sorted(int(m.group(1)) for m in matches if m)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a small text file and return its path."""

@@ -208,18 +208,22 @@ class Server:
         """Learn which node is which client, and that all have the same model."""
         record = RecordDict({"config": self._config_record()})
         nodes = list(grid.get_node_ids())
+        while len(nodes) < len(self.config.clients):  # Flower registers them while this runs
+            self._pause(POLL_S)
+            nodes = list(grid.get_node_ids())
         messages = [Message(record, node, "query") for node in nodes]
         problems = []
         for reply in self._exchange(grid, messages):
             if reply.has_error():
                 problems.append(reply.error.reason or "no reason given")
                 continue
-            name = str(reply.content.config_records["client"]["name"])
+            client: Any = reply.content.config_records["client"]
+            name = str(client["name"])
             if name in self.names_by_node.values():
                 problems.append(f"two clients call themselves '{name}'")
             self.names_by_node[reply.metadata.src_node_id] = name
-            absent: Any = reply.content.config_records["data"]["not-annotated"]
-            self.absent[name] = [] if self.config.train.get("single_cls") else list(absent)
+            absent = list(client["not-annotated"])
+            self.absent[name] = [] if self.config.train.get("single_cls") else absent
         if problems:
             raise FederationError("\n".join(problems))
 

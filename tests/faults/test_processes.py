@@ -2,8 +2,9 @@
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,39 @@ def test_data_that_vanishes_ends_the_run_with_a_clear_error(tmp_path: Path) -> N
     assert "north" in output
     load_arrays(run_dir / "weights" / "round1.npz")
     assert any(row["note"] for row in read_csv(run_dir / "clients.csv"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 80 MB: a few rounds of the nano model and its optimiser states."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=80m", "none", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    config = sites(tmp_path, num_rounds=3, evaluate={"every": 0})
+    whole = federated(str(config), "name=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    done = federated(str(config), f"save_dir={small_disk}", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "No space left on device" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    weights = small_disk / "train" / "weights"
+    rounds = sorted(weights.glob("round*.npz"))
+    assert rounds
+    for path in rounds:
+        load_arrays(path)
+    subprocess.run(["mount", "-o", "remount,size=900m", str(small_disk)], check=True)
+    done = federated(f"resume={small_disk / 'train'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(outcome(small_disk / "train"), outcome(tmp_path / "runs" / "whole"))
 
 
 def test_a_run_directory_that_vanishes_ends_the_run_with_its_name(tmp_path: Path) -> None:
