@@ -246,6 +246,11 @@ class Server:
 
     # The steps of a round, in their order.
 
+    @property
+    def min_updates(self) -> int:
+        """How many usable updates make a round."""
+        return max(self.config.min_clients, self.aggregation.min_clients)
+
     def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
         """Send the global arrays, receive and check the clients' updates.
 
@@ -253,7 +258,7 @@ class Server:
         arrays, they do the same work.
         """
         nodes = self.sample(round_number)
-        needed = max(self.config.min_clients, self.aggregation.min_clients)
+        needed = self.min_updates
         updates: dict[str, Update] = {}
         found = ""
         for tries_left in reversed(range(ROUND_TRIES)):
@@ -295,9 +300,9 @@ class Server:
     def limit_norms(self, round_number: int, updates: list[Update]) -> list[Update]:
         """Clip or refuse updates that are far longer than the others, as `update_norm` says."""
         setting = self.config.update_norm
-        if setting.outliers == "keep":
-            return updates
         median = statistics.median(update.norm for update in updates)
+        if setting.outliers == "keep" or not median:
+            return updates
         limit = setting.times_median * median
         result = []
         for update in updates:
@@ -311,6 +316,12 @@ class Server:
             self._note(update.name, f"{found}; shortened to {setting.times_median:g} times")
             arrays = shortened(update.arrays, self.arrays, limit / update.norm)
             result.append(replace(update, arrays=cast_to(arrays, self.layout)))
+        if len(result) < self.min_updates:
+            self.write_client_rows(round_number, result, [])
+            raise FederationError(
+                f"round {round_number}: update_norm left {len(result)} of {len(updates)} updates, "
+                f"it needs {self.min_updates}; raise update_norm.times_median, or clip"
+            )
         return result
 
     def aggregate(self, round_number: int, updates: list[Update]) -> Arrays:

@@ -245,3 +245,17 @@ def test_an_update_much_longer_than_the_others_is_kept_clipped_or_refused(
         assert norm > 10 * max(norms)
     np.testing.assert_allclose(found[WEIGHT], expected, rtol=1e-5, atol=1e-8)
     assert rows["c1"].get("note", "").endswith(note)
+
+
+def test_a_round_that_refusing_leaves_too_small_ends_the_run(data: Path, tmp_path: Path) -> None:
+    grid = spoiling(longer(50, tmp_path / "run" / "weights" / "round0.npz"), 1000, {1})
+    with pytest.raises(FederationError, match="update_norm left 1 of 2 updates, it needs 2"):
+        federation(
+            [data] * 2,
+            tmp_path,
+            TRAIN,
+            num_rounds=1,
+            min_clients=2,
+            update_norm={"outliers": "refuse", "times_median": 1.5},
+            grid=grid,
+        )
