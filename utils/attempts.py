@@ -72,7 +72,7 @@ def _number_of_attempt(folder: Path, message: str, timeout_s: float | None) -> i
         (folder / TRACE).unlink()
         raise LostWorkerError(
             f"no answer within round_timeout_s ({timeout_s:g} s), its worker was stopped; "
-            f"{hang} says where it stood"
+            f"{hang} says where it stood; a longer time can be given when resuming, too"
         )
     if before.number >= MAX_ATTEMPTS:
         (folder / TRACE).unlink()

@@ -30,7 +30,7 @@ from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 
 from utils.arrays import Arrays, Layout, select
-from utils.attempts import attempt
+from utils.attempts import LostWorkerError, attempt
 from utils.config import SharedConfig
 from utils.data import NOT_ANNOTATED, in_label_space, read_data_yaml, write_private_yaml
 from utils.evaluation import Evaluator
@@ -249,7 +249,8 @@ def _reporting_errors(handler: Handler) -> Handler:
             return reply
         except Exception as error:  # whatever it is, the server must be told
             text = traceback.format_exc()
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            kind = "" if isinstance(error, LostWorkerError) else f"{type(error).__name__}: "
+            reason = " ".join(f"{kind}{error}".split())
             try:
                 write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))
             except OSError as full:  # the disk may be what failed

@@ -27,7 +27,7 @@ def plot_results(run_dir: Path) -> Path:
         axes = figure.add_subplot(1, len(columns), index + 1)
         for number, (name, rows) in enumerate(clients.items()):
             x, y = _series(rows, column)
-            axes.plot(x, y, lw=1, alpha=0.8, color=f"C{number + 1}", label=name)
+            axes.plot(x, y, lw=1, marker=".", ms=4, alpha=0.8, color=f"C{number + 1}", label=name)
         is_metric = column.startswith("metrics/")
         x, y = _series(rounds, column)
         axes.plot(x, y, lw=2.4, color="black", marker="o", ms=3, label="mean of the clients")
@@ -52,7 +52,7 @@ def _finish(axes: Any, column: str, is_metric: bool) -> None:
 
     axes.set_title(column, fontsize=10)
     axes.set_xlabel("round", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(bottom=0, top=1 if is_metric else None)

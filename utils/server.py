@@ -309,7 +309,10 @@ class Server:
             if update.norm <= limit:
                 result.append(update)
                 continue
-            found = f"its update is {update.norm / median:.3g} times as long as the round's median"
+            found = (
+                f"its update_norm is {update.norm:.4g}, {update.norm / median:.3g} times the "
+                "round's median"
+            )
             if setting.outliers == "refuse":
                 self._fail(update.name, f"{found}; refused")
                 continue
@@ -457,13 +460,18 @@ class Server:
                 "update_norm": update.norm,
                 **update.losses,
             }
+        columns = dict.fromkeys(column for row in rows.values() for column in row)
         for score in scores:  # also of clients that did not train in this round
             rows[score.name].update({"num_val": score.num_examples, **score.metrics})
         for name, notes in self.notes.items():
             rows[name]["note"] = "; ".join(dict.fromkeys(notes))
         self.run_dir.append_rows(
             "clients.csv",
-            [{"round": round_number, "client": name, **rows[name]} for name in sorted(rows)],
+            # The columns of training first, also where the first client did not train.
+            [
+                {"round": round_number, "client": name, **columns, **rows[name]}
+                for name in sorted(rows)
+            ],
         )
 
     def write_class_rows(

@@ -4,6 +4,7 @@ Where the output is no terminal there is no live line.
 """
 
 import importlib.util
+import shlex
 import shutil
 import sys
 import time
@@ -41,8 +42,9 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
     )
     train = config.train
     console.print(
-        f"{device}, {resources.num_cpus:g} CPU for each client, batch {train['batch']} each, "
-        f"{train['optimizer']} lr0 {train.get('lr0', DEFAULT_CFG_DICT['lr0']):.4g}"
+        f"{device}, CPUs for each client: {resources.num_cpus:g}, batch {train['batch']} each, "
+        f"{train['optimizer']} lr0 {train.get('lr0', DEFAULT_CFG_DICT['lr0']):.4g}",
+        soft_wrap=True,
     )
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
@@ -63,8 +65,10 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         table.caption_justify = "left"
     console.print(table)
     console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
-    if run_dir.last_round():
-        console.print(f"Going on after round {run_dir.last_round()}")
+    done = run_dir.last_round()
+    if done:
+        is_complete = done >= config.num_rounds
+        console.print("All rounds are complete" if is_complete else f"Going on after round {done}")
 
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
@@ -89,28 +93,29 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
         console.print(line, soft_wrap=True)
     console.print("Next:")
     imgsz = federation.config.train.get("imgsz", 640)
-    yolo = _yolo_command()
+    yolo, argument = _beside_python("yolo"), shlex.quote(f"model={model}")
     for command in (
-        f"{yolo} predict model={model} imgsz={imgsz} source=IMAGES",
-        f"{yolo} export model={model} imgsz={imgsz} format=onnx",
+        f"{yolo} predict {argument} imgsz={imgsz} source=IMAGES",
+        f"{yolo} export {argument} imgsz={imgsz} format=onnx",
     ):
         console.print(f"  {command}", style="cyan", soft_wrap=True, markup=False)
     if importlib.util.find_spec("onnx") is None:
         console.print('  [dim]format=onnx needs pip install -e ".\\[onnx]" first[/]')
     if not torchvision_loads():
         console.print(
-            "  [dim]torchvision here is built for another PyTorch, and the yolo command cannot use "
-            "it: install the torchvision that goes with this PyTorch first[/]"
+            "  [dim]yolo predict and val fail here: torchvision is built for another PyTorch; "
+            "install the one that goes with it[/]",
+            soft_wrap=True,
         )
 
 
-def _yolo_command() -> str:
-    """`yolo`, or where it is when the environment of this Python is not activated."""
-    beside = Path(sys.executable).with_name("yolo")
-    found = shutil.which("yolo")
-    if (found and Path(found).resolve() == beside.resolve()) or not beside.exists():
-        return "yolo"
-    return str(_shown(beside))
+def _beside_python(name: str) -> str:
+    """A command, or where it is when the environment of this Python is not activated."""
+    beside = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if (found and Path(found) == beside) or not beside.exists():
+        return name
+    return shlex.quote(str(_shown(beside)))
 
 
 def show_what_is_done(run_dir: RunDir | None) -> None:
@@ -125,7 +130,8 @@ def show_what_is_done(run_dir: RunDir | None) -> None:
             show_problems([f"results.png: {error.strerror or error}"])
     found = f"{_count(done, 'finished round')}" if done else "no round was finished"
     print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
-    print(f"go on with it: python federated.py resume={_shown(run_dir.path)}", file=sys.stderr)
+    command = f"federated.py {shlex.quote(f'resume={_shown(run_dir.path)}')}"
+    print(f"go on with it: {_beside_python('python')} {command}", file=sys.stderr)
 
 
 def show_problems(problems: Sequence[str]) -> None:
@@ -181,13 +187,9 @@ class TerminalDisplay:
     def client_failed(self, name: str, reason: str) -> None:
         """A client is left out of this step: say so, for good."""
         self._answers[name] = "failed"
-        self.console.print(
-            Text.assemble(
-                (f"round {self._round}/{self.num_rounds}: client '{name}' failed: ", "bold red"),
-                reason,
-            ),
-            soft_wrap=True,
-        )
+        where = f"round {self._round}/{self.num_rounds}"
+        text = Text.assemble((f"{where}: client '{name}' is left out: ", "bold red"), reason)
+        self.console.print(text, soft_wrap=True)
 
     def notice(self, text: str) -> None:
         """Say something for good."""
@@ -204,7 +206,7 @@ class TerminalDisplay:
         parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_loss(k, v)]
         parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_map(k, v)]
         parts.append(f"{row['seconds']:.1f} s")
-        self.console.print("  ".join(parts), highlight=True, soft_wrap=True, markup=False)
+        self.console.print("  ".join(parts), soft_wrap=True, markup=False)
 
     def _line(self) -> Text:
         if not self._pending:
@@ -241,7 +243,7 @@ def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Tab
         table.add_column(short_name(name).replace(" ", "\n"), justify="right", vertical="bottom")
     table.add_column("s", justify="right", vertical="bottom")
     for result in rounds:
-        is_best = best is not None and result.round == best.round
+        is_best = best is not None and bool(best.score) and result.round == best.round
         cells = [_cell(result.row.get(name)) for name in names]
         number = f"{'* ' if is_best else ''}{result.round}"
         seconds = f"{result.row['seconds']:.1f}"

@@ -235,7 +235,7 @@ def test_an_update_much_longer_than_the_others_is_kept_clipped_or_refused(
     if outliers == "keep":
         expected, note = (c0 + c1 + c2) / 3, ""
     elif outliers == "refuse":
-        expected, note = (c0 + c2) / 2, "times as long as the round's median; refused"
+        expected, note = (c0 + c2) / 2, "times the round's median; refused"
         assert [name for name, _ in display.failures] == ["c1"]
     else:
         norm = float(rows["c1"]["update_norm"])
