@@ -55,6 +55,8 @@ def run(command: "Command") -> int:
         config = load_config(command.config_file, command.overrides)
         if command.run_dir is not None:
             run_dir = RunDir.reopen(command.run_dir)
+            # Where the run was made does not matter any more; it may have been moved.
+            config = config.model_copy(update={"save_dir": str(run_dir.path.parent)})
         with checked(with_demo_data(config)) as federation:
             run_dir = run_dir or RunDir.create(Path(federation.config.save_dir), config.name)
             terminal.show_start(console, federation, run_dir)
@@ -66,7 +68,7 @@ def run(command: "Command") -> int:
     except InputError as error:
         terminal.show_problems(error.problems)
         return 2
-    except FederationError as error:
+    except (FederationError, OSError) as error:
         terminal.show_problems([str(error)])
         code = 1
     except KeyboardInterrupt:
@@ -127,7 +129,11 @@ def parse(arguments: list[str]) -> Command:
 
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
+    try:
+        exit_code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # while the libraries are imported, or a second one
+        print("error: interrupted", file=sys.stderr)
+        exit_code = 130
     sys.stdout.flush()
     sys.stderr.flush()
     if exit_code in (1, 130):

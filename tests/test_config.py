@@ -175,6 +175,13 @@ evaluate: {data: ä.yaml, every: 0}
     assert again.to_yaml() == config.to_yaml()
 
 
+@pytest.mark.parametrize("name", ["${x}", "a ${", "${oc.env:HOME}", "$x"])
+def test_what_looks_like_a_reference_survives_being_written(tmp_path: Path, name: str) -> None:
+    config = load(tmp_path, "base_model: m.pt\ndatasets: [d.yaml]\n")
+    config = config.model_copy(update={"names": [name, "b"]})
+    assert load(tmp_path, config.to_yaml()).names == [name, "b"]
+
+
 def test_the_example_loads_and_shows_every_setting() -> None:
     config = load_config(EXAMPLE)
     settings = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))

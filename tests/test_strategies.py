@@ -134,6 +134,34 @@ def test_clients_that_do_not_annotate_a_class_abstain_from_its_rows() -> None:
     assert abstain(updates, {"a": []}, ["w"], start) is updates
 
 
+@pytest.mark.parametrize("name", ["fedmedian", "krum", "bulyan"])
+def test_a_hostile_client_gets_nothing_through_those_that_abstain(name: str) -> None:
+    """Of 7 clients 3 annotate the class, one of them hostile."""
+    start = {"w": np.zeros((1, 1), np.float32)}
+    values = [1.0, 1.1, 1e6, 0.0, 0.0, 0.0, 0.0]
+    updates = [update(str(i), {"w": np.array([[v]], np.float32)}) for i, v in enumerate(values)]
+    options = {} if name == "fedmedian" else {"num_malicious_nodes": 1}
+    combine = Aggregation(StrategyConfig.model_validate({"name": name, **options}), PARAMETERS, "w")
+    combine.configure(1, start, ConfigRecord({}), range(7))
+    result = combine.aggregate(1, updates, {str(i): [0] for i in range(3, 7)})
+    assert result is not None
+    assert 0.9 < result["w"].item() < 1.2
+
+
+def test_fednova_counts_by_the_step_before_others_abstain() -> None:
+    """a moved by 1 in 50 steps, b, which does not annotate the class, took 5: tau is 27.5."""
+    start = {"w": np.zeros((1, 1), np.float32)}
+    updates = [
+        update("a", {"w": np.ones((1, 1), np.float32)}, num_steps=50),
+        update("b", {"w": np.zeros((1, 1), np.float32)}, num_steps=5),
+    ]
+    combine = Aggregation(StrategyConfig(name="fednova"), PARAMETERS, "w")
+    combine.configure(1, start, ConfigRecord({}), range(2))
+    result = combine.aggregate(1, updates, {"b": [0]})
+    assert result is not None
+    assert result["w"].item() == pytest.approx(27.5 / 50)
+
+
 def test_fedprox_averages_and_tells_the_clients_mu() -> None:
     combine = aggregation("fedprox", proximal_mu=0.25)
     (message,) = combine.configure(1, state(1), ConfigRecord({}), [7])

@@ -1,6 +1,7 @@
 """What the terminal shows, whatever is in the names."""
 
 import io
+import shlex
 from pathlib import Path
 
 from helpers import make_dataset
@@ -37,6 +38,7 @@ def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> 
             display.round_done(result)
         terminal.show_end(console, RunResult(run_dir.path, [result], result), federation)
     shown = output.getvalue()
-    for text in ("[/red]", "[b]", "[/x] is wrong", f"yolo predict model={run_dir.weights}/best.pt"):
+    model = shlex.quote(f"model={run_dir.weights}/best.pt")  # there is a space in it
+    for text in ("[/red]", "[b]", "[/x] is wrong", f"yolo predict {model}"):
         assert text in shown
     assert f"Run directory: {run_dir.path}\n" in shown

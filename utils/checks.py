@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from utils.arrays import Layout, layout_problems, negative_statistics
 from utils.config import ClientData, ClientResources, Config, InputError, nearest
 from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
 from utils.environment import num_cpus
-from utils.model import build_model, load_checkpoint_module, task_of
+from utils.model import build_model, load_checkpoint_module, task_of, to_arrays
 from utils.strategies import strategy_problems
 
 MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
@@ -117,6 +118,10 @@ def _check(config: Config, caches: Path) -> Federation:
         model: Any = build_model(config.base_model, task, first, config.train, config.seed)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base_model '{config.base_model}': cannot be built: {error}") from error
+    arrays = to_arrays(model)
+    problems = layout_problems(arrays, Layout.of(arrays)) + negative_statistics(arrays)
+    if problems:
+        raise InputError(f"base_model '{config.base_model}': {problem}" for problem in problems[:3])
     config = _with_whole_strides(config, model)
     server_data = None
     if config.evaluate.data is not None:
@@ -161,8 +166,8 @@ def _save_dir_problems(save_dir: Path) -> list[str]:
     folders = (save_dir.absolute(), *save_dir.absolute().parents)
     try:
         existing = next(folder for folder in folders if folder.exists())
-    except OSError as error:
-        return [f"save_dir '{save_dir}': {error.strerror}; choose another save_dir"]
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        return [f"save_dir {str(save_dir)!r}: {error}; choose another save_dir"]
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return []
     reason = "not writable" if existing.is_dir() else "not a directory"

@@ -59,7 +59,10 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number of images, at least 1; AutoBatch (batch=-1) would give every client "
         "another batch size",
     ),
-    "imgsz": (lambda x: type(x) is int and x >= 32, "a whole number of pixels, at least 32"),
+    "imgsz": (
+        lambda x: type(x) is int and 32 <= x <= 65536,
+        "a whole number of pixels, at least 32",
+    ),
     "workers": (lambda x: type(x) is int and x >= 0, "a whole number, at least 0"),
     "cache": (
         lambda x: x in (None, True, False, "ram"),
@@ -230,7 +233,7 @@ class Config(_Frozen):
     local_optimizer: Literal["keep", "reset"] = "keep"
     server_ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     min_clients: PositiveInt = 1
-    round_timeout_s: Annotated[float, Field(strict=True, gt=0)] | None = None
+    round_timeout_s: Annotated[float, Field(strict=True, gt=0, le=366 * 86400)] | None = None
     update_norm: UpdateNormConfig = UpdateNormConfig()
     trust_checkpoint: Annotated[bool, Field(strict=True)] = False
     client_resources: ClientResources = ClientResources()
@@ -256,7 +259,8 @@ class Config(_Frozen):
 
     def to_yaml(self) -> str:
         """YAML that gives this config again."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+        dump = self.model_dump(mode="json")
+        return OmegaConf.to_yaml(OmegaConf.create(_without_references(dump)))
 
 
 # What a resumed run may be given anew: the weights do not depend on it, but that another number of
@@ -381,7 +385,9 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
         return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (
+        Exception
+    ) as error:  # YAML's constructors of numbers, dates, ... raise errors of any kind
         return {}, [f"{path}: not a readable YAML file: {_one_line(error)}"]
     if not isinstance(loaded, DictConfig):
         return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
@@ -424,6 +430,15 @@ def _with_text_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _with_text_keys(entry) for key, entry in value.items()}
     return value
+
+
+def _without_references(value: Any) -> Any:
+    """Escape what OmegaConf would take for a reference to another setting, e.g. in class names."""
+    if isinstance(value, dict):
+        return {key: _without_references(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_references(entry) for entry in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _one_line(error: Exception) -> str:
@@ -469,7 +484,7 @@ _EXPECTED = {
     "server_ema": "a number from 0 (none) to less than 1",
     "num_gpus": "a number of at least 0 (a fraction shares a GPU) or 'auto'",
     "num_cpus": "a number greater than 0",
-    "round_timeout_s": "a number of seconds greater than 0, or null for no limit",
+    "round_timeout_s": "seconds, more than 0 and at most a year, or null for no limit",
     "update_norm": "'outliers: ...' and 'times_median: ...' lines",
     "times_median": "a number greater than 1",
     "name": "letters, digits, '.', '_' and '-'",

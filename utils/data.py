@@ -185,7 +185,11 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
         if not path.is_file():
             raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # YAML's constructors of numbers, dates, ... raise errors of any kind
         text = " ".join(str(error).split())
         raise InputError(f"{where}: not a readable YAML file: {text}") from error
     if not isinstance(raw, dict):
@@ -195,7 +199,7 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
         raise InputError(problems)
     try:
         data = check_det_dataset(str(path), autodownload=False)
-    except FileNotFoundError as error:
+    except OSError as error:  # not found, or a name that no file can have
         raise InputError(
             f"{where}: {_one_line(error)}; correct 'path', 'train' or 'val'"
         ) from error
@@ -364,7 +368,8 @@ def _damaged_files(messages: Iterable[str]) -> list[str]:
 
 def _one_line(error: BaseException) -> str:
     """The first line of an Ultralytics error, without its colours and signs."""
-    text = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()[0]
+    text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+    text = (text.splitlines() or [type(error).__name__])[0]
     return text.removeprefix(PREFIX).replace(" ❌", "").rstrip(".")
 
 

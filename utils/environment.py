@@ -53,6 +53,7 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     """
     for name, value in QUIET_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    os.environ.pop("RAY_ADDRESS", None)  # a simulation starts a Ray of its own
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return

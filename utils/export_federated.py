@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -33,6 +34,8 @@ import numpy as np
 import yaml
 
 if __name__ == "__main__":
+    # The imports below take seconds; main() has Python's own handler again.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     if not __package__:
         sys.path[0] = str(Path(__file__).resolve().parents[1])
     from utils.environment import prepare_environment
@@ -516,6 +519,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="export_federated.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --trust-checkpoint is looked for in full before
     )
     parser.add_argument("base", help="the run's base_model: a .pt or a model YAML")
     parser.add_argument("arrays", type=Path, help="global arrays of a round, e.g. round10.npz")
@@ -533,6 +537,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(parse(arguments))
     except InputError as error:

@@ -128,9 +128,9 @@ class RunDir:
         """
         try:
             save_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             raise InputError(
-                f"save_dir '{save_dir}': cannot be made: {error.strerror}; choose another save_dir"
+                f"save_dir {str(save_dir)!r}: cannot be made: {error}; choose another save_dir"
             ) from error
         number = 1
         while True:
@@ -153,23 +153,32 @@ class RunDir:
         Raises InputError for the directory of a run that is still going on.
         """
         run_dir = cls(path.resolve())
-        run_dir.server.mkdir(exist_ok=True)
         try:
+            for folder in (run_dir.weights, run_dir.clients, run_dir.server):
+                folder.mkdir(exist_ok=True)
             run_dir._lock.acquire()
+            for left in run_dir.path.rglob(".*.tmp"):  # of writes that were killed
+                left.unlink(missing_ok=True)
         except Timeout as error:
             raise InputError(
                 f"resume={path}: another process is at work on this run; wait for it or stop it"
             ) from error
-        for left in run_dir.path.rglob(".*.tmp"):  # of writes that were killed
-            left.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"resume={path}: {error}; the run cannot go on there") from error
         for name in TABLES:
             table = run_dir.path / name
             try:
                 rows = read_csv(table) if table.exists() else []
                 last = run_dir.last_round()
-                run_dir._rows[name] = [row for row in rows if int(row["round"]) <= last]
-            except (KeyError, ValueError, TypeError) as error:
+                rows = [row for row in rows if int(row["round"]) <= last]
+            except (KeyError, ValueError, TypeError, OSError, csv.Error) as error:
                 raise InputError(f"{table}: damaged ({error}); the run cannot go on") from error
+            if not any(row.get("note") for row in rows):  # it came with the round that is dropped
+                rows = [{k: v for k, v in row.items() if k != "note"} for row in rows]
+            run_dir._rows[name] = rows
+        found = [int(row["round"]) for row in run_dir._rows[RESULTS]]
+        if found != list(range(1, len(found) + 1)):
+            raise InputError(f"{run_dir.path / RESULTS}: found rounds {found}, some are missing")
         return run_dir
 
     def last_round(self) -> int:
@@ -268,9 +277,12 @@ def find_run(where: str, save_dir: Path) -> Path:
             raise InputError(f"resume=true: found no run in {save_dir}; give resume=RUN_DIR")
         return found.parent
     path = Path(where)
-    for folder in path.absolute().parents[:2] if path.is_file() else [path]:
-        if (folder / CONFIG_FILE).is_file():
-            return folder
+    try:
+        for folder in path.absolute().parents[:2] if path.is_file() else [path]:
+            if (folder / CONFIG_FILE).is_file():
+                return folder
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise InputError(f"resume={where}: {error}; expected the directory of a run") from error
     reason = f"has no {CONFIG_FILE}, so no run has begun there" if path.exists() else "not there"
     raise InputError(f"resume={where}: {reason}; expected the directory of a run")
 

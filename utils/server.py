@@ -30,13 +30,15 @@ from utils.arrays import (
 from utils.client import CLIENT_ERROR, Instructions, from_record, to_record
 from utils.config import Config, InputError
 from utils.evaluation import Evaluation
-from utils.model import class_row_names, load_into, save_checkpoint, shared_names, to_arrays
+from utils.model import load_into, save_checkpoint, shared_names, to_arrays
 from utils.run_dir import RESULTS, RoundMeta, RunDir
-from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update, abstain
+from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
+from utils.trainer import saved_states, state_path
 
 POLL_S = 0.1
 ROUND_TRIES = 3
 RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
+TTL_S = 10 * 365 * 86400.0  # Flower's own lets a message expire after 12 hours
 GRACE_S = 60.0  # beyond round_timeout_s, within which a client's worker answers by itself
 COUNTS = ("round", "epoch", "num_clients", "num_examples")  # whole numbers in results.csv
 
@@ -133,7 +135,6 @@ class Server:
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
         self.average: Arrays | None = None
-        self.class_rows = [name for name in class_row_names(model) if name in self.arrays]
         self.names_by_node: dict[int, str] = {}
         self.absent: dict[str, list[int]] = {}  # classes that a client does not annotate
         self.rounds: list[RoundResult] = []
@@ -159,6 +160,7 @@ class Server:
                         f"base_model '{self.config.base_model}' gives now; put back what it was"
                     )
             last = run_dir.last_round()
+            self._check_states(last)
             if last:
                 self.arrays = run_dir.load_round(last, self.layout)
                 if self.config.server_ema:
@@ -168,6 +170,21 @@ class Server:
         except ValueError as error:
             raise InputError(f"resume: {error}") from error
         self.rounds = [_result_of(row) for row in run_dir.rows(RESULTS)]
+
+    def _check_states(self, last: int) -> None:
+        """Raise ValueError when a client that has trained could not go on from where it was."""
+        trained = {
+            row["client"]: int(row["round"])
+            for row in self.run_dir.rows("clients.csv")
+            if row.get("num_examples")
+        }
+        for name, round_number in trained.items():
+            folder = self.run_dir.client_dir(name)
+            if not any(round_number <= number <= last for number in saved_states(folder)):
+                raise ValueError(
+                    f"{state_path(folder, round_number)}: no such file, so client '{name}' cannot "
+                    "go on where it was; put it back, or start a new run from weights/last.pt"
+                )
 
     @property
     def best(self) -> RoundResult | None:
@@ -190,7 +207,7 @@ class Server:
 
         Raises FederationError when no client answers usefully or nothing can be written.
         """
-        first = len(self.rounds) + 1
+        round_number = first = len(self.rounds) + 1
         try:
             if first == 1:
                 self.run_dir.save_round(self.arrays, self._meta(0))
@@ -199,7 +216,7 @@ class Server:
                 self.run_round(grid, round_number)
         except OSError as error:  # a full disk, a folder that is gone
             raise FederationError(
-                f"round {len(self.rounds) + 1}: {error.filename or self.run_dir.path}: "
+                f"round {round_number}: {error.filename or self.run_dir.path}: "
                 f"{error.strerror or error}"
             ) from error
         return self.result
@@ -225,7 +242,7 @@ class Server:
             absent = list(client["not-annotated"])
             self.absent[name] = [] if self.config.train.get("single_cls") else absent
         if problems:
-            raise FederationError("\n".join(problems))
+            raise FederationError(f"before round 1: {'; '.join(problems)}")
 
     def run_round(self, grid: Grid, round_number: int) -> RoundResult:
         """One round: train, aggregate, evaluate, save. Its row in results.csv makes it complete."""
@@ -329,8 +346,7 @@ class Server:
 
     def aggregate(self, round_number: int, updates: list[Update]) -> Arrays:
         """Combine updates by the strategy, in float64, and cast back to the layout."""
-        updates = abstain(updates, self.absent, self.class_rows, self.arrays)
-        combined = self.aggregation.aggregate(round_number, updates)
+        combined = self.aggregation.aggregate(round_number, updates, self.absent)
         if combined is None:
             raise FederationError(
                 f"round {round_number}: {len(updates)} updates are too few for strategy "
@@ -504,6 +520,8 @@ class Server:
         even do that.
         """
         messages = list(messages)
+        for message in messages:
+            message.metadata.ttl = TTL_S
         waiting = dict(zip(grid.push_messages(messages), messages, strict=True))
         limit = self.config.round_timeout_s
         latest = float("inf") if limit is None else limit * len(messages) + GRACE_S

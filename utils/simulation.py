@@ -1,6 +1,7 @@
 """From a checked config to a finished run on this machine, under Flower's simulation."""
 
 import math
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from utils.config import Config
 from utils.data import move_caches, write_private_yaml
 from utils.environment import num_cpus, quiet_stdout, set_verbosity
 from utils.evaluation import Evaluator
-from utils.model import parameter_names, to_arrays
+from utils.model import class_row_names, parameter_names, to_arrays
 from utils.run_dir import CONFIG_FILE, RoundMeta, RunDir
-from utils.server import Display, RunResult, Server
+from utils.server import Display, FederationError, RunResult, Server
 from utils.strategies import Aggregation
 
 
@@ -37,7 +38,9 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         _instructions(federation, run_dir),
         federation.model,
         RoundMeta(0, federation.names, federation.task, Path(config.base_model).name),
-        Aggregation(config.strategy, parameter_names(federation.model)),
+        Aggregation(
+            config.strategy, parameter_names(federation.model), class_row_names(federation.model)
+        ),
         run_dir,
         display,
         _server_evaluator(federation, run_dir),
@@ -73,6 +76,12 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
             run_simulation(
                 app, client_module.app, len(config.clients), backend_config=_backend(config)
             )
+    except (FederationError, OSError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # whatever Flower and Ray raise, the run can be resumed
+        path = run_dir.write_text("server/error.txt", traceback.format_exc())
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise FederationError(f"the simulation failed: {reason}; see {path}") from error
     finally:
         server.stop()  # it runs in a thread of Flower's, which would wait for replies for ever
     if not results:

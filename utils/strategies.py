@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.multikrum import select_multikrum
@@ -27,6 +26,7 @@ Options = dict[str, Any]
 EXAMPLES_KEY = "num-examples"  # Flower's name for an update's weight
 LOSS_KEY = "train_loss"  # sum of an update's losses, which q-FedAvg weighs clients by
 STEPS_KEY = "num-steps"
+MAX_NODES, MAX_NUMBER = 10**6, 1e18  # far beyond any sense; NaN and infinity are not below either
 
 
 class FedAvgM(flower.FedAvgM):
@@ -41,43 +41,28 @@ class FedAvgM(flower.FedAvgM):
         return super().configure_train(*args, **kwargs)
 
 
-class FedNova(FedAvg):
-    """Normalised averaging: each client's update is divided by its number of optimiser steps.
+def step_normalised(updates: "list[Update]", origin: Arrays) -> "list[Update]":
+    """FedNova: each client's update is divided by its number of optimiser steps.
 
         w + tau * sum_k p_k (w_k - w) / tau_k,   tau = sum_k p_k tau_k
 
     with p_k a client's share of the images and tau_k its steps, so that a client that takes more
     steps does not pull the model towards its own optimum (Wang et al. 2020, arXiv 2007.07481,
     equations 8 and 9, with a_k = tau_k: exact for SGD without momentum, and the steps themselves
-    for optimisers that normalise theirs, such as Adam).
+    for optimisers that normalise theirs, such as Adam). Here update k is scaled by tau / tau_k; the
+    mean is FedAvg's.
+
+    origin: the arrays to scale, float64; the others of an update stay.
     """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.origin: Arrays = {}
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Remember what the updates are relative to."""
-        self.origin = from_record(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Scale each update by tau / tau_k, then average as FedAvg does."""
-        replies = list(replies)
-        numbers = [reply.content.metric_records["metrics"] for reply in replies]
-        images = np.array([n[EXAMPLES_KEY] for n in numbers], float)
-        steps = np.array([n[STEPS_KEY] for n in numbers], float)
-        effective_steps = float(images @ steps / images.sum())
-        for reply, num_steps in zip(replies, steps, strict=True):
-            scale = effective_steps / num_steps
-            record = reply.content.array_records["arrays"]
-            for name, origin in self.origin.items():
-                record[name] = Array(origin + scale * (record[name].numpy() - origin))
-        return super().aggregate_train(server_round, replies)
+    images = np.array([update.num_examples for update in updates], float)
+    steps = np.array([update.num_steps for update in updates], float)
+    effective_steps = float(images @ steps / images.sum())
+    result = []
+    for update in updates:
+        scale = effective_steps / update.num_steps
+        scaled = {n: start + scale * (update.arrays[n] - start) for n, start in origin.items()}
+        result.append(replace(update, arrays={**update.arrays, **scaled}))
+    return result
 
 
 def _nearest_updates(
@@ -128,7 +113,9 @@ class Entry:
     build: makes it from `options`, and Flower's min_*_nodes. options: with their defaults.
     sees_buffers: gets all arrays and not the trainable parameters alone.
     needs_parameters: build also takes the names of the trainable arrays.
-    state: attributes of Flower's class that it carries from round to round, None or float64 arrays.
+    prepare: changes the updates before they are combined, given what the strategy sees of the
+    global arrays. state: attributes of Flower's class that it carries from round to round, None or
+    float64 arrays.
     min_clients: how many updates a round needs at least, by the options. paper: where it is from.
     """
 
@@ -137,6 +124,7 @@ class Entry:
     options: Options = field(default_factory=dict)
     sees_buffers: bool = False
     needs_parameters: bool = False
+    prepare: "Callable[[list[Update], Arrays], list[Update]] | None" = None
     state: tuple[str, ...] = ()
     min_clients: Callable[[Options], int] = lambda options: 1
 
@@ -172,7 +160,7 @@ STRATEGIES: dict[str, Entry] = {
         state=("m_t", "v_t"),
     ),
     "fedprox": Entry(flower.FedProx, "Li et al. 2020, arXiv 1812.06127", {"proximal_mu": 0.01}),
-    "fednova": Entry(FedNova, "Wang et al. 2020, arXiv 2007.07481"),
+    "fednova": Entry(FedAvg, "Wang et al. 2020, arXiv 2007.07481", prepare=step_normalised),
     "qfedavg": Entry(
         lambda **kwargs: flower.QFedAvg(train_loss_key=LOSS_KEY, **kwargs),
         "Li et al. 2020, arXiv 1905.10497",
@@ -219,12 +207,18 @@ STRATEGIES: dict[str, Entry] = {
 }
 # What an option must be, where a number of at least 0 is not enough.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "beta": (lambda x: 0 < x < 0.5, "greater than 0 and less than 0.5"),
+    "beta": (lambda x: 0.001 <= x < 0.5, "at least 0.001 and less than 0.5"),
     "beta_1": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
     "beta_2": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
     "server_momentum": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
-    "num_malicious_nodes": (lambda x: type(x) is int and x >= 0, "that is whole and at least 0"),
-    "num_nodes_to_select": (lambda x: type(x) is int and x >= 1, "that is whole and at least 1"),
+    "num_malicious_nodes": (
+        lambda x: type(x) is int and 0 <= x < MAX_NODES,
+        "that is whole and at least 0",
+    ),
+    "num_nodes_to_select": (
+        lambda x: type(x) is int and 1 <= x < MAX_NODES,
+        "that is whole and at least 1",
+    ),
     "client_learning_rate": (lambda x: x > 0, "greater than 0"),
     "server_learning_rate": (lambda x: x > 0, "greater than 0"),
     "eta": (lambda x: x > 0, "greater than 0"),
@@ -254,6 +248,8 @@ def abstain(
     absent: Mapping[str, Sequence[int]],
     class_rows: Iterable[str],
     origin: Arrays,
+    *,
+    robust: bool = False,
 ) -> list[Update]:
     """Make each class's own rows the affair of the clients that annotate it.
 
@@ -262,7 +258,8 @@ def abstain(
     of the round annotates the class, its rows stay as in `origin`.
 
     absent: indices of the classes that a client does not annotate, by its name. class_rows: names
-    of arrays of shape (classes, ...).
+    of arrays of shape (classes, ...). robust: takes the median instead, which a hostile client
+    cannot move at will, so that a robust strategy is not fed its values through the others.
     """
     if not any(absent.get(update.name) for update in updates):
         return updates
@@ -273,14 +270,14 @@ def abstain(
             annotating = [u for u in updates if index not in absent.get(u.name, ())]
             if len(annotating) == len(updates):
                 continue
-            mean = origin[name][index].astype(np.float64)
+            value = origin[name][index].astype(np.float64)
             if annotating:
-                weights = [update.num_examples for update in annotating]
                 rows = [stack[update.name][index] for update in annotating]
-                mean = np.average(rows, axis=0, weights=weights)
+                weights = [update.num_examples for update in annotating]
+                value = np.median(rows, 0) if robust else np.average(rows, 0, weights)
             for client, array in stack.items():
                 if index in absent.get(client, ()):
-                    array[index] = mean
+                    array[index] = value
         for client, array in stack.items():
             filled[client][name] = array
     return [replace(update, arrays=filled[update.name]) for update in updates]
@@ -289,13 +286,20 @@ def abstain(
 class Aggregation:
     """How a config combines updates. Holds the Flower strategy, and with it the momenta.
 
-    parameters: names of the trainable arrays.
+    parameters: names of the trainable arrays. class_rows: of `abstain`.
     """
 
-    def __init__(self, config: StrategyConfig, parameters: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        config: StrategyConfig,
+        parameters: frozenset[str] = frozenset(),
+        class_rows: Sequence[str] = (),
+    ) -> None:
         """Raise InputError for an unknown name or option."""
         self.entry = entry_of(config)
         self.parameters = parameters
+        self.class_rows = class_rows
+        self.origin: Arrays = {}
         options = options_of(config)
         extra: Options = {"parameters": parameters} if self.entry.needs_parameters else {}
         self.min_clients = self.entry.min_clients(options)
@@ -310,6 +314,7 @@ class Aggregation:
 
         The strategy remembers of the arrays what it is going to combine.
         """
+        self.origin = arrays
         seen = to_record(to_double(self._seen(arrays)))
         grid: Any = _Nodes(list(nodes))
         messages = list(self.strategy.configure_train(round_number, seen, config, grid))
@@ -318,11 +323,21 @@ class Aggregation:
             message.content["arrays"] = everything
         return messages
 
-    def aggregate(self, round_number: int, updates: list[Update]) -> Arrays | None:
+    def aggregate(
+        self,
+        round_number: int,
+        updates: list[Update],
+        absent: Mapping[str, Sequence[int]] | None = None,
+    ) -> Arrays | None:
         """Combine updates in float64; None when the strategy wants more of them.
 
-        updates: in a fixed order, on which sums depend.
+        updates: in a fixed order, on which sums depend. absent: of `abstain`.
         """
+        if self.entry.prepare:
+            updates = self.entry.prepare(updates, to_double(self._seen(self.origin)))
+        rows = [name for name in self.class_rows if name in self.origin]
+        robust = self.entry.sees_buffers
+        updates = abstain(updates, absent or {}, rows, self.origin, robust=robust)
         combined, _ = self.strategy.aggregate_train(
             round_number, [_as_message(update, self._seen(update.arrays)) for update in updates]
         )
@@ -410,7 +425,7 @@ def options_of(config: StrategyConfig) -> Options:
             problems.append(
                 f"strategy.{name}: unknown option of {config.name}; {options}{nearest(name, known)}"
             )
-        elif not (is_number and math.isfinite(value) and possible(value)):
+        elif not (is_number and abs(value) < MAX_NUMBER and possible(value)):
             problems.append(f"strategy.{name}: found {value!r}, expected a number {expected}")
     if problems:
         raise InputError(problems)

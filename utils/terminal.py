@@ -137,7 +137,7 @@ def show_what_is_done(run_dir: RunDir | None) -> None:
 def show_problems(problems: Sequence[str]) -> None:
     """Print one line for each problem with the input."""
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
 
 
 def _count(number: int, noun: str) -> str:

@@ -231,12 +231,22 @@ def _slice_class(task: str) -> type:
     return type(f"{task.title()}Slices", (_SliceMixin, trainer_class(task)), {})
 
 
+def state_path(private_dir: Path, round_number: int) -> Path:
+    """Where a client keeps its state after a round."""
+    return private_dir / "state" / f"round{round_number}.pt"
+
+
+def saved_states(private_dir: Path) -> list[int]:
+    """Rounds of which a client has a state."""
+    names = (private_dir / "state").glob("round*.pt")
+    return [int(m.group(1)) for p in names if (m := re.fullmatch(r"round(\d+)", p.stem))]
+
+
 class SliceTrainer:
     """Trains one client's slices. Holds the Ultralytics trainer between rounds."""
 
     def __init__(self, settings: SliceSettings) -> None:
         self.settings = settings
-        self.states = settings.private_dir / "state"
         self._trainer: Any = None
         self._last_round = 0
 
@@ -279,7 +289,7 @@ class SliceTrainer:
 
         Empty when all are shared, and before the first round.
         """
-        last = max((r for r in self._saved_rounds() if r <= round_number), default=0)
+        last = max((r for r in self._saved() if r <= round_number), default=0)
         private = self._load_state(last)["private"] if last else {}
         return {name: tensor.numpy() for name, tensor in private.items()}
 
@@ -289,7 +299,7 @@ class SliceTrainer:
         The trainer kept here is used as it is if it trained that round, and brought to the saved
         state if the client has meanwhile trained in another process or the round is tried again.
         """
-        last = max((r for r in self._saved_rounds() if r < round_number), default=0)
+        last = max((r for r in self._saved() if r < round_number), default=0)
         state = self._load_state(last) if last else None
         trainer, self._trainer = self._trainer, None  # kept again only if the slice succeeds
         if trainer is not None and self._last_round != last:
@@ -305,21 +315,23 @@ class SliceTrainer:
             _restore(trainer, state)
         return trainer, state
 
-    def _saved_rounds(self) -> list[int]:
-        names = self.states.glob("round*.pt") if self.states.is_dir() else ()
-        return [int(m.group(1)) for p in names if (m := re.fullmatch(r"round(\d+)", p.stem))]
+    def _saved(self) -> list[int]:
+        return saved_states(self.settings.private_dir)
+
+    def _path(self, round_number: int) -> Path:
+        return state_path(self.settings.private_dir, round_number)
 
     def _load_state(self, round_number: int) -> dict[str, Any]:
-        return torch.load(self.states / f"round{round_number}.pt", weights_only=True)
+        return torch.load(self._path(round_number), weights_only=True)
 
     def _save_state(self, state: dict[str, Any], round_number: int) -> None:
-        self.states.mkdir(parents=True, exist_ok=True)
-        path = self.states / f"round{round_number}.pt"
+        path = self._path(round_number)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: torch.save(state, file))
-        saved = self._saved_rounds()
+        saved = self._saved()
         kept = sorted(r for r in saved if r <= round_number)[-KEPT_STATES:]
         for other in set(saved) - set(kept):
-            (self.states / f"round{other}.pt").unlink(missing_ok=True)
+            self._path(other).unlink(missing_ok=True)
 
 
 def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:

@@ -84,6 +84,9 @@ TEXTS: dict[str, str | bytes] = {
     "a number": "42",
     "nothing but nulls": "base_model:\ndatasets:\n",
     "a reference to itself": "base_model: ${base_model}\ndatasets: [a.yaml]\n",
+    "a number that is none": "num_rounds: 0b_\n",
+    "a date that is none": "base_model: !!timestamp x\n",
+    "3000 brackets": "[" * 3000,
     "a resolver that does not exist": "base_model: ${oc.run:ls}\ndatasets: [a.yaml]\n",
 }
 for _name, _text in TEXTS.items():
@@ -112,6 +115,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a train argument of the federation": {"train": {"project": "/tmp"}},
     "several devices": {"train": {"device": "0,1"}},
     "a learning rate that is no number": {"train": {"lr0": float("nan"), "optimizer": "SGD"}},
+    "an image size beyond any": {"train": {"imgsz": 10**400}},
+    "a place with a zero byte": {"save_dir": "a\0b"},
+    "nodes beyond any": {"strategy": {"name": "krum", "num_malicious_nodes": 10**400}},
+    "nearly nothing to trim": {"strategy": {"name": "fedtrimmedavg", "beta": 5e-324}},
+    "a time beyond any": {"round_timeout_s": 1e10},
     "a batch of -1": {"train": {"batch": -1}},
     "a cache in the data folder": {"train": {"cache": "disk"}},
     "an unknown strategy": {"strategy": "fedavgg"},
@@ -147,6 +155,7 @@ OVERRIDES = {
     "no value": "num_rounds=",
     "an index too far": "datasets.7.name=x",
     "a run to go on with that is none": "resume=nowhere",
+    "a run of a name too long": "resume=" + "x" * 300,
 }
 for _name, _override in OVERRIDES.items():
     case(f"command: {_name}")(lambda folder, word=_override: [*config(folder), word])
@@ -198,6 +207,10 @@ DATA: dict[str, Callable[[Path], Any]] = {
     "a python object": lambda site: (site / "data.yaml").write_text(
         f"train: !!python/object/apply:os.mkdir ['{site.parent / MARKER}']\n"
     ),
+    "a number that is none": lambda site: (site / "data.yaml").write_text("nc: 0b_\n"),
+    "a date that is none": lambda site: (site / "data.yaml").write_text("date: 2024-13-45\n"),
+    "3000 brackets": lambda site: (site / "data.yaml").write_text("[" * 3000),
+    "a path too long": lambda site: rewrite(site, path="x" * 300),
     "no names": lambda site: rewrite(site, names=None),
     "names with a gap": lambda site: rewrite(site, names={0: "a", 2: "b"}),
     "no val split": lambda site: rewrite(site, val=None),
@@ -348,6 +361,14 @@ for _name, _array in ARRAYS.items():
     case(f"round: {_name}")(
         lambda folder, array=_array: exported(folder, round_file(folder, **{WEIGHT: array}))
     )
+
+
+@case("checkpoint: weights that are none")
+def _(folder: Path) -> list[str]:
+    module = torch.load(make_checkpoint(folder / "nan.pt"), map_location="cpu", weights_only=False)
+    module["model"].model[0].conv.weight.fill_(float("nan"))
+    torch.save(module, folder / "nan.pt")
+    return config(folder, base_model=str(folder / "nan.pt"))
 
 
 @case("round: an array too many")

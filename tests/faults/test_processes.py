@@ -99,13 +99,18 @@ def test_a_server_killed_and_resumed_gives_the_same(delay_s: float, tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     first = tmp_path / "runs" / "train" / "weights" / "round1.npz"
     kill_at(first.exists, delay_s, config, tmp_path)
-    done = federated("resume=true", f"save_dir={tmp_path / 'runs'}", cwd=tmp_path)
+    moved = tmp_path / "another place" / "train"
+    moved.parent.mkdir()
+    first.parents[1].rename(moved)  # and where it was cannot even be made again
+    (tmp_path / "runs").rename(tmp_path / "before")
+    (tmp_path / "runs").touch()
+    done = federated("resume=true", f"save_dir={moved.parent}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert_same(*(outcome(tmp_path / "runs" / name) for name in ("train", "whole")))
-    again = federated(f"resume={first}", cwd=tmp_path)  # nothing is left to do
+    assert_same(outcome(moved), outcome(tmp_path / "before" / "whole"))
+    again = federated(f"resume={moved / 'weights' / 'round1.npz'}", cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "Rounds" in again.stdout
+    assert "All rounds are complete" in again.stdout
 
 
 def test_data_that_vanishes_ends_the_run_with_a_clear_error(tmp_path: Path) -> None:

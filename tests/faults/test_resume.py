@@ -32,7 +32,7 @@ class Writes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.last = 0, float("inf")
-        original = Path.replace
+        original, original_unlink = Path.replace, Path.unlink
 
         def replace(path: Path, target: Path) -> Path:
             self.count += 1
@@ -40,7 +40,13 @@ class Writes:
                 raise Killed
             return original(path, target)
 
+        def unlink(path: Path, missing_ok: bool = False) -> None:
+            if self.count > self.last:  # a killed process cleans nothing up
+                raise Killed
+            original_unlink(path, missing_ok)
+
         monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(Path, "unlink", unlink)
 
     @contextmanager
     def allowed(self, number: float) -> Iterator[None]:
@@ -84,7 +90,7 @@ def test_a_run_killed_at_any_write_and_resumed_gives_the_same(
         start(sites, tmp_path / "whole", **settings)
     expected, number = outcome(tmp_path / "whole" / "run"), writes.count
     assert number > 30
-    rng = np.random.default_rng(len(settings))
+    rng = np.random.default_rng(list(SETTINGS.values()).index(settings))
     for trial, moment in enumerate(rng.choice(np.arange(1, number), size=3, replace=False)):
         folder = tmp_path / f"killed{trial}"
         assert killed_after(writes, int(moment), sites, folder, **settings)
@@ -106,6 +112,14 @@ DAMAGE = {
     "a round that is gone": ("weights/round2.npz", Path.unlink),
     "the strategy's memory is gone": ("server/strategy2.npz", Path.unlink),
     "no moving average": ("weights/ema2.npz", Path.unlink),
+    "a row is gone": (
+        "results.csv",
+        lambda p: p.write_text("".join(p.read_text().splitlines(keepends=True)[::2])),
+    ),
+    "a client's state is gone": (
+        "clients/c0/state/round2.pt",
+        lambda p: [state.unlink() for state in p.parent.iterdir()],
+    ),
     "a table of something else": ("clients.csv", lambda p: p.write_text("a,b\n1,2\n")),
 }
 
