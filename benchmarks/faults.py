@@ -39,7 +39,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"strategy": "fedadam", "server_ema": 0.5},
     {"strategy": "fedavgm", "fraction_train": 0.6},
     {"shared": {"batchnorm": "local"}},
-    {"strategy": "fedprox", "train": {"optimizer": "MuSGD", "mosaic": 1.0, "close_mosaic": 2}},
+    {"strategy": "fedprox", "train": {"optimizer": "SGD", "mosaic": 1.0, "close_mosaic": 2}},
 ]
 
 
