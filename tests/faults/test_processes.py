@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import assert_same, make_dataset, outcome
-from processes import federated, processes_with, started, wait_until, working_since
+from processes import federated, started, wait_until, working_since
 from test_command import write_config
 from test_exactness import TRAIN
 
@@ -23,12 +23,11 @@ pytestmark = [
 
 
 def sites(folder: Path, **changes: Any) -> Path:
-    """Two clients, each with more images than mosaic keeps in memory, and one worker."""
+    """Two clients, each with more images than mosaic keeps in memory."""
     for index, name in enumerate(("north", "south")):
         make_dataset(folder / name, num_train=20, num_val=2, seed=index)
     data = [{"name": n, "data": str(folder / n / "data.yaml")} for n in ("north", "south")]
-    resources = {"num_cpus": max(1, len(os.sched_getaffinity(0)))}
-    changes = {"client_resources": resources, "num_rounds": 2, **changes}
+    changes = {"num_rounds": 2, **changes}
     return write_config(folder, datasets=data, train={**TRAIN, "imgsz": 64}, **changes)
 
 
@@ -53,7 +52,7 @@ def test_a_worker_killed_in_every_round_changes_nothing_but_the_time(tmp_path: P
     rows = found["clients.csv"]
     notes = [(row["round"], row["client"]) for row in rows if row.pop("note", "")]
     assert {r for r, _ in notes} == {"1", "2"}
-    assert "client 'north': its worker died at work; it did the work again" in output
+    assert ": its worker died at work; it did the work again" in output
     assert "raylet" not in output  # Ray reports it too, at length
     assert_same(found, expected)
 
@@ -84,12 +83,10 @@ def test_a_client_that_hangs_is_left_out_and_named_and_comes_back(tmp_path: Path
 
 
 def kill_at(event: Callable[[], bool], delay_s: float, config: Path, folder: Path) -> None:
-    with started(str(config), cwd=folder) as (process, marker):
+    with started(str(config), cwd=folder) as (process, _):
         assert wait_until(event, 120)
         time.sleep(delay_s)
-        process.kill()
-        process.communicate()
-        assert wait_until(lambda: not processes_with(marker), 60), processes_with(marker)
+        process.kill()  # its workers notice later; a lock keeps them out of what is resumed
 
 
 @pytest.mark.parametrize("delay_s", [0.3, 2.0])
