@@ -6,6 +6,7 @@ model and a list of class names to the model that `yolo train` would start from.
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,7 +69,10 @@ def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
         )
     ensure_torchvision_nms()  # classification checkpoints hold torchvision transforms
     try:
-        checkpoint, _ = torch_safe_load(path, safe_only=SAFE_LOAD)
+        with warnings.catch_warnings():
+            # PyTorch's remarks on the pickle's version; what cannot be loaded raises.
+            warnings.simplefilter("ignore")
+            checkpoint, _ = torch_safe_load(path, safe_only=SAFE_LOAD)
     except Exception as error:  # any damage to a pickle surfaces as any kind of error
         raise InputError(
             f"{where}: not an Ultralytics checkpoint that is safe to load: {_why_not(error)}"
