@@ -214,21 +214,13 @@ def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
 def feed_inputs(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     """Each wrong input as a command: exit code 2, lines of errors, no code run."""
     from hostile import CASES, command, verdict
-    from processes import clean_environment
+    from processes import finished
 
     lost = 0
     for number, name in enumerate(CASES):
         place = folder / str(number)
         place.mkdir(parents=True)
-        done = subprocess.run(
-            command(name, place),
-            cwd=place,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = finished(command(name, place), cwd=place)
         problem = verdict(place, done.returncode, done.stdout, done.stderr)
         if problem:
             print(f"  {name}: {problem}: {done.stderr[-500:]}", flush=True)

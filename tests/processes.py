@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,13 @@ def clean_environment() -> dict[str, str]:
 
 
 def federated(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return finished([sys.executable, str(ROOT / "federated.py"), *arguments], cwd=cwd)
+
+
+def finished(command: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "federated.py"), *arguments],
+        command,
         cwd=cwd,
         env=clean_environment(),
         capture_output=True,

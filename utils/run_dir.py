@@ -165,14 +165,10 @@ class RunDir:
             ) from error
         except OSError as error:
             raise InputError(f"resume={path}: {error}; the run cannot go on there") from error
-        for name in TABLES:
-            table = run_dir.path / name
-            try:
-                rows = read_csv(table) if table.exists() else []
-                last = run_dir.last_round()
-                rows = [row for row in rows if int(row["round"]) <= last]
-            except (KeyError, ValueError, TypeError, OSError, csv.Error) as error:
-                raise InputError(f"{table}: damaged ({error}); the run cannot go on") from error
+        tables = {name: _rows_by_round(run_dir.path / name) for name in TABLES}
+        last = max((number for number, _ in tables[RESULTS]), default=0)
+        for name, table in tables.items():
+            rows = [row for number, row in table if number <= last]
             if not any(row.get("note") for row in rows):  # it came with the round that is dropped
                 rows = [{k: v for k, v in row.items() if k != "note"} for row in rows]
             run_dir._rows[name] = rows
@@ -254,6 +250,14 @@ class RunDir:
             text.detach()
 
         write_atomically(self.path / name, write)
+
+
+def _rows_by_round(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV with their rounds; none without the file. Raises InputError on damage."""
+    try:
+        return [(int(row["round"]), row) for row in read_csv(table)] if table.exists() else []
+    except (KeyError, ValueError, TypeError, OSError, csv.Error) as error:
+        raise InputError(f"{table}: damaged ({error}); the run cannot go on") from error
 
 
 def _load_layout(path: Path, layout: Layout) -> Arrays:

@@ -394,11 +394,7 @@ class _Nodes:
 
 def _as_message(update: Update, arrays: Arrays) -> Message:
     """Arrays of a checked update in the form that Flower's strategies aggregate, in float64."""
-    numbers = {
-        EXAMPLES_KEY: update.num_examples,
-        STEPS_KEY: update.num_steps,
-        LOSS_KEY: sum(update.losses.values()),
-    }
+    numbers = {EXAMPLES_KEY: update.num_examples, LOSS_KEY: sum(update.losses.values())}
     content = RecordDict({"arrays": to_record(to_double(arrays)), "metrics": MetricRecord(numbers)})
     return Message(content, dst_node_id=0, message_type="train")
 

@@ -1,11 +1,10 @@
 """Wrong and hostile input is refused: exit code 2, one clear line each, no code run."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 from hostile import CASES, EXPORT, command, verdict
-from processes import clean_environment
+from processes import finished
 
 import federated
 from utils import export_federated
@@ -49,15 +48,7 @@ def test_it_is_refused(
 
 @pytest.mark.parametrize("name", REAL_PROCESSES)
 def test_it_is_refused_by_the_command(name: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(name, tmp_path),
-        cwd=tmp_path,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = finished(command(name, tmp_path), cwd=tmp_path)
     assert verdict(tmp_path, done.returncode, done.stdout, done.stderr) == "", done.stderr
 
 
