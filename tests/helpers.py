@@ -84,7 +84,9 @@ def outcome(run_dir: Path) -> dict[str, Any]:
         found.update({f"{name}/{n}": a for n, a in arrays.items()})
     for path in sorted(run_dir.glob("*.csv")):
         rows = read_csv(path)
-        found[path.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        found[path.name] = [
+            {k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows
+        ]
     return found
 
 

@@ -97,7 +97,7 @@ def test_the_summary_counts_images_and_boxes(site: Path) -> None:
     (site / "labels" / "train" / "0.txt").write_text("0 .5 .5 .1 .1\n2 .2 .2 .1 .1\n")
     (site / "labels" / "train" / "1.txt").write_text("2 .5 .5 .1 .1\n")
     (site / "labels" / "train" / "2.txt").write_text("")  # nothing to see: also worth learning
-    expected = DataSummary(("a", "b", "c"), num_train=6, num_val=3, class_counts=(1, 0, 2))
+    expected = DataSummary(("a", "b", "c"), 6, 3, num_test=0, class_counts=(1, 0, 2))
     assert check(site) == expected
 
 
@@ -105,7 +105,7 @@ def test_only_the_splits_asked_for_are_read(site: Path) -> None:
     (site / "images" / "train" / "0.jpg").write_bytes(b"")
     path = site / "data.yaml"
     summary = check_dataset(path, "detect", site.parent / "caches", where="x", splits=("val",))
-    assert summary == DataSummary(("a", "b", "c"), num_train=0, num_val=3, class_counts=(0, 0, 0))
+    assert summary == DataSummary(("a", "b", "c"), 0, 3, num_test=0, class_counts=(0, 0, 0))
 
 
 @pytest.mark.parametrize("names", ["[x, y]", "{0: x, 1: y}", "{1: y, 0: x}", "{'0': x, '1': y}"])

@@ -16,6 +16,7 @@ from utils.checks import checked
 from utils.client import from_record
 from utils.config import Config
 from utils.environment import ensure_torchvision_nms
+from utils.final_evaluation import finish
 from utils.model import to_arrays
 from utils.run_dir import RunDir, load_arrays
 from utils.server import RunResult
@@ -84,12 +85,14 @@ def federation(
     grid: LocalGrid | None = None,
     display: Silent | None = None,
     not_annotated: dict[int, list[str]] | None = None,
+    show_images: int = 0,
     resume: bool = False,
     **settings: Any,
 ) -> RunResult:
     """Run a federation in this process, through the real messages, client and server.
 
-    not_annotated: class names by client. resume: go on in the directory of an earlier call.
+    not_annotated: class names by client. show_images: of each client. resume: go on in the
+    directory of an earlier call.
     """
     config = Config.model_validate(
         {
@@ -98,8 +101,13 @@ def federation(
             "evaluate": {"every": 0},
             **settings,
             "datasets": [
-                {"name": f"c{i}", "data": str(d), "not_annotated": (not_annotated or {}).get(i, [])}
-                for i, d in enumerate(datasets)
+                {
+                    "name": f"c{i}",
+                    "data": str(path),
+                    "not_annotated": (not_annotated or {}).get(i, []),
+                    "show_images": show_images,
+                }
+                for i, path in enumerate(datasets)
             ],
             "save_dir": str(save_dir),
             "train": train,
@@ -108,7 +116,10 @@ def federation(
     with checked(config) as ready:
         run_dir = RunDir.reopen(save_dir / "run") if resume else RunDir.create(save_dir, "run")
         server = make_server(ready, display or Silent(), run_dir)
-        return server.run(grid or LocalGrid(len(datasets)))  # pyright: ignore[reportArgumentType]
+        local: Any = grid or LocalGrid(len(datasets))
+        result = server.run(local)
+        finish(server, local)
+        return result
 
 
 def final_arrays(result: RunResult) -> Arrays:

@@ -314,7 +314,8 @@ def test_instructions_survive_json() -> None:
         device="cpu",
         num_threads=2,
         round_timeout_s=1.5,
-        clients=(client_module.Partition("north", "/data.yaml", ("b",)),),
+        cross_client=True,
+        clients=(client_module.Partition("north", "/data.yaml", ("b",), True, 3),),
         private_root="/run",
     )
     assert client_module.Instructions.from_json(instructions.to_json()) == instructions

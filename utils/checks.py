@@ -27,7 +27,8 @@ SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no cli
 class Federation:
     """A config that has passed every check, with what the checks found.
 
-    config: nothing in it is "auto" or "demo" any more. names: classes by index; one, "item", with
+    config: nothing in it is "auto" or "demo" any more. server_data: without a test split that has
+    no labels. names: classes by index; one, "item", with
     single_cls. summaries: by client.
     model: the global model before round 1. caches: label caches, a folder for each client.
     """
@@ -92,17 +93,18 @@ def _check(config: Config, caches: Path) -> Federation:
             )
         except InputError as error:
             problems += error.problems
-    server_names = None
+    server_names = server_summary = None
     if config.evaluate.data is not None:
         path = Path(config.evaluate.data)
         try:
-            server_names = check_dataset(
+            server_summary = check_dataset(
                 path,
                 task or "detect",
                 caches / SERVER_CACHES,
                 where="evaluate.data",
                 splits=("val",),
-            ).names
+            )
+            server_names = server_summary.names
         except InputError as error:
             problems += error.problems
     names, name_problems = _label_space(config, summaries, server_names)
@@ -127,6 +129,8 @@ def _check(config: Config, caches: Path) -> Federation:
     if config.evaluate.data is not None:
         server_data = read_data_yaml(Path(config.evaluate.data), where="evaluate.data")
         server_data = in_label_space(server_data, names)
+        if not (server_summary and server_summary.num_test):
+            server_data.pop("test", None)
     names = tuple(model.names[index] for index in range(len(model.names)))
     return Federation(config, task, names, summaries, server_data, model, caches)
 
@@ -199,6 +203,18 @@ def _sharing_problems(config: Config) -> list[str]:
             "evaluate.data: the server has no whole model to evaluate with shared.parts "
             f"[{', '.join(shared.parts)}] and shared.batchnorm {shared.batchnorm}; remove it "
             "(clients are evaluated on their own val splits), or share all"
+        )
+    if is_partial:
+        problems += [
+            f"datasets[{i}] '{data.name}': show_images: pictures need a global model, and there is "
+            "none with what is shared; set it to 0, or share all"
+            for i, data in enumerate(config.clients)
+            if data.show_images
+        ]
+    if config.evaluate.cross_client and not config.evaluate.every:
+        problems.append(
+            "evaluate.cross_client: has no effect with evaluate.every 0, which never evaluates; "
+            "set every to 1, or remove it"
         )
     if is_partial and not config.evaluate.every:
         problems.append(

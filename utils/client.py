@@ -4,10 +4,11 @@ Subclass `YoloClient` to change what a client does; the handlers below it only u
 from a message, call it, and pack the reply.
 """
 
+import copy
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
@@ -33,12 +34,20 @@ from utils.arrays import Arrays, Layout, select
 from utils.attempts import LostWorkerError, attempt
 from utils.config import SharedConfig
 from utils.data import NOT_ANNOTATED, in_label_space, read_data_yaml, write_private_yaml
-from utils.evaluation import Evaluator
-from utils.model import build_model, load_into, save_checkpoint, shared_names, to_arrays
+from utils.evaluation import Evaluation, Evaluator
+from utils.model import (
+    build_model,
+    load_checkpoint_module,
+    load_into,
+    save_checkpoint,
+    shared_names,
+    to_arrays,
+)
 from utils.run_dir import write_atomically
 from utils.trainer import SliceSettings, SliceTrainer
 
 CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
 SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small numbers
 
 
@@ -46,12 +55,15 @@ SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small nu
 class Partition:
     """One client of a simulation, where one machine has all data.
 
-    data: path of its data.yaml. not_annotated: of its classes.
+    data: path of its data.yaml. not_annotated: of its classes. has_test: whether it has a test
+    split. show_images: how many of its val images it lets others see.
     """
 
     name: str
     data: str
     not_annotated: tuple[str, ...]
+    has_test: bool
+    show_images: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Instructions:
     run_id: unique for a run. digest: of the global model's layout. names: class names of the
     federation. train: resolved train arguments. clients: of each partition, and private_root the
     folder of their private folders; only in simulation. round_timeout_s: for one message.
+    cross_client: without it no client gives its local model away.
     """
 
     run_id: str
@@ -77,6 +90,7 @@ class Instructions:
     device: str
     num_threads: int
     round_timeout_s: float | None
+    cross_client: bool
     clients: tuple[Partition, ...]
     private_root: str
 
@@ -101,21 +115,29 @@ class YoloClient(NumPyClient):
     through the run.
     """
 
-    def __init__(self, name: str, settings: SliceSettings) -> None:
+    def __init__(self, name: str, settings: SliceSettings, show_images: int = 0) -> None:
         self.name = name
         self.settings = settings
+        self.show_images = show_images
         self.trainer = SliceTrainer(settings)
         self.data = read_data_yaml(settings.data, where=f"client '{name}'")
-        self._model: torch.nn.Module | None = None
-        self._evaluator: Evaluator | None = None
 
-    @property
+    @cached_property
     def model(self) -> torch.nn.Module:
         """The model to evaluate with, on the CPU; not the one in training."""
-        if self._model is None:
-            s = self.settings
-            self._model = build_model(s.base_model, s.task, self.data, s.train, s.seed)
-        return self._model
+        s = self.settings
+        return build_model(s.base_model, s.task, self.data, s.train, s.seed)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores models on this client's data."""
+        s = self.settings
+        return Evaluator(self.data, s.task, s.train, s.private_dir, s.device, s.num_threads)
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether some arrays stay here, so that the model is this client's own."""
+        return len(self.names) < len(self.model.state_dict())
 
     @property
     def layout(self) -> Layout:
@@ -136,56 +158,103 @@ class YoloClient(NumPyClient):
     ) -> tuple[list[np.ndarray], int, dict[str, Any]]:
         """Train the slice of round `config["server-round"]` from these global arrays.
 
-        config: "proximal-mu" is FedProx's, if there.
+        config: "proximal-mu" is FedProx's, if there. "keep-local": score the trained model, and
+        keep the best of all rounds as local_best.pt.
         Returns the trained arrays, the number of training images, and the mean losses of the
-        slice ("train/box_loss", ...) with its "num-steps" of the optimiser and "seconds".
+        slice ("train/box_loss", ...) with its "num-steps" of the optimiser, "seconds", and the
+        scores asked for ("local/fitness", ...).
         """
         started = time.perf_counter()
+        round_number = int(config["server-round"])
         arrays = dict(zip(self.names, parameters, strict=True))
         proximal_mu = float(config.get("proximal-mu", 0.0))
-        result = self.trainer.train(int(config["server-round"]), arrays, proximal_mu)
+        result = self.trainer.train(round_number, arrays, proximal_mu)
         seconds = time.perf_counter() - started
         metrics = {**result.losses, "num-steps": result.num_steps, "seconds": seconds}
+        if config.get("keep-local"):
+            metrics.update(self._score_local_model(round_number, result.arrays))
         return [result.arrays[name] for name in self.names], result.num_examples, metrics
 
     def evaluate(
         self, parameters: list[np.ndarray], config: dict[str, Any]
     ) -> tuple[float, int, dict[str, Any]]:
-        """Evaluate these global arrays, with the client's private ones, on the val split.
+        """Evaluate these global arrays, with the client's private ones.
 
-        Where there are private ones, the model is the client's own, and it keeps the best.
-        Returns 1 - fitness (Ultralytics' validator computes no loss here), the number of val
-        images, and Ultralytics' metrics, per class too, with "fitness" and "seconds".
+        config: "split" is "val" or "test". Where there are private arrays, the model is the
+        client's own, and it keeps the best by its val split.
+        Returns 1 - fitness (Ultralytics' validator computes no loss here), the number of images,
+        and Ultralytics' metrics, per class too, with "fitness" and "seconds".
         """
         started = time.perf_counter()
-        if self._evaluator is None:
-            s = self.settings
-            self._evaluator = Evaluator(
-                self.data, s.task, s.train, s.private_dir, s.device, s.num_threads
-            )
-        load_into(self.model, dict(zip(self.names, parameters, strict=True)), self.names)
-        round_number = int(config["server-round"])
-        if len(self.names) < len(self.model.state_dict()):
+        round_number, split = int(config["server-round"]), str(config.get("split", "val"))
+        self._load(dict(zip(self.names, parameters, strict=True)), round_number)
+        result = self.evaluator(self.model, split)
+        if self.is_personal and split == "val":
+            save_checkpoint(self.settings.private_dir / "last.pt", self.model, self.settings.train)
+            self._keep_best("best", round_number, result.fitness)
+        return _as_reply(result, started)
+
+    def evaluate_whole(self, arrays: Arrays) -> tuple[float, int, dict[str, Any]]:
+        """Evaluate a whole model of anyone's on the val split; returns as `evaluate`."""
+        started = time.perf_counter()
+        load_into(self.model, arrays)
+        return _as_reply(self.evaluator(self.model), started)
+
+    def local_model(self) -> Arrays:
+        """The best model of this client straight after its own epochs. ValueError without one."""
+        path = self.settings.private_dir / f"{LOCAL_BEST}.pt"
+        if not path.exists():
+            raise ValueError(f"client '{self.name}' has no {path.name}: it has not trained")
+        return to_arrays(load_checkpoint_module(str(path), where=f"client '{self.name}'"))
+
+    def personal_model(self, parameters: list[np.ndarray], round_number: int) -> Arrays:
+        """These global arrays with the client's private ones: the model that is its own."""
+        self._load(dict(zip(self.names, parameters, strict=True)), round_number)
+        return to_arrays(self.model)
+
+    def draw(self, models: Mapping[str, Arrays]) -> bytes:
+        """A JPEG of the val images that others may see, with predictions of these whole models.
+
+        models: by the title above their predictions. Raises ValueError when none may be seen.
+        """
+        if not self.show_images:
+            raise ValueError(f"client '{self.name}' shows no images: its show_images is 0")
+        built: dict[str, torch.nn.Module] = {}
+        for title, arrays in models.items():
+            load_into(self.model, arrays)
+            built[title] = copy.deepcopy(self.model)
+        return self.evaluator.draw(built, self.show_images)
+
+    def _load(self, shared: Arrays, round_number: int) -> None:
+        """Put these arrays, and the private ones as of this round, into `model`."""
+        load_into(self.model, shared, self.names)
+        if self.is_personal:
             private = self.trainer.private_arrays(round_number)
             load_into(self.model, private, private)
-        result = self._evaluator(self.model)
-        if len(self.names) < len(self.model.state_dict()):
-            self._keep_personal_model(round_number, result.fitness)
-        seconds = time.perf_counter() - started
-        metrics = {**result.metrics, **result.per_class}
-        metrics.update(fitness=result.fitness, seconds=seconds)
-        return 1.0 - result.fitness, result.num_examples, metrics
 
-    def _keep_personal_model(self, round_number: int, fitness: float) -> None:
-        """Write last.pt, and best.pt if no round before scored higher, in the private folder."""
+    def _score_local_model(self, round_number: int, trained: Arrays) -> dict[str, float]:
+        self._load(trained, round_number)
+        result = self.evaluator(self.model)
+        self._keep_best(LOCAL_BEST, round_number, result.fitness)
+        scores = {**result.metrics, "fitness": result.fitness}
+        return {f"local/{name}": value for name, value in scores.items()}
+
+    def _keep_best(self, stem: str, round_number: int, fitness: float) -> None:
+        """Write STEM.pt if no round before scored higher; STEM.json remembers by what."""
         folder = self.settings.private_dir
-        save_checkpoint(folder / "last.pt", self.model, self.settings.train)
-        record = folder / "best.json"
+        record = folder / f"{stem}.json"
         best = json.loads(record.read_text()) if record.exists() else None
         if best is None or fitness >= best["fitness"] or best["round"] >= round_number:
-            save_checkpoint(folder / "best.pt", self.model, self.settings.train)
+            save_checkpoint(folder / f"{stem}.pt", self.model, self.settings.train)
             text = json.dumps({"round": round_number, "fitness": fitness})
             write_atomically(record, lambda file: file.write(text.encode()))
+
+
+def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str, Any]]:
+    """What `NumPyClient.evaluate` returns."""
+    seconds = time.perf_counter() - started
+    metrics = {**result.metrics, **result.per_class, "fitness": result.fitness, "seconds": seconds}
+    return 1.0 - result.fitness, result.num_examples, metrics
 
 
 # The YoloClients of this process, by run and name: they live from round to round.
@@ -214,7 +283,7 @@ def client_for(instructions: Instructions, partition: int) -> YoloClient:
             shared=instructions.shared,
             keep_optimizer=instructions.keep_optimizer,
         )
-        _clients[key] = YoloClient(entry.name, settings)
+        _clients[key] = YoloClient(entry.name, settings, entry.show_images)
     return _clients[key]
 
 
@@ -271,8 +340,14 @@ def query(message: Message, context: Context) -> Message:
             f"client '{client.name}' builds another model from {instructions.base_model} than the "
             "server; use the same base model file and the same Ultralytics version"
         )
-    absent = ConfigRecord({"not-annotated": client.data.get(NOT_ANNOTATED, [])})
-    return Message(RecordDict({"client": absent}), reply_to=message)
+    about = ConfigRecord(
+        {
+            "not-annotated": client.data.get(NOT_ANNOTATED, []),
+            "has-test": instructions.clients[_partition(context)].has_test,
+            "show-images": client.show_images,
+        }
+    )
+    return Message(RecordDict({"client": about}), reply_to=message)
 
 
 @app.train()
@@ -295,7 +370,52 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model."""
     client, arrays, config = _unpack(message, context)
-    loss, num_examples, metrics = client.evaluate(arrays, config)
+    return _score_message(client.evaluate(arrays, config), message)
+
+
+@app.evaluate("whole")
+@_reporting_errors
+def evaluate_whole(message: Message, context: Context) -> Message:
+    """Evaluate a whole model that may be another client's."""
+    client = client_for(_instructions(message), _partition(context))
+    arrays = from_record(message.content.array_records["arrays"])
+    return _score_message(client.evaluate_whole(arrays), message)
+
+
+@app.query("local")
+@_reporting_errors
+def local(message: Message, context: Context) -> Message:
+    """Give the client's best local model away, if the federation's config allows it."""
+    instructions = _instructions(message)
+    client = client_for(instructions, _partition(context))
+    if not instructions.cross_client:
+        raise ValueError(f"client '{client.name}' keeps its model: evaluate.cross_client is false")
+    return Message(RecordDict({"arrays": to_record(client.local_model())}), reply_to=message)
+
+
+@app.query("personal")
+@_reporting_errors
+def personal(message: Message, context: Context) -> Message:
+    """Give the client's own model away, as `local`."""
+    client, arrays, config = _unpack(message, context)
+    if not _instructions(message).cross_client:
+        raise ValueError(f"client '{client.name}' keeps its model: evaluate.cross_client is false")
+    model = client.personal_model(arrays, int(config["server-round"]))
+    return Message(RecordDict({"arrays": to_record(model)}), reply_to=message)
+
+
+@app.query("pictures")
+@_reporting_errors
+def pictures(message: Message, context: Context) -> Message:
+    """Draw predictions of the models sent on images that others may see."""
+    client = client_for(_instructions(message), _partition(context))
+    records = message.content.array_records
+    picture = client.draw({title: from_record(record) for title, record in records.items()})
+    return Message(RecordDict({"picture": ConfigRecord({"jpeg": picture})}), reply_to=message)
+
+
+def _score_message(score: tuple[float, int, dict[str, Any]], message: Message) -> Message:
+    loss, num_examples, metrics = score
     numbers = MetricRecord({"num-examples": num_examples, "loss": loss, **metrics})
     return Message(RecordDict({"metrics": numbers}), reply_to=message)
 

@@ -92,6 +92,7 @@ CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Numbers, of which true and false are none.
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
+ShownImages = Annotated[int, Field(strict=True, ge=0, le=16)]  # what Ultralytics draws on a grid
 
 
 class InputError(ValueError):
@@ -111,11 +112,13 @@ class ClientData(_Frozen):
 
     not_annotated: classes that its data.yaml lists but nobody looked for in its images. They, and
     the federation's classes that it does not list, are left out of its classification loss.
+    show_images: how many images of its val split may be seen by others, in pictures of predictions.
     """
 
     name: str
     data: str
     not_annotated: tuple[str, ...] = ()
+    show_images: ShownImages = 0
 
 
 class StrategyConfig(BaseModel):
@@ -180,10 +183,19 @@ class EvaluateConfig(_Frozen):
     """data: a `data.yaml` held by the server, whose val split scores each global model.
 
     every: evaluate after every n-th round and after the last; 0 never evaluates.
+    cross_client: clients keep their best model straight after their own epochs, and after the last
+    round each of these models is sent to every client and scored on its val split.
+    show_images: how many images of `data` are drawn with the first and last round's predictions.
     """
 
     data: str | None = None
     every: NonNegativeInt = 1
+    cross_client: Annotated[bool, Field(strict=True)] = False
+    show_images: ShownImages = 4
+
+    def is_due(self, round_number: int, num_rounds: int) -> bool:
+        """Whether this round is evaluated."""
+        return bool(self.every) and (round_number % self.every == 0 or round_number == num_rounds)
 
 
 def _name_client(value: Any) -> Any:
@@ -477,6 +489,8 @@ _EXPECTED = {
     "dataset": "the path of a data.yaml, or {name: ..., data: ...}",
     "datasets": "'demo' or a list of data.yaml paths, one for each client",
     "not_annotated": "a list of class names",
+    "show_images": "a whole number of images, from 0 to 16",
+    "cross_client": "true or false",
     "names": "a list of class names",
     "shared": "'parts: ...' and 'batchnorm: ...' lines",
     "parts": "a list of 'backbone', 'neck' and 'head'",
@@ -490,7 +504,7 @@ _EXPECTED = {
     "name": "letters, digits, '.', '_' and '-'",
     "train": "Ultralytics train arguments, one 'key: value' line each",
     "client_resources": "'num_cpus: ...' and 'num_gpus: ...' lines",
-    "evaluate": "'data: ...' and 'every: ...' lines",
+    "evaluate": "'data: ...', 'every: ...', 'cross_client: ...' and 'show_images: ...' lines",
     "strategy": "a name, or 'name: ...' and its options",
 }
 _SECTIONS = {

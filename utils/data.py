@@ -41,17 +41,23 @@ PLAIN_WORDS = {
 }
 
 
+class _NothingThereError(InputError):
+    """A split has no images, or none with labels."""
+
+
 @dataclass(frozen=True)
 class DataSummary:
     """What one data set holds.
 
-    names: class names by index. num_train, num_val: images that Ultralytics will use.
+    names: class names by index. num_train, num_val, num_test: images that Ultralytics will use; no
+    test images where there are none with labels.
     class_counts: boxes of each class in the train split, in the order of `names`.
     """
 
     names: tuple[str, ...]
     num_train: int
     num_val: int
+    num_test: int
     class_counts: tuple[int, ...]
 
 
@@ -217,7 +223,7 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     for key in ("train", "val", "names"):
         if not raw.get(key):
             yield f"no '{key}'; a data.yaml has train, val and names"
-    for key in ("train", "val"):
+    for key in ("train", "val", "test"):
         folders = raw.get(key) or ""
         if not all(
             isinstance(x, str) for x in (folders if isinstance(folders, list) else [folders])
@@ -303,6 +309,7 @@ def check_dataset(
 ) -> DataSummary:
     """Read every image header and label of a data set once; the caches serve the training.
 
+    splits: that have to be there. A test split is read if there is one.
     Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split.
     """
     data = read_data_yaml(path, where=where)
@@ -315,6 +322,14 @@ def check_dataset(
             datasets[split] = _scan(data, task, split, cache_dir)
         except InputError as error:
             problems += [f"{where}: {split}: {line}" for line in error.problems]
+    num_test = 0
+    if data.get("test"):
+        try:
+            num_test = len(_scan(data, task, "test", cache_dir))
+        except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
+            num_test = 0
+        except InputError as error:
+            problems += [f"{where}: test: {line}" for line in error.problems]
     if problems:
         raise InputError(problems)
     names = class_names(data)
@@ -325,6 +340,7 @@ def check_dataset(
         names,
         len(datasets["train"]) if "train" in datasets else 0,
         len(datasets["val"]) if "val" in datasets else 0,
+        num_test,
         tuple(int(c) for c in counts),
     )
 
@@ -337,7 +353,7 @@ def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> Priva
         dataset = build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
     except FileNotFoundError as error:
         cause = _one_line(error.__cause__ or error).split(". Supported")[0]
-        raise InputError(f"{cause}; expected at least one image") from error
+        raise _NothingThereError(f"{cause}; expected at least one image") from error
     except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
         lines = str(error).splitlines()
         raise InputError(_damaged_files(lines) or _one_line(error)) from error
@@ -346,7 +362,7 @@ def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> Priva
         raise InputError(damaged)
     if not any(len(label["cls"]) for label in dataset.labels):
         why = "" if split == "train" else ", so that every model would score 0"
-        raise InputError(
+        raise _NothingThereError(
             f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "
             "'labels' folder beside 'images'"
         )

@@ -1,5 +1,6 @@
 """One model on one data set: the metrics that `yolo val` would print."""
 
+import random
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ultralytics.data import build_dataloader
 from utils.data import build_dataset
 from utils.environment import ensure_torchvision_nms
 from utils.model import validator_class
+from utils.pictures import drawing_class, side_by_side
 
 # Train arguments that also matter in validation. The batch size is not among them: it changes the
 # padding of rectangular batches, and `yolo val` uses 16 whatever the model was trained with.
@@ -36,7 +38,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores models on the val split of one data set. Holds the data loader between calls."""
+    """Scores models on one data set. Holds the data loader of each split between calls."""
 
     def __init__(
         self,
@@ -55,7 +57,6 @@ class Evaluator:
         self.args.update(
             task=task,
             mode="val",
-            split="val",
             rect=True,
             batch=BATCH,
             device=device,
@@ -64,38 +65,75 @@ class Evaluator:
             plots=False,
             verbose=False,
         )
-        self._loader: Any = None
+        self._loaders: dict[str, Any] = {}
 
-    def __call__(self, model: torch.nn.Module) -> Evaluation:
+    def __call__(self, model: torch.nn.Module, split: str = "val") -> Evaluation:
         """Evaluate a model, which stays as it is (Ultralytics fuses a copy)."""
-        ensure_torchvision_nms()
-        if self._loader is None:
-            self._loader = self._build_loader(model)
-        callbacks = defaultdict(list, on_val_start=[self._set_threads])
-        validator = validator_class(self.args["task"])(
-            self._loader, args=self.args, _callbacks=callbacks
-        )
-        validator(model=model)
+        loader = self._loader(model, split)
+        validator = self._validate(model, validator_class(self.args["task"]), loader, split)
         results = dict(validator.metrics.results_dict)
         fitness = float(results.pop("fitness"))
         return Evaluation(
             {name: float(value) for name, value in results.items()},
             fitness,
-            len(self._loader.dataset),
+            len(loader.dataset),
             _per_class(validator.metrics.box, model),
         )
+
+    def draw(self, models: Mapping[str, torch.nn.Module], num_images: int) -> bytes:
+        """A picture of some val images with their labels, and with each model's predictions.
+
+        models: by the title that stands above its predictions. num_images: at most; drawn from
+        those with labels, always the same.
+        Returns a JPEG.
+        """
+        folder = self.private_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        some_model = next(iter(models.values()))
+        images = self._some_images(some_model, folder / "images.txt", num_images)
+        loader = self._build_loader(some_model, "val", images)
+        panels: dict[str, Path] = {}
+        for number, (title, model) in enumerate(models.items()):
+            drawing = self._validate(model, drawing_class(self.args["task"]), loader, "val")
+            labels, predictions = drawing.pictures
+            panels.setdefault("labels", labels.replace(folder / "labels.jpg"))
+            panels[title] = predictions.replace(folder / f"{number}.jpg")
+        return side_by_side(panels)
+
+    def _some_images(self, model: torch.nn.Module, path: Path, num_images: int) -> Path:
+        """Write a list of labelled val images to `path` and return that."""
+        dataset = self._loader(model, "val").dataset
+        labelled = sorted(label["im_file"] for label in dataset.labels if len(label["cls"]))
+        # Not every n-th: files often alternate between kinds.
+        chosen = random.Random(0).sample(labelled, min(num_images, len(labelled)))
+        path.write_text("".join(f"{file}\n" for file in chosen))
+        return path
+
+    def _validate(self, model: Any, validator: type, loader: Any, split: str) -> Any:
+        ensure_torchvision_nms()
+        callbacks = defaultdict(list, on_val_start=[self._set_threads])
+        running = validator(loader, args={**self.args, "split": split}, _callbacks=callbacks)
+        running(model=model)
+        return running
 
     def _set_threads(self, _: Any) -> None:
         # Selecting the CPU set PyTorch's threads to nearly all cores.
         torch.set_num_threads(self.num_threads)
 
-    def _build_loader(self, model: Any) -> Any:
-        args = get_cfg(overrides=self.args)
+    def _loader(self, model: Any, split: str) -> Any:
+        if split not in self._loaders:
+            self._loaders[split] = self._build_loader(model, split)
+        return self._loaders[split]
+
+    def _build_loader(self, model: Any, split: str, images: Path | None = None) -> Any:
+        """images: a list of image files in place of the split's; its caches lie beside it."""
+        args = get_cfg(overrides={**self.args, "split": split})
         device = torch.device("cuda", 0) if self.args["device"] != "cpu" else torch.device("cpu")
         args.workers = 0 if device.type == "cpu" else args.workers * 2
         stride = max(int(model.stride.max()), 32)
-        caches = self.private_dir / "caches"
-        dataset = build_dataset(args, self.data["val"], BATCH, self.data, "val", stride, caches)
+        source = str(images) if images else self.data[split]
+        caches = images.parent if images else self.private_dir / "caches"
+        dataset = build_dataset(args, source, BATCH, self.data, "val", stride, caches)
         return build_dataloader(dataset, BATCH, args.workers, shuffle=False, device=device)
 
 

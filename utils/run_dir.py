@@ -22,6 +22,7 @@ from utils.config import InputError
 META_KEY = "__federation__"
 FORMAT = 1
 CONFIG_FILE = "args.yaml"
+DESCRIPTION_FILE = "run.json"  # what is known before round 1: model, data counts, versions
 RESULTS = "results.csv"  # a round is complete once its row stands here: it is written last
 TABLES = (RESULTS, "clients.csv", "classes.csv")
 

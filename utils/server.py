@@ -1,12 +1,14 @@
 """The server: one readable round loop over a Flower strategy."""
 
+import copy
 import random
 import statistics
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,18 +31,20 @@ from utils.arrays import (
 )
 from utils.client import CLIENT_ERROR, Instructions, from_record, to_record
 from utils.config import Config, InputError
-from utils.evaluation import Evaluation
+from utils.evaluation import Evaluation, Evaluator
 from utils.model import load_into, save_checkpoint, shared_names, to_arrays
 from utils.run_dir import RESULTS, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
 from utils.trainer import saved_states, state_path
 
+SERVER = "(server)"  # in the place of a client's name, which none can have
 POLL_S = 0.1
 ROUND_TRIES = 3
 RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
 TTL_S = 10 * 365 * 86400.0  # Flower's own lets a message expire after 12 hours
 GRACE_S = 60.0  # beyond round_timeout_s, within which a client's worker answers by itself
-COUNTS = ("round", "epoch", "num_clients", "num_examples")  # whole numbers in results.csv
+# Whole numbers in results.csv.
+COUNTS = ("round", "epoch", "num_clients", "num_examples", "download_bytes", "upload_bytes")
 
 
 class FederationError(RuntimeError):
@@ -58,6 +62,14 @@ class Score:
     num_examples: int
     metrics: dict[str, float]
     per_class: dict[str, float]
+
+
+@dataclass
+class Traffic:
+    """Bytes of the arrays that a client was sent and has sent back."""
+
+    download_bytes: int = 0
+    upload_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class Server:
         aggregation: Aggregation,
         run_dir: RunDir,
         display: Display,
-        evaluate_on_server: Callable[[torch.nn.Module], Evaluation] | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         self.config = config
         self.instructions = instructions
@@ -131,14 +143,18 @@ class Server:
         self.aggregation = aggregation
         self.run_dir = run_dir
         self.display = display
-        self.evaluate_on_server = evaluate_on_server
+        self.evaluator = evaluator
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
         self.average: Arrays | None = None
         self.names_by_node: dict[int, str] = {}
         self.absent: dict[str, list[int]] = {}  # classes that a client does not annotate
+        self.nodes_with_test: list[int] = []
+        self.nodes_with_pictures: list[int] = []
         self.rounds: list[RoundResult] = []
-        self.notes: dict[str, list[str]] = defaultdict(list)  # of the round, by client
+        # Of the round, by client.
+        self.notes: dict[str, list[str]] = defaultdict(list)
+        self.traffic: dict[str, Traffic] = defaultdict(Traffic)
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -202,43 +218,53 @@ class Server:
         """Whether all rounds are complete."""
         return len(self.rounds) >= self.config.num_rounds
 
+    @contextmanager
+    def disk_errors(self, where: str) -> Iterator[None]:
+        """Turn an error of the disk (full, or a folder that is gone) into FederationError."""
+        try:
+            yield
+        except OSError as error:
+            raise FederationError(
+                f"{where}: {error.filename or self.run_dir.path}: {error.strerror or error}"
+            ) from error
+
     def run(self, grid: Grid) -> RunResult:
         """Run the rounds that are left; every finished one is on disk.
 
         Raises FederationError when no client answers usefully or nothing can be written.
         """
-        round_number = first = len(self.rounds) + 1
-        try:
+        first = len(self.rounds) + 1
+        with self.disk_errors("before round 1"):
             if first == 1:
                 self.run_dir.save_round(self.arrays, self._meta(0))
             self.greet(grid)
-            for round_number in range(first, self.config.num_rounds + 1):
+        for round_number in range(first, self.config.num_rounds + 1):
+            with self.disk_errors(f"round {round_number}"):
                 self.run_round(grid, round_number)
-        except OSError as error:  # a full disk, a folder that is gone
-            raise FederationError(
-                f"round {round_number}: {error.filename or self.run_dir.path}: "
-                f"{error.strerror or error}"
-            ) from error
         return self.result
 
     def greet(self, grid: Grid) -> None:
         """Learn which node is which client, and that all have the same model."""
-        record = RecordDict({"config": self._config_record()})
+        record = RecordDict({"config": self.config_record()})
         nodes = list(grid.get_node_ids())
         while len(nodes) < len(self.config.clients):  # Flower registers them while this runs
             self._pause(POLL_S)
             nodes = list(grid.get_node_ids())
         messages = [Message(record, node, "query") for node in nodes]
         problems = []
-        for reply in self._exchange(grid, messages):
+        for reply in self.exchange(grid, messages):
             if reply.has_error():
                 problems.append(reply.error.reason or "no reason given")
                 continue
             client: Any = reply.content.config_records["client"]
-            name = str(client["name"])
+            name, node = str(client["name"]), reply.metadata.src_node_id
             if name in self.names_by_node.values():
                 problems.append(f"two clients call themselves '{name}'")
-            self.names_by_node[reply.metadata.src_node_id] = name
+            self.names_by_node[node] = name
+            if client["has-test"]:
+                self.nodes_with_test.append(node)
+            if client["show-images"]:
+                self.nodes_with_pictures.append(node)
             absent = list(client["not-annotated"])
             self.absent[name] = [] if self.config.train.get("single_cls") else absent
         if problems:
@@ -246,15 +272,19 @@ class Server:
 
     def run_round(self, grid: Grid, round_number: int) -> RoundResult:
         """One round: train, aggregate, evaluate, save. Its row in results.csv makes it complete."""
-        started = time.perf_counter()
+        clock = Clock()
         self.notes.clear()
+        self.traffic.clear()
         updates = self.train_clients(grid, round_number)
+        clock.stop("train_seconds")
         updates = self.limit_norms(round_number, updates)
         self.arrays = self.aggregate(round_number, updates)
         self.average = self.move_average()
         self.save_arrays(round_number)
+        clock.stop("")
         scores, on_server = self.evaluate(grid, round_number)
-        result = self.summarise(round_number, updates, scores, on_server, started)
+        clock.stop("evaluate_seconds")
+        result = self.summarise(round_number, updates, scores, on_server, clock)
         self.rounds.append(result)
         self.save_checkpoints(result)
         self.write_rows(result, updates, scores, on_server)
@@ -298,11 +328,13 @@ class Server:
 
     def _train(self, grid: Grid, round_number: int, nodes: list[int]) -> Iterator[Update]:
         self.display.step(round_number, "train", sorted(self.names_by_node[n] for n in nodes))
-        messages = self.aggregation.configure(
-            round_number, self.arrays, self._config_record(), nodes
-        )
-        for reply in self._exchange(grid, messages):
-            update = self._checked(reply, self._read_update)
+        record = self.config_record()
+        evaluate = self.config.evaluate
+        if evaluate.cross_client and evaluate.is_due(round_number, self.config.num_rounds):
+            record["keep-local"] = True
+        messages = self.aggregation.configure(round_number, self.arrays, record, nodes)
+        for reply in self.exchange(grid, messages):
+            update = self.checked(reply, self._read_update)
             if update is not None:
                 loss = sum(update.losses.values())
                 self.display.client_done(update.name, f"loss {loss:.3g}, {update.seconds:.1f} s")
@@ -374,6 +406,17 @@ class Server:
         """What is evaluated and made into checkpoints: the average if there is one."""
         return self.arrays if self.average is None else self.average
 
+    def load_deployed(self, round_number: int) -> Arrays:
+        """What was `deployed` in an earlier round, from disk."""
+        if self.config.server_ema:
+            return self.run_dir.load_average(round_number, self.layout)
+        return self.run_dir.load_round(round_number, self.layout)
+
+    def copy_of_model(self, arrays: Arrays) -> torch.nn.Module:
+        """A model with these arrays, which are whole."""
+        load_into(self.model, arrays)
+        return copy.deepcopy(self.model)
+
     @property
     def has_model(self) -> bool:
         """Whether the shared arrays are all there is to the model."""
@@ -381,25 +424,34 @@ class Server:
 
     def evaluate(self, grid: Grid, round_number: int) -> tuple[list[Score], Evaluation | None]:
         """Score the global model on the clients' val splits and on the server's data."""
-        every = self.config.evaluate.every
-        if not every or (round_number % every and round_number != self.config.num_rounds):
+        if not self.config.evaluate.is_due(round_number, self.config.num_rounds):
             return [], None
         self.display.step(round_number, "evaluate", sorted(self.names_by_node.values()))
-        config = self._config_record()
-        config["server-round"] = round_number
+        scores = self.scores(grid, round_number, list(self.names_by_node))
+        on_server = None
+        if self.evaluator:
+            load_into(self.model, self.deployed)
+            on_server = self.evaluator(self.model)
+        return scores, on_server
+
+    def scores(
+        self, grid: Grid, round_number: int, nodes: list[int], split: str = "val"
+    ) -> list[Score]:
+        """Have clients score the model of this round on one of their splits; ordered by name."""
+        config = self.config_record()
+        config.update({"server-round": round_number, "split": split})
         record = RecordDict({"arrays": to_record(self.deployed), "config": config})
-        messages = [Message(record, node, "evaluate") for node in self.names_by_node]
+        return self.read_scores(grid, [Message(record, node, "evaluate") for node in nodes])
+
+    def read_scores(self, grid: Grid, messages: list[Message]) -> list[Score]:
+        """Send evaluate messages; the scores of those clients that gave one, ordered by name."""
         scores = []
-        for reply in self._exchange(grid, messages):
-            score = self._checked(reply, self._read_score)
+        for reply in self.exchange(grid, messages):
+            score = self.checked(reply, self._read_score)
             if score is not None:
                 self.display.client_done(score.name, f"fitness {score.metrics['fitness']:.3f}")
                 scores.append(score)
-        on_server = None
-        if self.evaluate_on_server:
-            load_into(self.model, self.deployed)
-            on_server = self.evaluate_on_server(self.model)
-        return sorted(scores, key=lambda score: score.name), on_server
+        return sorted(scores, key=lambda score: score.name)
 
     def summarise(
         self,
@@ -407,7 +459,7 @@ class Server:
         updates: list[Update],
         scores: list[Score],
         on_server: Evaluation | None,
-        started: float,
+        clock: "Clock",
     ) -> RoundResult:
         """The row of results.csv: losses and metrics are means weighted by images.
 
@@ -417,9 +469,12 @@ class Server:
         row: dict[str, object] = {
             "round": round_number,
             "epoch": round_number * self.config.local_epochs,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": clock.total(),
+            **clock.parts,
             "num_clients": len(updates),
             "num_examples": sum(examples),
+            "download_bytes": sum(traffic.download_bytes for traffic in self.traffic.values()),
+            "upload_bytes": sum(traffic.upload_bytes for traffic in self.traffic.values()),
             **_weighted_means([update.losses for update in updates], examples),
         }
         means = _weighted_means(
@@ -474,11 +529,15 @@ class Server:
                 "num_steps": update.num_steps,
                 "seconds": round(update.seconds, 3),
                 "update_norm": update.norm,
+                **asdict(Traffic()),  # their place among the columns
                 **update.losses,
+                **update.local,
             }
         columns = dict.fromkeys(column for row in rows.values() for column in row)
         for score in scores:  # also of clients that did not train in this round
             rows[score.name].update({"num_val": score.num_examples, **score.metrics})
+        for name in {**rows, **self.notes}:
+            rows[name].update(asdict(self.traffic[name]))
         for name, notes in self.notes.items():
             rows[name]["note"] = "; ".join(dict.fromkeys(notes))
         self.run_dir.append_rows(
@@ -496,7 +555,7 @@ class Server:
         """Append to classes.csv; a class that a data set's labels lack is left empty."""
         per_class = {score.name: score.per_class for score in scores}
         if on_server is not None:
-            per_class["(server)"] = on_server.per_class
+            per_class[SERVER] = on_server.per_class
         rows = [
             {
                 "round": round_number,
@@ -513,7 +572,7 @@ class Server:
 
     # Messages.
 
-    def _exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
+    def exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
         """Send messages and yield each reply when it arrives.
 
         A client's worker ends itself after round_timeout_s; the limit here is for one that cannot
@@ -522,6 +581,8 @@ class Server:
         messages = list(messages)
         for message in messages:
             message.metadata.ttl = TTL_S
+            name = self.names_by_node.get(message.metadata.dst_node_id, "")
+            self.traffic[name].download_bytes += _num_bytes(message)
         waiting = dict(zip(grid.push_messages(messages), messages, strict=True))
         limit = self.config.round_timeout_s
         latest = float("inf") if limit is None else limit * len(messages) + GRACE_S
@@ -530,6 +591,8 @@ class Server:
             self._pause(0)
             for reply in grid.pull_messages(list(waiting)):
                 del waiting[reply.metadata.reply_to_message_id]
+                name = self.names_by_node.get(reply.metadata.src_node_id, "")
+                self.traffic[name].upload_bytes += _num_bytes(reply)
                 yield reply
             if waiting and time.monotonic() - started > latest:
                 error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
@@ -551,7 +614,7 @@ class Server:
         self.notes[name].append(text)
         self.display.notice(f"client '{name}': {text}")
 
-    def _checked(self, reply: Message, read: Callable[[str, Message], Any]) -> Any:
+    def checked(self, reply: Message, read: Callable[[str, Message], Any]) -> Any:
         """What a reply holds, or None after showing why it cannot be used."""
         name = self.names_by_node.get(reply.metadata.src_node_id, "unknown client")
         try:
@@ -572,13 +635,15 @@ class Server:
         problems = layout_problems(arrays, self.layout) + negative_statistics(arrays)
         if problems:
             raise ValueError("its arrays were refused: " + "; ".join(problems[:3]))
-        losses = _numbers(reply)
-        num_examples = _positive(losses.pop(EXAMPLES_KEY), EXAMPLES_KEY)
-        num_steps = _positive(losses.pop(STEPS_KEY), STEPS_KEY)
-        seconds = losses.pop("seconds")
+        numbers = _numbers(reply)
+        num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
+        num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
+        seconds = numbers.pop("seconds")
+        local = {k: v for k, v in numbers.items() if k.startswith("local/")}
+        losses = {k: v for k, v in numbers.items() if k not in local}
         parameters = [name for name in self.arrays if name in self.aggregation.parameters]
         norm = distance(arrays, self.arrays, parameters)
-        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm)
+        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local)
 
     def _read_score(self, name: str, reply: Message) -> Score:
         numbers = _numbers(reply)
@@ -590,11 +655,38 @@ class Server:
         metrics["fitness"]  # a score without it is none
         return Score(name, num_examples, metrics, per_class)
 
-    def _config_record(self) -> ConfigRecord:
+    def config_record(self) -> ConfigRecord:
         return ConfigRecord({"instructions": self.instructions.to_json()})
 
     def _meta(self, round_number: int) -> RoundMeta:
         return RoundMeta(round_number, self.meta.names, self.meta.task, self.meta.base_model)
+
+
+class Clock:
+    """Seconds of a round and of its parts. Holds when it started and the last part ended."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self._started = self._lap = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        """A part ends here; one without a name is not kept."""
+        now = time.perf_counter()
+        if part:
+            self.parts[part] = round(now - self._lap, 3)
+        self._lap = now
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return round(time.perf_counter() - self._started, 3)
+
+
+def _num_bytes(message: Message) -> int:
+    """Bytes of all arrays of a message."""
+    if not message.has_content():
+        return 0
+    records = message.content.array_records.values()
+    return sum(len(array.data) for record in records for array in record.values())
 
 
 def _weighted_means(rows: list[dict[str, float]], weights: list[int]) -> dict[str, float]:

@@ -1,12 +1,17 @@
 """From a checked config to a finished run on this machine, under Flower's simulation."""
 
+import json
 import math
+import platform
 import traceback
 import uuid
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import ultralytics
 from flwr.serverapp import Grid, ServerApp
 
 from utils import client as client_module
@@ -14,12 +19,13 @@ from utils.arrays import Layout
 from utils.attempts import MAX_ATTEMPTS
 from utils.checks import SERVER_CACHES, Federation
 from utils.client import Instructions, Partition
-from utils.config import Config
+from utils.config import ClientData, Config
 from utils.data import move_caches, write_private_yaml
 from utils.environment import num_cpus, quiet_stdout, set_verbosity
 from utils.evaluation import Evaluator
+from utils.final_evaluation import finish, is_finished
 from utils.model import class_row_names, parameter_names, to_arrays
-from utils.run_dir import CONFIG_FILE, RoundMeta, RunDir
+from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RoundMeta, RunDir
 from utils.server import Display, FederationError, RunResult, Server
 from utils.strategies import Aggregation
 
@@ -47,7 +53,42 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     )
     server.restore()
     run_dir.write_text(CONFIG_FILE, config.to_yaml())
+    run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
     return server
+
+
+def describe(federation: Federation) -> dict[str, Any]:
+    """What a report says about a run before its first round: model, data counts, versions."""
+    config = federation.config
+    packages = ("flwr", "ray", "torch", "numpy")
+    return {
+        "name": config.name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": federation.task,
+        "base_model": Path(config.base_model).name,
+        "num_parameters": sum(p.numel() for p in federation.model.parameters()),
+        "names": list(federation.names),
+        "device": "cuda" if config.client_resources.num_gpus else "cpu",
+        "versions": {
+            "ultralytics": ultralytics.__version__,  # its distribution has more than one name
+            **{name: version(name) for name in packages},
+            "python": platform.python_version(),
+        },
+        "clients": {data.name: _counts(data, federation) for data in config.clients},
+    }
+
+
+def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
+    """Images of a client, and its boxes of each class; None where it does not annotate one."""
+    summary = federation.summaries[data.name]
+    boxes: dict[str, int | None] = dict(zip(summary.names, summary.class_counts, strict=True))
+    boxes.update(dict.fromkeys(data.not_annotated))
+    return {
+        "train_images": summary.num_train,
+        "val_images": summary.num_val,
+        "test_images": summary.num_test,
+        "boxes": {name: boxes.get(name) for name in federation.config.names or ()},
+    }
 
 
 def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
@@ -57,14 +98,16 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
     """
     config = federation.config
     server = make_server(federation, display, run_dir)
-    if server.is_done:  # by the run that this one resumes
+    if server.is_done and is_finished(server):  # by the run that this one resumes
         return server.result
     results: list[RunResult] = []
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, _: Any) -> None:
-        results.append(server.run(grid))
+        result = server.run(grid)
+        finish(server, grid)
+        results.append(result)
 
     set_verbosity(verbose=config.verbose)
     # The one place that knows how a simulation is started: Flower deprecates `run_simulation` in
@@ -106,8 +149,16 @@ def _instructions(federation: Federation, run_dir: RunDir) -> Instructions:
         device="0" if config.client_resources.num_gpus else "cpu",
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
         round_timeout_s=config.round_timeout_s,
+        cross_client=config.evaluate.cross_client,
         clients=tuple(
-            Partition(data.name, data.data, data.not_annotated) for data in config.clients
+            Partition(
+                data.name,
+                data.data,
+                data.not_annotated,
+                has_test=bool(federation.summaries[data.name].num_test),
+                show_images=data.show_images,
+            )
+            for data in config.clients
         ),
         private_root=str(run_dir.clients),
     )

@@ -232,6 +232,7 @@ class Update:
 
     arrays: float32 and integers, of the shared layout. losses: by Ultralytics' name.
     num_steps: of the client's optimiser. norm: L2 of the change of the trainable arrays.
+    local: "local/..." scores of these arrays on the client's val split, if it was asked for them.
     """
 
     name: str
@@ -241,6 +242,7 @@ class Update:
     losses: dict[str, float]
     seconds: float
     norm: float
+    local: dict[str, float] = field(default_factory=dict)
 
 
 def abstain(

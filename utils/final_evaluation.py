@@ -1,0 +1,171 @@
+"""What is done once, after the last round: test splits, the cross-client matrix, pictures.
+
+The matrix is that of cross-site validation: every model on every client's val split.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from utils.arrays import Arrays, Layout, layout_problems, negative_statistics
+from utils.client import from_record, to_record
+from utils.evaluation import Evaluation
+from utils.model import load_into, to_arrays
+from utils.run_dir import write_atomically
+from utils.server import SERVER, Score, Server
+
+TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
+FINISHED = "server/finished"
+
+
+def is_finished(server: Server) -> bool:
+    """Whether `finish` has come to its end in this run directory, or has nothing to do."""
+    never = not server.config.evaluate.every
+    return never or (server.run_dir.path / FINISHED).exists()
+
+
+def finish(server: Server, grid: Grid) -> None:
+    """Do all of it, for the model of the last round; the files are written when all is known."""
+    if is_finished(server):
+        return
+    with server.disk_errors("after the last round"):
+        evaluate_on_test(server, grid)
+        if server.config.evaluate.cross_client:
+            evaluate_across_clients(server, grid)
+        if server.has_model:
+            draw_predictions(server, grid)
+        server.run_dir.write_text(FINISHED, "")
+
+
+def evaluate_on_test(server: Server, grid: Grid) -> None:
+    """Score the model on the test splits that there are; a row for all classes, then for each."""
+    scores = []
+    last = server.config.num_rounds
+    if server.nodes_with_test:
+        server.display.step(last, "test", _names(server, server.nodes_with_test))
+        scores = server.scores(grid, last, server.nodes_with_test, "test")
+    if server.evaluator and "test" in server.evaluator.data:
+        load_into(server.model, server.deployed)
+        scores.append(_as_score(server.evaluator(server.model, "test")))
+    rows = []
+    for score in scores:
+        metrics = {k: v for k, v in score.metrics.items() if k != "fitness"}
+        start = {"client": score.name, "class": "", "num_examples": score.num_examples}
+        rows.append({**start, **metrics})
+        for name in server.meta.names:
+            values = {
+                f"metrics/{metric}(B)": score.per_class.get(f"class/{name}/{metric}")
+                for metric in ("mAP50", "mAP50-95")
+            }
+            rows.append({"client": score.name, "class": name, **values})
+    if rows:
+        server.run_dir.append_rows(TEST, rows)
+
+
+def evaluate_across_clients(server: Server, grid: Grid) -> None:
+    """Score every model on every client's val split, and on the server's; one model at a time."""
+    rows = []
+    for model, owner, arrays in _models(server, grid):
+        server.display.step(
+            server.config.num_rounds,
+            f"evaluate the {model} model{f' of {owner}' if owner else ''}",
+            _names(server, server.names_by_node),
+        )
+        record = RecordDict({"arrays": to_record(arrays), "config": server.config_record()})
+        messages = [Message(record, node, "evaluate.whole") for node in server.names_by_node]
+        scores = server.read_scores(grid, messages)
+        if server.evaluator:
+            load_into(server.model, arrays)
+            scores.append(_as_score(server.evaluator(server.model)))
+        rows += [
+            {
+                "model": model,
+                "owner": owner,
+                "data": score.name,
+                "num_examples": score.num_examples,
+                **score.metrics,
+            }
+            for score in scores
+        ]
+    server.run_dir.append_rows(CROSS_CLIENT, rows)
+
+
+def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
+    """Kind, owner and arrays of each model: the global one, or the clients' own; local ones."""
+    layout = Layout.of(to_arrays(server.model))
+    kinds = ["local"]
+    if server.has_model:
+        yield "global", "", server.deployed
+    else:
+        kinds.append("personal")
+
+    def read(_: str, reply: Message) -> Arrays:
+        arrays = from_record(reply.content.array_records["arrays"])
+        problems = layout_problems(arrays, layout) + negative_statistics(arrays)
+        if problems:
+            raise ValueError("its model was refused: " + "; ".join(problems[:3]))
+        return arrays
+
+    for kind in kinds:
+        for node in sorted(server.names_by_node, key=lambda node: server.names_by_node[node]):
+            name = server.names_by_node[node]
+            server.display.step(server.config.num_rounds, f"fetch the {kind} model", [name])
+            config = server.config_record()
+            config["server-round"] = server.config.num_rounds
+            record = RecordDict({"config": config})
+            if kind == "personal":
+                record["arrays"] = to_record(server.arrays)
+            for reply in server.exchange(grid, [Message(record, node, f"query.{kind}")]):
+                arrays = server.checked(reply, read)
+                if arrays is not None:
+                    yield kind, name, arrays
+
+
+def draw_predictions(server: Server, grid: Grid) -> None:
+    """Draw predictions of the first and the last round beside the labels, where that is allowed."""
+    num_images = server.config.evaluate.show_images
+    on_server = server.evaluator if num_images else None
+    nodes = server.nodes_with_pictures
+    if not nodes and on_server is None:
+        return
+    first, last = server.load_deployed(1), server.deployed
+    arrays = {"round 1": first, f"round {server.config.num_rounds}": last}
+    if on_server is not None:
+        models = {title: server.copy_of_model(values) for title, values in arrays.items()}
+        _write_picture(server, "predictions.jpg", on_server.draw(models, num_images))
+    if nodes:
+        server.display.step(server.config.num_rounds, "draw predictions", _names(server, nodes))
+        record = RecordDict({title: to_record(values) for title, values in arrays.items()})
+        record["config"] = server.config_record()
+
+        def read(_: str, reply: Message) -> bytes:
+            return _jpeg(reply.content.config_records["picture"]["jpeg"])
+
+        for reply in server.exchange(grid, [Message(record, n, "query.pictures") for n in nodes]):
+            picture = server.checked(reply, read)
+            if picture is not None:
+                name = server.names_by_node[reply.metadata.src_node_id]
+                server.display.client_done(name, "drawn")
+                _write_picture(server, f"predictions_{name}.jpg", picture)
+
+
+def _jpeg(data: Any) -> bytes:
+    """The bytes of a picture, which a report will show."""
+    if not isinstance(data, bytes) or not data.startswith(b"\xff\xd8\xff"):
+        raise ValueError("its picture was refused: not a JPEG")
+    return data
+
+
+def _write_picture(server: Server, name: str, picture: bytes) -> None:
+    write_atomically(server.run_dir.path / name, lambda file: file.write(picture))
+
+
+def _as_score(result: Evaluation) -> Score:
+    metrics = {**result.metrics, "fitness": result.fitness}
+    return Score(SERVER, result.num_examples, metrics, result.per_class)
+
+
+def _names(server: Server, nodes: Any) -> list[str]:
+    return sorted(server.names_by_node[node] for node in nodes)
