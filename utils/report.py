@@ -6,7 +6,8 @@
 To compare, directories of `yolo train` are taken too, as centralised runs. What a run directory
 lacks (it was not evaluated, an older version made it) is left out of its pictures and pages.
 
-Exit codes: 0 done, 1 nothing could be written, 2 wrong input (nothing was written).
+Exit codes: 0 done, 1 the files could not be written, 2 wrong input (nothing was written),
+130 interrupted.
 """
 
 import argparse
@@ -203,14 +204,27 @@ def _parsed(path: Path, number: int, row: Mapping[Any, Any]) -> Row:
                 "the file"
             ) from error
         result[column] = value if value is not None and math.isfinite(value) else None
+    if "round" in result and result["round"] is None:
+        raise InputError(f"{where}: no number under 'round'; restore the file")
     return result
 
 
 def _read_info(path: Path) -> Row:
     info = _read_mapping(path, json.loads)
     clients = info.get("clients", {})
-    if not isinstance(clients, dict) or not all(isinstance(c, dict) for c in clients.values()):
-        raise InputError(f"{path}: 'clients': expected a mapping of each name; restore the file")
+    counts = clients.items() if isinstance(clients, dict) else ()
+    expected = [
+        ("names", info.get("names", []), list),
+        ("versions", info.get("versions", {}), dict),
+        ("clients", clients, dict),
+        *((f"clients.{name}", found, dict) for name, found in counts),
+    ]
+    for name, found, kind in expected:
+        if not isinstance(found, kind):
+            raise InputError(
+                f"{path}: '{name}': found {type(found).__name__}, expected {kind.__name__}; "
+                "restore the file"
+            )
     return info
 
 
@@ -535,7 +549,7 @@ def _finish(axes: Any, title: str) -> None:
 def _draw_clients(run: Run) -> Any:
     """A line for each client through all panels: score, seconds, images, boxes by class."""
     results = client_results(run)
-    names = [name for name in class_names(run) if any(r.counts.get("boxes") for r in results)]
+    names = class_names(run) if any(result.counts.get("boxes") for result in results) else []
     panels: list[Callable[[Any], None]] = []
     if any(result.final is not None for result in results):
         panels.append(lambda axes: _draw_scores(axes, results, title_of(str(run.metric))))
@@ -839,7 +853,7 @@ def line_chart(title: str, lines: Sequence[Line], x_title: str = "round", **look
             line={"color": line.color, "dash": line.dash, "width": 3 if line.is_thick else 1.3},
             marker={"color": line.color, "size": 6 if line.is_thick else 4},
             opacity=1 if line.is_thick else 0.9 if len(lines) <= 10 else 0.65,
-            hovertemplate=f"{_plain(line.name)}<br>{x_title} %{{x}}: %{{y:.4~g}}<extra></extra>",
+            hovertemplate=f"%{{fullData.name}}<br>{x_title} %{{x}}: %{{y:.4~g}}<extra></extra>",
         )
         for line in lines
     ]  # fmt: skip
@@ -848,9 +862,8 @@ def line_chart(title: str, lines: Sequence[Line], x_title: str = "round", **look
     figure = _figure(
         data, height, hovermode="closest", xaxis=xaxis, yaxis={"rangemode": "tozero", "nticks": 6}
     )
-    ends = "; ".join(
-        f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines if line.is_thick
-    )
+    told = [line for line in lines if line.is_thick] or lines
+    ends = "; ".join(f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in told)
     return Chart(title, figure, f"{title} by {x_title}: {ends}", height, look.get("wide", False))
 
 
@@ -1037,7 +1050,10 @@ def _curves_section(run: Run) -> Section:
         charts.append(line_chart(name, lines_of(run, str(run.metric)), height=360, wide=True))
     for column in (*(m for m in metrics if m != run.metric), *losses):
         charts.append(line_chart(title_of(column, metrics), lines_of(run, column)))
-    note = "Thin lines are clients, each on its own val split and training data."
+    note = (
+        "Thin lines are clients: metrics on their own val splits, losses on their own training "
+        "images. The mean of the clients weighs them by images."
+    )
     return Section("Curves", note, charts=charts, has_legend=True)
 
 
@@ -1452,6 +1468,8 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(error.problems, 2)
     except OSError as error:  # a full disk, a directory that may not be written to
         return _fail([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)
+    except KeyboardInterrupt:
+        return _fail(["interrupted"], 130)
     return 0
 
 
