@@ -23,7 +23,7 @@ from utils import report
 from utils.run_dir import read_csv
 
 DATA = Path(__file__).parent / "data"
-HOSTILE_CLASS = "<img src=x onerror=\"document.title='owned'\">"
+HOSTILE_CLASS = "<b>WBC</b><img src=x onerror=\"document.title='owned'\">"
 HOSTILE_NOTE = "<script>document.title = 'owned'</script>, took longer than 60 s"
 PNG = b"\x89PNG\r\n"
 CHROMIUM = shutil.which("chromium")
@@ -461,10 +461,11 @@ def test_all_problems_of_all_runs_come_together(
     run_dir: Path, yolo_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run_dir / "run.json").write_text("[")
+    (run_dir / "results.csv").write_text("round\n")
     (run_dir / "clients.csv").write_text("round\n1\n")
     (yolo_dir / "results.csv").unlink()
     assert report.main([str(run_dir), str(yolo_dir)]) == 2
-    names = ("run.json", "clients.csv", "has no results.csv")
+    names = ("no round was finished", "run.json", "clients.csv", "has no results.csv")
     lines = capsys.readouterr().err.splitlines()
     assert all(name in line for name, line in zip(names, lines, strict=True))
 
