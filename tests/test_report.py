@@ -229,6 +229,16 @@ def test_a_run_without_evaluation_shows_its_losses(run_dir: Path) -> None:
     assert "Classes" not in titles(run_dir)
 
 
+def test_models_that_were_only_compared_at_the_end_are_shown(run_dir: Path) -> None:
+    for name in ("results.csv", "clients.csv"):
+        keep_columns(run_dir / name, lambda c: "metrics/" not in c and not c.endswith("fitness"))
+    report.draw_report(run_dir)
+    assert (run_dir / "cross_client.png").exists()
+    found = headline(run_dir)
+    assert (found["Federated"][0], found["Best local"][0]) == ("–", "0.378")
+    assert {"Every model on every data set", "Test splits"} <= set(titles(run_dir))
+
+
 def test_results_alone_are_enough(run_dir: Path) -> None:
     for path in run_dir.iterdir():
         if path.name != "results.csv":
@@ -337,6 +347,7 @@ def test_runs_are_compared_with_a_centralised_one(
     other = Path(shutil.copytree(run_dir, tmp_path / "other" / "run"))
     settings = yaml.safe_load((other / "args.yaml").read_text())
     settings["strategy"]["name"] = "fedadam"
+    settings["datasets"][1]["data"] = "elsewhere/data.yaml"
     (other / "args.yaml").write_text(yaml.safe_dump(settings))
     output = tmp_path / "page.html"
     paths = [str(run_dir), str(other), str(yolo_dir)]
@@ -354,6 +365,8 @@ def test_runs_are_compared_with_a_centralised_one(
     ]
     assert "strategy.name=fedavg" in rows[0][-1]
     assert "strategy.name=fedadam" in rows[1][-1]
+    assert "datasets.south.data=elsewhere/data.yaml" in rows[1][-1]
+    assert "datasets.north" not in rows[1][-1]
     assert "batch=5" in rows[0][-1]
     assert "batch=16" in rows[2][-1]
     assert "seed" not in rows[0][-1]

@@ -92,8 +92,8 @@ class Run:
 
     @cached_property
     def metric(self) -> str | None:
-        """The column that the run is judged by, None when no round was evaluated."""
-        found = _filled(self.rounds) | _filled(self.clients)
+        """The column that the run is judged by, None when nothing was evaluated."""
+        found = _filled((*self.rounds, *self.clients, *self.matrix, *self.tests))
         return next((m for m in PRIMARY if m in found or f"server/{m}" in found), None)
 
     @cached_property
@@ -921,7 +921,7 @@ def bar_chart(title: str, x: list[float], parts: Mapping[str, list[float]], unit
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
     figure = _figure(
         data, 280, barmode="stack", bargap=0.2, xaxis=xaxis, yaxis={"nticks": 6},
-        showlegend=True, legend={**legend, "itemclick": False, "itemdoubleclick": False},
+        showlegend=len(parts) > 1, legend={**legend, "itemclick": False, "itemdoubleclick": False},
     )  # fmt: skip
     totals = ", ".join(f"{name} {sum(values):.4g} {unit}" for name, values in parts.items())
     return Chart(title, figure, f"{title}; in all: {totals}", 280)
@@ -1279,15 +1279,21 @@ def _settings(run: Run) -> dict[str, dict[str, str]]:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{train: {lr0: 0.01}}` -> `train.lr0`, with texts as in YAML."""
+    """`{train: {lr0: 0.01}}` -> `train.lr0`, with texts as in YAML; clients go by their names."""
     result: dict[str, str] = {}
     for name, value in settings.items():
+        if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            value = {str(v.get("name", i)): _without(v, "name") for i, v in enumerate(value)}
         if isinstance(value, dict) and value:
             result.update(flat(value, f"{prefix}{name}."))
         else:
             text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
             result[f"{prefix}{name}"] = text.removesuffix("\n").removesuffix("\n...")
     return result
+
+
+def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key != name}
 
 
 # The page of several runs.
@@ -1310,7 +1316,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     sections = [_runs_section(runs), _overlay_section(runs)]
     return Page(
         title="Comparison of runs",
-        subtitle=" and ".join(counts),
+        subtitle=f"{' and '.join(counts)} runs",
         headline=headline,
         legend=[Line(f"run{i}", run.name, *_look(i), True, [], []) for i, run in enumerate(runs)],
         sections=[section for section in sections if not section.is_empty],
