@@ -1059,8 +1059,6 @@ def _curves_section(run: Run) -> Section:
 
 def _clients_section(run: Run) -> Section:
     results = client_results(run)
-    has_own = any(result.own is not None for result in results)
-    model = "its own model" if run.is_personal else "the global model"
     columns: dict[str, Callable[[ClientResult], str | None]] = {
         "rounds": lambda r: str(len(r.seconds)) if r.seconds else None,
         "first": lambda r: _cell(r.first, _score),
@@ -1074,13 +1072,21 @@ def _clients_section(run: Run) -> Section:
         "remarks": lambda r: str(r.num_notes),
     }
     sheet = _sheet("Clients", results, columns)
-    note = ""
-    if run.metric and any(result.final is not None for result in results):
-        note = f"first, best, final: {title_of(run.metric)} of {model} on the client's val split"
-        note += ", by round. " if not has_own else (
-            ", by round; gain: how much its best is above the client's own best local model. "
-        )  # fmt: skip
-    return Section("Clients", note, sheets=[sheet])
+    return Section("Clients", _clients_note(run, results), sheets=[sheet])
+
+
+def _clients_note(run: Run, results: Sequence[ClientResult]) -> str:
+    """What the columns of the table of clients are."""
+    model = "its own model" if run.is_personal else "the global model"
+    parts = []
+    if any(result.final is not None for result in results):
+        metric = title_of(str(run.metric))
+        parts.append(f"first, best, final: {metric} of {model} on the client's val split, by round")
+    if any(result.own is not None for result in results):
+        parts.append("gain: how far that best is above the client's own best local model")
+    parts.append("the rest is of all its rounds together")
+    note = "; ".join(parts)
+    return f"{note[0].upper()}{note[1:]}."
 
 
 def _cell(value: float | None, show: Callable[[float | None], str]) -> str | None:
@@ -1197,35 +1203,44 @@ def _tests_section(run: Run) -> Section:
 
 def _cost_section(run: Run) -> Section:
     """Time and traffic of each round, and the time of each client."""
-    charts = []
-    filled = _filled(run.rounds)
+    charts = [*_time_chart(run), *_traffic_chart(run)]
+    seconds = [line for line in lines_of(run, "seconds") if line.key.startswith("client")]
+    if seconds:
+        charts.append(line_chart("Seconds of each client", seconds, height=280))
+    time, traffic = total_seconds(run), total_bytes(run)
+    parts = [
+        f"{_duration(time)} in all" if time is not None else "",
+        f"{_bytes(traffic)} of arrays to and from the clients" if traffic is not None else "",
+    ]
+    note = ", ".join(part for part in parts if part)
+    return Section("Time and traffic", f"{note}." if note else "", charts=charts)
+
+
+def _time_chart(run: Run) -> Iterator[Chart]:
+    """Seconds of the rounds, by what they were spent on as far as results.csv tells."""
     timed = [row for row in run.rounds if row.get("seconds") is not None]
-    rounds = [row["round"] for row in timed]
-    if timed and run.is_federated:
-        parts: dict[str, list[float]] = {}
-        rest = [row["seconds"] for row in timed]
-        for name in ("train", "evaluate"):
-            if f"{name}_seconds" in filled:
-                parts[name] = [row.get(f"{name}_seconds") or 0.0 for row in timed]
-                rest = [max(a - b, 0.0) for a, b in zip(rest, parts[name], strict=True)]
-        parts["rest" if parts else "whole round"] = rest
-        charts.append(bar_chart("Seconds of each round", rounds, parts, "s"))
+    if not timed:
+        return
+    parts: dict[str, list[float]] = {}
+    rest = [row["seconds"] for row in timed]
+    for name in ("train", "evaluate"):
+        if f"{name}_seconds" in _filled(timed):
+            parts[name] = [row.get(f"{name}_seconds") or 0.0 for row in timed]
+            rest = [max(a - b, 0.0) for a, b in zip(rest, parts[name], strict=True)]
+    parts["rest" if parts else "whole round"] = rest
+    yield bar_chart("Seconds of each round", [row["round"] for row in timed], parts, "s")
+
+
+def _traffic_chart(run: Run) -> Iterator[Chart]:
     ways = {"to the clients": "download_bytes", "from the clients": "upload_bytes"}
     parts = {
         name: [(row.get(column) or 0.0) / 1e6 for row in run.rounds]
         for name, column in ways.items()
-        if column in filled
+        if column in _filled(run.rounds)
     }
     if parts:
         rounds = [row["round"] for row in run.rounds]
-        charts.append(bar_chart("Traffic of each round, MB", rounds, parts, "MB"))
-    seconds = [line for line in lines_of(run, "seconds") if line.key.startswith("client")]
-    if seconds:
-        charts.append(line_chart("Seconds of each client", seconds, height=280))
-    total = f"{_duration(sum(row['seconds'] for row in timed))} in all" if timed else ""
-    traffic = total_bytes(run)
-    note = f"{total}, {_bytes(traffic)} of arrays sent and received." if traffic else f"{total}."
-    return Section("Time and traffic", note, charts=charts)
+        yield bar_chart("Traffic of each round, MB", rounds, parts, "MB")
 
 
 def total_bytes(run: Run) -> float | None:
