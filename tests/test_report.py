@@ -1,0 +1,641 @@
+"""What is drawn of a run from its directory, and what is said where that cannot be done.
+
+tests/data/run is a run of three clients and four rounds, of whom one failed in round 2; one of its
+classes and that failure are named by someone who means harm. tests/data/yolo_train is what
+`yolo train` leaves.
+"""
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from utils import report
+from utils.run_dir import read_csv
+
+DATA = Path(__file__).parent / "data"
+HOSTILE_CLASS = "<b>WBC</b><img src=x onerror=\"document.title='owned'\">"
+HOSTILE_NOTE = "<script>document.title = 'owned'</script>, took longer than 60 s"
+PNG = b"\x89PNG\r\n"
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run"
+).split()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DATA / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def yolo_dir(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DATA / "yolo_train", tmp_path / "pooled"))
+
+
+def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def keep_columns(path: Path, is_kept: Callable[[str], bool]) -> None:
+    write_table(path, [{k: v for k, v in row.items() if is_kept(k)} for row in read_csv(path)])
+
+
+def make_old(run_dir: Path) -> None:
+    """Leave what a run of an early version has."""
+    for path in run_dir.iterdir():
+        if path.name not in ("args.yaml", "results.csv", "clients.csv"):
+            path.unlink()
+    new = ("_bytes", "train_seconds", "evaluate_seconds", "note", "update_norm")
+    for name in ("results.csv", "clients.csv"):
+        keep_columns(run_dir / name, lambda c: not c.startswith("local/") and not c.endswith(new))
+
+
+def without_metrics(run_dir: Path) -> None:
+    """Leave what a run has that was never evaluated."""
+    for name in ("results.csv", "clients.csv"):
+        keep_columns(run_dir / name, lambda c: "metrics/" not in c and c != "fitness")
+    for name in ("classes.csv", "test.csv", "cross_client.csv"):
+        (run_dir / name).unlink()
+
+
+class _Text(HTMLParser):
+    """Text and tags of a page, without scripts and styles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self._is_hidden = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._is_hidden = tag in ("script", "style")
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._is_hidden and data.strip():
+            self.parts.append(data.strip())
+
+
+def parsed(path: Path) -> _Text:
+    text = _Text()
+    text.feed(path.read_text(encoding="utf-8"))
+    return text
+
+
+def headline(run_dir: Path) -> dict[str, tuple[str, str]]:
+    page = report.run_page(report.read_run(run_dir))
+    return {number.label: (number.value, number.note) for number in page.headline}
+
+
+def titles(run_dir: Path) -> list[str]:
+    return [section.title for section in report.run_page(report.read_run(run_dir)).sections]
+
+
+def test_a_run_directory_gets_its_pictures_and_one_page(run_dir: Path) -> None:
+    report.draw_report(run_dir)
+    for name in ("results.png", "clients.png", "cross_client.png"):
+        assert (run_dir / name).read_bytes().startswith(PNG)
+    text = parsed(run_dir / "report.html")
+    shown = " ".join(text.parts)
+    for expected in ("Federated", "0.451", "north", "RBC", "48.3 MB", "lr0", "8.4.190", "yolov8n"):
+        assert expected in shown
+    alts = [str(image["alt"]) for image in text.images]
+    assert [alt.split(", ")[-1] for alt in alts] == [
+        "images of the server's data",
+        "images of north",
+    ]
+    assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in text.images)
+    assert not list(run_dir.glob("*.tmp"))
+
+
+def test_the_headline_says_what_its_numbers_are_and_on_what_data(run_dir: Path) -> None:
+    found = headline(run_dir)
+    assert found["Federated"] == (
+        "0.451",
+        "mAP50-95 of the global model on the server's data, after round 4 of 4, the best by "
+        "fitness.",
+    )
+    value, note = found["Best local"]
+    scores = {
+        row["owner"]: row["metrics/mAP50-95(B)"]
+        for row in read_csv(run_dir / "cross_client.csv")
+        if row["model"] == "local" and row["data"] == "(server)"
+    }
+    owner = max(scores, key=lambda name: float(scores[name]))
+    assert value == f"{float(scores[owner]):.3f}"
+    assert f"({owner})" in note
+    assert "on the server's data" in note
+    assert found["Centralised"][0] == "–"
+    assert "report.py RUN_DIR" in found["Centralised"][1]
+
+
+def test_the_best_round_goes_by_fitness_and_the_latest_of_equals(run_dir: Path) -> None:
+    rows = read_csv(run_dir / "results.csv")
+    for row, fitness in zip(rows, ("0.1", "0.9", "0.9", "0.2"), strict=True):
+        row["fitness"] = fitness
+    write_table(run_dir / "results.csv", rows)
+    value, note = headline(run_dir)["Federated"]
+    assert value == f"{float(rows[2]['server/metrics/mAP50-95(B)']):.3f}"
+    assert "round 3 of 4" in note
+
+
+def test_without_server_data_the_best_local_model_has_the_best_weighted_mean(
+    run_dir: Path,
+) -> None:
+    metric = "metrics/mAP50-95(B)"
+    scores = {("a", "a"): (0.5, 10), ("a", "b"): (0.2, 30), ("b", "a"): (0.3, 10)}
+    scores["b", "b"] = (0.3, 30)
+    rows = [
+        {"model": "local", "owner": o, "data": d, "num_examples": n, metric: score}
+        for (o, d), (score, n) in scores.items()
+    ]
+    write_table(run_dir / "cross_client.csv", rows)
+    # a: (0.5 * 10 + 0.2 * 30) / 40 = 0.275, though its plain mean is 0.35
+    found = report.best_local(report.read_run(run_dir))
+    assert found is not None
+    assert found[0] == pytest.approx(0.3)
+    assert found[1:] == ("b", "the clients' val splits")
+
+
+def test_gain_is_the_federations_best_less_the_clients_own_best(run_dir: Path) -> None:
+    metric = "metrics/mAP50-95(B)"
+    rows = [
+        {"round": 1, "client": "north", metric: 0.2, f"local/{metric}": 0.25},
+        {"round": 2, "client": "north", metric: 0.5, f"local/{metric}": 0.45},
+        {"round": 3, "client": "north", metric: 0.4, f"local/{metric}": 0.3},
+        {"round": 3, "client": "west", "note": "gone"},
+    ]
+    write_table(run_dir / "clients.csv", rows)
+    page = report.run_page(report.read_run(run_dir))
+    (sheet,) = next(s for s in page.sections if s.title == "Clients").sheets
+    by_client = {row[0].name: dict(zip(sheet.head[1:], row[1:], strict=True)) for row in sheet.rows}
+    assert by_client["north"] == {
+        "first": "0.200",
+        "best": "0.500",
+        "final": "0.400",
+        "own best local": "0.450",
+        "gain": "+0.050",
+        "remarks": "0",
+    }
+    assert by_client["west"]["gain"] == "–"
+    assert by_client["west"]["remarks"] == "1"
+
+
+def test_a_run_of_an_early_version_is_drawn_without_what_it_lacks(run_dir: Path) -> None:
+    make_old(run_dir)
+    report.draw_report(run_dir)
+    assert not (run_dir / "cross_client.png").exists()
+    assert titles(run_dir) == ["Curves", "Clients", "Time and traffic"]
+    page = report.run_page(report.read_run(run_dir))
+    time = page.sections[-1]
+    assert [chart.title for chart in time.charts] == [
+        "Seconds of each round",
+        "Seconds of each client",
+    ]
+    assert [trace.name for trace in time.charts[0].figure.data] == ["whole round"]
+    assert headline(run_dir)["Best local"] == (
+        "–",
+        "The best model of a single client; evaluate.cross_client=true would tell.",
+    )
+
+
+def test_a_run_without_evaluation_shows_its_losses(run_dir: Path) -> None:
+    without_metrics(run_dir)
+    report.draw_report(run_dir)
+    assert headline(run_dir)["Federated"][0] == "–"
+    page = report.run_page(report.read_run(run_dir))
+    curves = next(section for section in page.sections if section.title == "Curves")
+    assert [chart.title for chart in curves.charts] == ["box loss", "cls loss", "dfl loss"]
+    assert "Classes" not in titles(run_dir)
+
+
+def test_models_that_were_only_compared_at_the_end_are_shown(run_dir: Path) -> None:
+    for name in ("results.csv", "clients.csv"):
+        keep_columns(run_dir / name, lambda c: "metrics/" not in c and not c.endswith("fitness"))
+    report.draw_report(run_dir)
+    assert (run_dir / "cross_client.png").exists()
+    found = headline(run_dir)
+    assert (found["Federated"][0], found["Best local"][0]) == ("–", "0.378")
+    assert {"Every model on every data set", "Test splits"} <= set(titles(run_dir))
+
+
+def test_results_alone_are_enough(run_dir: Path) -> None:
+    for path in run_dir.iterdir():
+        if path.name != "results.csv":
+            path.unlink()
+    report.draw_report(run_dir)
+    assert titles(run_dir) == ["Curves", "Time and traffic"]
+    assert not (run_dir / "clients.png").exists()
+
+
+def test_one_round_of_one_client_is_drawn(run_dir: Path) -> None:
+    for name in ("results.csv", "clients.csv", "classes.csv"):
+        rows = [r for r in read_csv(run_dir / name) if r["round"] == "1"]
+        write_table(run_dir / name, [r for r in rows if r.get("client", "north") == "north"])
+    report.draw_report(run_dir)
+    lines = report.lines_of(report.read_run(run_dir), "metrics/mAP50-95(B)")
+    assert [(line.name, len(line.x)) for line in lines] == [
+        ("north", 1),
+        ("mean of the clients", 1),
+        ("server's data", 1),
+    ]
+
+
+def test_rounds_that_a_client_missed_leave_no_point(run_dir: Path) -> None:
+    lines = report.lines_of(report.read_run(run_dir), "train/box_loss")
+    assert {line.name: line.x for line in lines} == {
+        "north": [1, 2, 3, 4],
+        "south": [1, 3, 4],
+        "west": [1, 2, 3, 4],
+        "mean of the clients": [1, 2, 3, 4],
+    }
+
+
+def test_a_client_has_one_look_in_all_charts(run_dir: Path) -> None:
+    page = report.run_page(report.read_run(run_dir))
+    looks: dict[str, set[tuple[str, str]]] = {
+        line.name: {(line.color, line.dash)} for line in page.legend
+    }
+    for section in page.sections:
+        for chart in section.charts:
+            for trace in chart.figure.data:
+                if trace.type == "scatter" and trace.name in looks:
+                    looks[trace.name].add((trace.line.color, trace.line.dash))
+        for sheet in section.sheets:
+            for cell in (row[0] for row in sheet.rows if isinstance(row[0], report.Mark)):
+                looks[cell.name].add((cell.color, cell.dash))
+    assert all(len(found) == 1 for found in looks.values()), looks
+
+
+def test_twenty_clients_can_be_told_apart() -> None:
+    assert len({report._look(number) for number in range(20)}) == 20
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("metrics/mAP50-95(B)", "metrics/mAP50-95(M)"), "metrics/mAP50-95(M)"),
+        (("metrics/mAP50-95(B)", "metrics/mAP50-95(P)"), "metrics/mAP50-95(P)"),
+        (("metrics/accuracy_top1", "metrics/accuracy_top5"), "metrics/accuracy_top1"),
+    ],
+)
+def test_the_task_decides_what_a_run_is_judged_by(
+    run_dir: Path, columns: tuple[str, ...], expected: str
+) -> None:
+    without_metrics(run_dir)
+    for name in ("results.csv", "clients.csv"):
+        rows = [{**row, **dict.fromkeys(columns, "0.5")} for row in read_csv(run_dir / name)]
+        write_table(run_dir / name, rows)
+    report.draw_report(run_dir)
+    run = report.read_run(run_dir)
+    assert run.metric == expected
+    assert run.best_score == 0.5
+
+
+def test_clients_with_models_of_their_own_are_said_to_have_them(run_dir: Path) -> None:
+    keep_columns(run_dir / "results.csv", lambda c: not c.startswith("server/"))
+    rows = read_csv(run_dir / "cross_client.csv")
+    rows = [{**row, "model": "personal"} for row in rows if row["model"] == "local"]
+    write_table(run_dir / "cross_client.csv", rows)
+    assert "of each client's own model on its own val split" in headline(run_dir)["Federated"][1]
+    grid = report.cross_client_grid(report.read_run(run_dir))
+    assert grid is not None
+    assert grid.rows == ["north, own", "south, own", "west, own"]
+
+
+def test_names_and_remarks_are_text_and_nothing_else(run_dir: Path) -> None:
+    report.draw_report(run_dir)
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    text = parsed(run_dir / "report.html")
+    assert "<img src=x" not in page
+    assert "<script>document" not in page
+    assert HOSTILE_CLASS in " ".join(text.parts)
+    assert HOSTILE_NOTE in text.parts
+    assert "default-src 'none'; img-src data:;" in page
+
+
+def test_class_names_that_matplotlib_would_read_as_formulas_are_drawn(run_dir: Path) -> None:
+    text = (run_dir / "run.json").read_text().replace("RBC", r"$\\frac$ 赤血球")
+    (run_dir / "run.json").write_text(text, encoding="utf-8")
+    report.write_pictures(run_dir)
+    assert (run_dir / "clients.png").read_bytes().startswith(PNG)
+
+
+def test_runs_are_compared_with_a_centralised_one(
+    run_dir: Path, yolo_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(run_dir, tmp_path / "other" / "run"))
+    settings = yaml.safe_load((other / "args.yaml").read_text())
+    settings["strategy"]["name"] = "fedadam"
+    settings["datasets"][1]["data"] = "elsewhere/data.yaml"
+    (other / "args.yaml").write_text(yaml.safe_dump(settings))
+    output = tmp_path / "page.html"
+    paths = [str(run_dir), str(other), str(yolo_dir)]
+    assert report.main([*paths, "-o", str(output)]) == 0
+    assert capsys.readouterr().out == f"{output}\n"
+    shown = " | ".join(parsed(output).parts)
+    assert "Centralised | 0.420 | mAP50-95 of" in shown
+    assert "(yolo train) after epoch 4 of 4, its best; on its own val split" in shown
+    page = report.comparison_page(report.read_runs([run_dir, other, yolo_dir]))
+    rows = page.sections[0].sheets[0].rows
+    assert [row[0].name for row in rows] == [
+        f"{tmp_path.name}/run",
+        "other/run",
+        f"{tmp_path.name}/pooled",
+    ]
+    assert "strategy.name=fedavg" in rows[0][-1]
+    assert "strategy.name=fedadam" in rows[1][-1]
+    assert "datasets.south.data=elsewhere/data.yaml" in rows[1][-1]
+    assert "datasets.north" not in rows[1][-1]
+    assert "batch=5" in rows[0][-1]
+    assert "batch=16" in rows[2][-1]
+    assert "seed" not in rows[0][-1]
+    assert rows[2][1:7] == [
+        "centralised",
+        "mAP50-95, val split of pooled/data.yaml",
+        "0.420",
+        "4 of 4",
+        "56.8 s",
+        "–",
+    ]
+    curves = page.sections[1].charts[0].figure.data
+    assert [list(trace.x) for trace in curves] == [[1, 2, 3, 4]] * 3
+
+
+def test_padded_column_names_of_older_ultralytics_are_read(yolo_dir: Path) -> None:
+    header, _, rows = (yolo_dir / "results.csv").read_text().partition("\n")
+    padded = ",".join(f"{name:>23}" for name in header.split(","))
+    (yolo_dir / "results.csv").write_text(f"{padded}\n{rows}")
+    run = report.read_run(yolo_dir)
+    assert not run.is_federated
+    assert run.best_score == pytest.approx(0.42)
+
+
+def test_the_command_redraws_one_run_and_names_what_it_wrote(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(run_dir)]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == ["clients.png", "cross_client.png", "results.png", "report.html"]
+
+
+def test_the_script_works_from_any_directory_and_starts_without_drawing_libraries(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    script = Path(report.__file__)
+    command = [sys.executable, str(script), "nowhere"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: nowhere: no such directory")
+    code = (
+        f"import sys; sys.path.insert(0, {str(script.parents[1])!r}); import utils.report; "
+        "sys.exit(bool({'matplotlib', 'plotly', 'jinja2', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def damage(name: str, text: str) -> Callable[[Path], object]:
+    return lambda run_dir: (run_dir / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (shutil.rmtree, "no such directory; expected the directory of a run"),
+        (lambda p: (p / "results.csv").unlink(), "has no results.csv"),
+        (damage("results.csv", "round,epoch\n"), "results.csv: no round was finished"),
+        (damage("results.csv", ""), "results.csv: no round was finished"),
+        (
+            damage("results.csv", "a,b\n1,2\n"),
+            "results.csv: row 1: found columns a, b, expected a number under 'round'",
+        ),
+        (
+            damage("results.csv", "round,seconds\n1,2\n2,x\n"),
+            "results.csv: row 2: column 'seconds': found 'x', expected a number",
+        ),
+        (damage("results.csv", "round,seconds\n1\n"), "row 1: has more or fewer cells than"),
+        (damage("results.csv", "round,seconds\n1,2,3\n"), "row 1: has more or fewer cells than"),
+        (
+            damage("clients.csv", "round\n1\n"),
+            "clients.csv: found columns round, expected also client",
+        ),
+        (
+            damage("clients.csv", "client,round\nnorth,\n"),
+            "clients.csv: row 1: no number under 'round'",
+        ),
+        (damage("run.json", "{"), "run.json: cannot be read"),
+        (damage("run.json", '{"clients": 3}'), "run.json: 'clients': found int, expected dict"),
+        (damage("run.json", '{"names": "a"}'), "run.json: 'names': found str, expected list"),
+        (damage("args.yaml", "a: [1"), "args.yaml: cannot be read"),
+        (damage("args.yaml", "text"), "args.yaml: found str, expected names and values"),
+        (
+            lambda p: (p / "test.csv").write_bytes(b"client\n\xff\n"),
+            "test.csv: cannot be read ('utf-8' codec",
+        ),
+    ],
+)
+def test_wrong_input_ends_with_2_and_one_line(
+    run_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    break_it: Callable[[Path], Any],
+    expected: str,
+) -> None:
+    break_it(run_dir)
+    assert report.main([str(run_dir)]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    (line,) = error.splitlines()
+    assert line.startswith(f"error: {run_dir}")
+    assert expected in line
+    assert not (run_dir / "report.html").exists()
+
+
+def test_all_problems_of_all_runs_come_together(
+    run_dir: Path, yolo_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "run.json").write_text("[")
+    (run_dir / "results.csv").write_text("round\n")
+    (run_dir / "clients.csv").write_text("round\n1\n")
+    (yolo_dir / "results.csv").unlink()
+    assert report.main([str(run_dir), str(yolo_dir)]) == 2
+    names = ("no round was finished", "run.json", "clients.csv", "has no results.csv")
+    lines = capsys.readouterr().err.splitlines()
+    assert all(name in line for name, line in zip(names, lines, strict=True))
+
+
+def test_a_run_of_yolo_train_alone_keeps_its_own_pictures(
+    yolo_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (yolo_dir / "results.png").write_bytes(b"its own")
+    assert report.main([str(yolo_dir)]) == 2
+    assert "a run of yolo train, which has pictures of its own" in capsys.readouterr().err
+    assert (yolo_dir / "results.png").read_bytes() == b"its own"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "the following arguments are required: RUN_DIR; see --help"),
+        (["{run}", "-o", "page.html"], "--output page.html: it is the page of a comparison"),
+        (["{run}", "{run}"], "given twice"),
+        (["{run}", "{yolo}", "-o", "{run}/no/page.html"], "expected a file in a directory that is"),
+        (["{run}", "{yolo}", "-o", "{run}"], "expected a file in a directory that is"),
+    ],
+)
+def test_wrong_arguments_end_with_2(
+    run_dir: Path,
+    yolo_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    assert report.main([a.format(run=run_dir, yolo=yolo_dir) for a in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Debian's chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The page of a run, and of a comparison."""
+    folder = tmp_path_factory.mktemp("pages")
+    run_dir = Path(shutil.copytree(DATA / "run", folder / "run"))
+    output = folder / "comparison.html"
+    assert report.main([str(run_dir), str(DATA / "yolo_train"), "-o", str(output)]) == 0
+    return SimpleNamespace(run=report.write_report(run_dir), comparison=output)
+
+
+@contextmanager
+def opened(browser: Any, path: Path, width: int = 1200, scheme: str = "light") -> Iterator[Any]:
+    """The page without a network, once its charts are drawn; it must not complain or ask."""
+    requests: list[str] = []
+    complaints: list[str] = []
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+    )
+    try:
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_function(
+            "divs.every(div => div.style.getPropertyValue('--ratio'))"  # once it is drawn
+        )
+        yield page
+        assert complaints == []
+        assert requests == [path.as_uri()]
+    finally:
+        context.close()
+
+
+def test_the_page_opens_without_a_network_and_draws_every_chart(
+    browser: Any, pages: SimpleNamespace
+) -> None:
+    with opened(browser, pages.run) as page:
+        assert page.locator(".js-plotly-plot").count() == page.locator(".chart").count() == 14
+        assert page.locator("#chart0 .scatterlayer .trace path.js-line").count() == 5
+        assert page.locator(".heatmaplayer image").count() == 3
+        assert page.locator(".barlayer .point path").count() == 4 * 3 + 4 * 2
+        assert page.title() == "run – Federated YOLO"
+        assert page.get_by_text(HOSTILE_NOTE).count() == 1
+        assert HOSTILE_CLASS[:20] in page.locator("#chart7 .ytick").nth(1).text_content()
+        unlabelled = "[...document.querySelectorAll('[role=img]')].filter(e => !e.ariaLabel).length"
+        assert page.evaluate(unlabelled) == 0
+
+
+def test_hovering_shows_the_value(browser: Any, pages: SimpleNamespace) -> None:
+    with opened(browser, pages.run) as page:
+        page.locator("#chart0").scroll_into_view_if_needed()
+        point = page.locator("#chart0 .traceserver .point").last.bounding_box()
+        page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+        label = page.locator("#chart0 .hoverlayer .hovertext")
+        label.wait_for()
+        assert label.text_content() == "server's dataround 4: 0.4513"
+
+
+def test_the_legend_takes_a_client_out_of_all_curves(browser: Any, pages: SimpleNamespace) -> None:
+    with opened(browser, pages.run) as page:
+        page.get_by_role("button", name="north").click()
+        for chart in ("#chart0", "#chart6"):
+            page.wait_for_function(f"!document.querySelector('{chart} .traceclient0')")
+            assert page.locator(f"{chart} .traceclient1").count() == 1
+        page.get_by_role("button", name="north").click()
+        page.wait_for_function("document.querySelector('#chart0 .traceclient0')")
+
+
+@pytest.mark.parametrize("name", ["run", "comparison"])
+def test_a_phone_needs_no_sideways_scrolling(
+    browser: Any, pages: SimpleNamespace, name: str
+) -> None:
+    with opened(browser, getattr(pages, name), width=390) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator("#chart0 .main-svg").first.bounding_box()["width"] <= 390
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ink", "soft"),
+    [
+        ("light", "rgb(28, 31, 35)", "rgb(93, 102, 112)"),
+        ("dark", "rgb(233, 236, 239)", "rgb(154, 164, 174)"),
+    ],
+)
+def test_text_and_curves_follow_light_and_dark(
+    browser: Any, pages: SimpleNamespace, scheme: str, ink: str, soft: str
+) -> None:
+    style = "([query, name]) => getComputedStyle(document.querySelector(query))[name]"
+    with opened(browser, pages.run, scheme=scheme) as page:
+        assert page.evaluate(style, ["body", "color"]) == ink
+        assert page.evaluate(style, ["#chart0 .tracefederation .js-line", "stroke"]) == ink
+        assert page.evaluate(style, ["#chart0 .xtick text", "fill"]) == soft
+
+
+def test_print_scales_the_charts_to_the_paper(browser: Any, pages: SimpleNamespace) -> None:
+    with opened(browser, pages.run, scheme="dark") as page:
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 690, "height": 900})
+        ends = (
+            "[...document.querySelectorAll('.main-svg')].map(s => s.getBoundingClientRect().right)"
+        )
+        assert max(page.evaluate(ends)) <= 691
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 31, 35)"
+
+
+def test_the_comparison_has_a_curve_for_each_run(browser: Any, pages: SimpleNamespace) -> None:
+    with opened(browser, pages.comparison) as page:
+        assert page.locator("#chart0 .scatterlayer .trace path.js-line").count() == 2
+        assert page.locator("dl").get_by_text("0.420").count() == 1
