@@ -37,7 +37,7 @@ OWNED_TRAIN_ARGS = {
     "patience": "a federation runs all its rounds; best.pt is the best of them",
     "val": "use evaluate.every",
     "split": "clients are evaluated on their val split",
-    "plots": "results.png shows the run",
+    "plots": "report.html shows the run",
     "verbose": "use verbose",
     "cfg": "write the train arguments here",
     "profile": "export the model and profile that",

@@ -21,8 +21,9 @@ from rich.text import Text
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.checks import Federation
+from utils.config import InputError
 from utils.environment import torchvision_loads
-from utils.report import plot_results
+from utils.report import draw_report
 from utils.run_dir import RunDir
 from utils.server import RoundResult, RunResult
 
@@ -125,9 +126,11 @@ def show_what_is_done(run_dir: RunDir | None) -> None:
     done = run_dir.last_round()
     if done:
         try:
-            plot_results(run_dir.path)
+            draw_report(run_dir.path)
+        except InputError as error:
+            show_problems(error.problems)
         except OSError as error:  # what ended the run may be the disk
-            show_problems([f"results.png: {error.strerror or error}"])
+            show_problems([f"report.html: {error.strerror or error}"])
     found = f"{_count(done, 'finished round')}" if done else "no round was finished"
     print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
     command = f"federated.py {shlex.quote(f'resume={_shown(run_dir.path)}')}"
