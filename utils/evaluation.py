@@ -69,7 +69,7 @@ class Evaluator:
 
     def __call__(self, model: torch.nn.Module, split: str = "val") -> Evaluation:
         """Evaluate a model, which stays as it is (Ultralytics fuses a copy)."""
-        loader = self._loader(model, split)
+        loader = self.loader(model, split)
         validator = self._validate(model, validator_class(self.args["task"]), loader, split)
         results = dict(validator.metrics.results_dict)
         fitness = float(results.pop("fitness"))
@@ -102,7 +102,7 @@ class Evaluator:
 
     def _some_images(self, model: torch.nn.Module, path: Path, num_images: int) -> Path:
         """Write a list of labelled val images to `path` and return that."""
-        dataset = self._loader(model, "val").dataset
+        dataset = self.loader(model, "val").dataset
         labelled = sorted(label["im_file"] for label in dataset.labels if len(label["cls"]))
         # Not every n-th: files often alternate between kinds.
         chosen = random.Random(0).sample(labelled, min(num_images, len(labelled)))
@@ -120,7 +120,8 @@ class Evaluator:
         # Selecting the CPU set PyTorch's threads to nearly all cores.
         torch.set_num_threads(self.num_threads)
 
-    def _loader(self, model: Any, split: str) -> Any:
+    def loader(self, model: Any, split: str) -> Any:
+        """Batches of a split, made once."""
         if split not in self._loaders:
             self._loaders[split] = self._build_loader(model, split)
         return self._loaders[split]
