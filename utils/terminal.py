@@ -7,15 +7,22 @@ import importlib.util
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -26,6 +33,8 @@ from utils.environment import torchvision_loads
 from utils.report import draw_report
 from utils.run_dir import RunDir
 from utils.server import RoundResult, RunResult
+
+SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget what took longer than half a minute
 
 
 def show_start(console: Console, federation: Federation, run_dir: RunDir) -> None:
@@ -153,20 +162,31 @@ def _shown(path: Path) -> Path:
 
 
 class TerminalDisplay:
-    """Shows the rounds on a console. Holds the answers of the current step, and the clock."""
+    """Shows the rounds on a console. Holds a progress bar and the answers of the current step."""
 
     def __init__(self, console: Console, num_rounds: int) -> None:
         self.console = console
         self.num_rounds = num_rounds
-        self._started = 0.0  # of the first round: what comes before is no measure of a round
-        self._num_done = 0  # rounds since then
-        self._seconds = 0.0  # of the finished rounds
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA", style="cyan"),
+            TimeRemainingColumn(),
+            console=console,
+            speed_estimate_period=SPEED_PERIOD_S,
+        )
+        self._task = self._bar.add_task("rounds", start=False, total=num_rounds)
         self._step = "starting the clients"
         self._round = 0
         self._pending: list[str] = []
         self._answers: dict[str, str] = {}
         self._live = Live(
-            get_renderable=self._line, console=console, refresh_per_second=4, transient=True
+            get_renderable=lambda: Group(self._line(), self._bar),
+            console=console,
+            refresh_per_second=4,
+            transient=True,
         )
 
     def __enter__(self) -> "TerminalDisplay":
@@ -179,7 +199,9 @@ class TerminalDisplay:
 
     def step(self, round_number: int, step: str, clients: list[str]) -> None:
         """A step of a round starts."""
-        self._started = self._started or time.perf_counter()
+        if not self._round:  # a resumed run begins in the middle
+            self._bar.start_task(self._task)
+            self._bar.update(self._task, completed=round_number - 1)
         self._round, self._step = round_number, step
         self._pending, self._answers = list(clients), {}
 
@@ -200,8 +222,7 @@ class TerminalDisplay:
 
     def round_done(self, result: RoundResult) -> None:
         """A round is on disk: print its line."""
-        self._seconds = time.perf_counter() - self._started
-        self._num_done += 1
+        self._bar.update(self._task, completed=result.round)
         if result.round == self.num_rounds:
             self._step, self._pending = "stopping the clients", []
         row = result.row
@@ -222,11 +243,6 @@ class TerminalDisplay:
             answer = self._answers.get(name)
             line.append(f"  {name} ")
             line.append(f"({answer})" if answer else "…", "green" if answer else "dim")
-        if self._num_done:
-            since = time.perf_counter() - self._started - self._seconds  # the last round's end
-            rounds_left = self.num_rounds - self._round + 1
-            left = self._seconds / self._num_done * rounds_left - since
-            line.append(f"  ETA {_clock(max(left, 0))}", "cyan")
         line.truncate(self.console.width, overflow="ellipsis")
         return line
 
@@ -280,9 +296,3 @@ def _cell(value: object) -> str:
     if not isinstance(value, float):
         return ""
     return f"{value:.3f}" if value < 1e4 else f"{value:.3g}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
