@@ -6,6 +6,7 @@ from pathlib import Path
 
 from helpers import make_dataset
 from rich.console import Console
+from rich.text import Text
 
 from utils import terminal
 from utils.checks import checked
@@ -42,3 +43,27 @@ def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> 
     for text in ("[/red]", "[b]", "[/x] is wrong", f"yolo predict {model}"):
         assert text in shown
     assert f"Run directory: {run_dir.path}\n" in shown
+
+
+def test_a_terminal_shows_the_rounds_as_a_bar_and_who_is_at_work() -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=100, force_terminal=True)
+    with terminal.TerminalDisplay(console, 4) as display:
+        display.step(3, "train", ["north", "south"])  # of a resumed run
+        display.client_done("north", "loss 1.23")
+        display._live.refresh()
+        shown = Text.from_ansi(output.getvalue()).plain
+        assert "round 3/4  train  1/2  north (loss 1.23)  south …" in shown
+        assert "2/4" in shown  # rounds that are done
+        display.round_done(RoundResult(3, None, {"round": 3, "seconds": 1.0}))
+        display._live.refresh()
+        assert "3/4" in Text.from_ansi(output.getvalue()).plain
+
+
+def test_elsewhere_a_round_is_a_line() -> None:
+    output = io.StringIO()
+    with terminal.TerminalDisplay(Console(file=output, width=100), 4) as display:
+        display.step(1, "train", ["north"])
+        display.client_done("north", "loss 1.23")
+        display.round_done(RoundResult(1, None, {"round": 1, "seconds": 1.0}))
+    assert output.getvalue() == "round 1/4  1.0 s\n"
