@@ -84,8 +84,9 @@ def write_config(folder: Path, settings: dict[str, Any]) -> Path:
         **settings,
         "train": train,
     }
+    config["evaluate"] = {"cross_client": True}
     if "shared" not in settings:
-        config["evaluate"] = {"data": str(sites / "held_out" / "data.yaml")}
+        config["evaluate"]["data"] = str(sites / "held_out" / "data.yaml")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("command")
     make_dataset(folder / "north")
     held_out = make_dataset(folder / "held_out", num_train=1, num_val=2, seed=5)
-    config = write_config(folder, evaluate={"data": str(held_out)})
+    config = write_config(folder, evaluate={"data": str(held_out), "cross_client": True})
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     done = federated(str(config), "name=mine", cwd=elsewhere)
@@ -48,8 +48,9 @@ def test_it_writes_what_it_promises_and_nothing_beside(run: tuple[Path, Any]) ->
     run_dir = folder / "runs" / "mine"
     found = {p.relative_to(run_dir).as_posix() for p in run_dir.rglob("*") if p.is_file()}
     promised = {f"weights/{n}" for n in ("round0.npz", "round1.npz", "round2.npz")}
-    promised |= {"weights/last.pt", "weights/best.pt", "args.yaml", "results.png"}
-    promised |= {"results.csv", "clients.csv", "classes.csv"}
+    promised |= {"weights/last.pt", "weights/best.pt", "args.yaml", "run.json", "report.html"}
+    promised |= {"results.csv", "clients.csv", "classes.csv", "cross_client.csv"}
+    promised |= {"results.png", "clients.png", "cross_client.png", "predictions.jpg"}
     assert promised <= found
     assert {p.split("/")[0] for p in found - promised} <= {"clients", "server"}
     assert not any(".tmp" in p for p in found)
