@@ -229,6 +229,16 @@ def test_a_run_without_evaluation_shows_its_losses(run_dir: Path) -> None:
     assert "Classes" not in titles(run_dir)
 
 
+def test_a_run_that_has_learned_nothing_yet_is_drawn_in_silence(run_dir: Path) -> None:
+    for path in run_dir.glob("*.csv"):
+        rows = read_csv(path)
+        scored = [c for c in rows[0] if c.endswith("fitness") or "mAP" in c or "metrics/" in c]
+        write_table(path, [{**row, **dict.fromkeys(scored, "0.0")} for row in rows])
+    report.draw_report(run_dir)  # tests take warnings for errors
+    assert (run_dir / "clients.png").read_bytes().startswith(PNG)
+    assert headline(run_dir)["Federated"][0] == "0.000"
+
+
 def test_models_that_were_only_compared_at_the_end_are_shown(run_dir: Path) -> None:
     for name in ("results.csv", "clients.csv"):
         keep_columns(run_dir / name, lambda c: "metrics/" not in c and not c.endswith("fitness"))
