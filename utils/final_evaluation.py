@@ -13,8 +13,8 @@ from utils.arrays import Arrays, Layout, layout_problems, negative_statistics
 from utils.client import from_record, to_record
 from utils.evaluation import Evaluation
 from utils.model import load_into, to_arrays
-from utils.run_dir import write_atomically
-from utils.server import SERVER, Score, Server
+from utils.run_dir import SERVER, write_atomically
+from utils.server import Score, Server
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
 FINISHED = "server/finished"

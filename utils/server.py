@@ -33,11 +33,10 @@ from utils.client import CLIENT_ERROR, Instructions, from_record, to_record
 from utils.config import Config, InputError
 from utils.evaluation import Evaluation, Evaluator
 from utils.model import load_into, save_checkpoint, shared_names, to_arrays
-from utils.run_dir import RESULTS, RoundMeta, RunDir
+from utils.run_dir import RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
 from utils.trainer import saved_states, state_path
 
-SERVER = "(server)"  # in the place of a client's name, which none can have
 POLL_S = 0.1
 ROUND_TRIES = 3
 RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
