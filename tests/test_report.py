@@ -1,59 +1,31 @@
-"""What is drawn of a run from its directory, and what is said where that cannot be done.
+"""The pages of runs as they are written, and what the command says where it cannot write them."""
 
-tests/data/run is a run of three clients and four rounds, of whom one failed in round 2; one of its
-classes and that failure are named by someone who means harm. tests/data/yolo_train is what
-`yolo train` leaves.
-"""
-
-import csv
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from recorded_runs import (
+    HOSTILE_CLASS,
+    HOSTILE_NOTE,
+    PNG,
+    keep_columns,
+    without_metrics,
+    write_table,
+)
 
 from utils import report
+from utils.comparison_page import comparison_page
+from utils.page import Mark
 from utils.run_dir import read_csv
-
-DATA = Path(__file__).parent / "data"
-HOSTILE_CLASS = "<b>WBC</b><img src=x onerror=\"document.title='owned'\">"
-HOSTILE_NOTE = "<script>document.title = 'owned'</script>, took longer than 60 s"
-PNG = b"\x89PNG\r\n"
-CHROMIUM = shutil.which("chromium")
-CHROMIUM_ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(DATA / "run", tmp_path / "run"))
-
-
-@pytest.fixture
-def yolo_dir(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(DATA / "yolo_train", tmp_path / "pooled"))
-
-
-def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def keep_columns(path: Path, is_kept: Callable[[str], bool]) -> None:
-    write_table(path, [{k: v for k, v in row.items() if is_kept(k)} for row in read_csv(path)])
+from utils.run_numbers import cross_client_grid, lines_of
+from utils.run_page import run_page
+from utils.run_record import read_run, read_runs
 
 
 def make_old(run_dir: Path) -> None:
@@ -64,14 +36,6 @@ def make_old(run_dir: Path) -> None:
     new = ("_bytes", "train_seconds", "evaluate_seconds", "note", "update_norm")
     for name in ("results.csv", "clients.csv"):
         keep_columns(run_dir / name, lambda c: not c.startswith("local/") and not c.endswith(new))
-
-
-def without_metrics(run_dir: Path) -> None:
-    """Leave what a run has that was never evaluated."""
-    for name in ("results.csv", "clients.csv"):
-        keep_columns(run_dir / name, lambda c: "metrics/" not in c and c != "fitness")
-    for name in ("classes.csv", "test.csv", "cross_client.csv"):
-        (run_dir / name).unlink()
 
 
 class _Text(HTMLParser):
@@ -103,12 +67,12 @@ def parsed(path: Path) -> _Text:
 
 
 def headline(run_dir: Path) -> dict[str, tuple[str, str]]:
-    page = report.run_page(report.read_run(run_dir))
+    page = run_page(read_run(run_dir))
     return {number.label: (number.value, number.note) for number in page.headline}
 
 
 def titles(run_dir: Path) -> list[str]:
-    return [section.title for section in report.run_page(report.read_run(run_dir)).sections]
+    return [section.title for section in run_page(read_run(run_dir)).sections]
 
 
 def test_a_run_directory_gets_its_pictures_and_one_page(run_dir: Path) -> None:
@@ -149,34 +113,6 @@ def test_the_headline_says_what_its_numbers_are_and_on_what_data(run_dir: Path) 
     assert "report.py RUN_DIR" in found["Centralised"][1]
 
 
-def test_the_best_round_goes_by_fitness_and_the_latest_of_equals(run_dir: Path) -> None:
-    rows = read_csv(run_dir / "results.csv")
-    for row, fitness in zip(rows, ("0.1", "0.9", "0.9", "0.2"), strict=True):
-        row["fitness"] = fitness
-    write_table(run_dir / "results.csv", rows)
-    value, note = headline(run_dir)["Federated"]
-    assert value == f"{float(rows[2]['server/metrics/mAP50-95(B)']):.3f}"
-    assert "round 3 of 4" in note
-
-
-def test_without_server_data_the_best_local_model_has_the_best_weighted_mean(
-    run_dir: Path,
-) -> None:
-    metric = "metrics/mAP50-95(B)"
-    scores = {("a", "a"): (0.5, 10), ("a", "b"): (0.2, 30), ("b", "a"): (0.3, 10)}
-    scores["b", "b"] = (0.3, 30)
-    rows = [
-        {"model": "local", "owner": o, "data": d, "num_examples": n, metric: score}
-        for (o, d), (score, n) in scores.items()
-    ]
-    write_table(run_dir / "cross_client.csv", rows)
-    # a: (0.5 * 10 + 0.2 * 30) / 40 = 0.275, though its plain mean is 0.35
-    found = report.best_local(report.read_run(run_dir))
-    assert found is not None
-    assert found[0] == pytest.approx(0.3)
-    assert found[1:] == ("b", "the clients' val splits")
-
-
 def test_gain_is_the_federations_best_less_the_clients_own_best(run_dir: Path) -> None:
     metric = "metrics/mAP50-95(B)"
     rows = [
@@ -186,7 +122,7 @@ def test_gain_is_the_federations_best_less_the_clients_own_best(run_dir: Path) -
         {"round": 3, "client": "west", "note": "gone"},
     ]
     write_table(run_dir / "clients.csv", rows)
-    page = report.run_page(report.read_run(run_dir))
+    page = run_page(read_run(run_dir))
     (sheet,) = next(s for s in page.sections if s.title == "Clients").sheets
     by_client = {row[0].name: dict(zip(sheet.head[1:], row[1:], strict=True)) for row in sheet.rows}
     assert by_client["north"] == {
@@ -206,7 +142,7 @@ def test_a_run_of_an_early_version_is_drawn_without_what_it_lacks(run_dir: Path)
     report.draw_report(run_dir)
     assert not (run_dir / "cross_client.png").exists()
     assert titles(run_dir) == ["Curves", "Clients", "Time and traffic"]
-    page = report.run_page(report.read_run(run_dir))
+    page = run_page(read_run(run_dir))
     time = page.sections[-1]
     assert [chart.title for chart in time.charts] == [
         "Seconds of each round",
@@ -223,20 +159,10 @@ def test_a_run_without_evaluation_shows_its_losses(run_dir: Path) -> None:
     without_metrics(run_dir)
     report.draw_report(run_dir)
     assert headline(run_dir)["Federated"][0] == "–"
-    page = report.run_page(report.read_run(run_dir))
+    page = run_page(read_run(run_dir))
     curves = next(section for section in page.sections if section.title == "Curves")
     assert [chart.title for chart in curves.charts] == ["box loss", "cls loss", "dfl loss"]
     assert "Classes" not in titles(run_dir)
-
-
-def test_a_run_that_has_learned_nothing_yet_is_drawn_in_silence(run_dir: Path) -> None:
-    for path in run_dir.glob("*.csv"):
-        rows = read_csv(path)
-        scored = [c for c in rows[0] if c.endswith("fitness") or "mAP" in c or "metrics/" in c]
-        write_table(path, [{**row, **dict.fromkeys(scored, "0.0")} for row in rows])
-    report.draw_report(run_dir)  # tests take warnings for errors
-    assert (run_dir / "clients.png").read_bytes().startswith(PNG)
-    assert headline(run_dir)["Federated"][0] == "0.000"
 
 
 def test_models_that_were_only_compared_at_the_end_are_shown(run_dir: Path) -> None:
@@ -263,7 +189,7 @@ def test_one_round_of_one_client_is_drawn(run_dir: Path) -> None:
         rows = [r for r in read_csv(run_dir / name) if r["round"] == "1"]
         write_table(run_dir / name, [r for r in rows if r.get("client", "north") == "north"])
     report.draw_report(run_dir)
-    lines = report.lines_of(report.read_run(run_dir), "metrics/mAP50-95(B)")
+    lines = lines_of(read_run(run_dir), "metrics/mAP50-95(B)")
     assert [(line.name, len(line.x)) for line in lines] == [
         ("north", 1),
         ("mean of the clients", 1),
@@ -271,18 +197,8 @@ def test_one_round_of_one_client_is_drawn(run_dir: Path) -> None:
     ]
 
 
-def test_rounds_that_a_client_missed_leave_no_point(run_dir: Path) -> None:
-    lines = report.lines_of(report.read_run(run_dir), "train/box_loss")
-    assert {line.name: line.x for line in lines} == {
-        "north": [1, 2, 3, 4],
-        "south": [1, 3, 4],
-        "west": [1, 2, 3, 4],
-        "mean of the clients": [1, 2, 3, 4],
-    }
-
-
 def test_a_client_has_one_look_in_all_charts(run_dir: Path) -> None:
-    page = report.run_page(report.read_run(run_dir))
+    page = run_page(read_run(run_dir))
     looks: dict[str, set[tuple[str, str]]] = {
         line.name: {(line.color, line.dash)} for line in page.legend
     }
@@ -292,13 +208,9 @@ def test_a_client_has_one_look_in_all_charts(run_dir: Path) -> None:
                 if trace.type == "scatter" and trace.name in looks:
                     looks[trace.name].add((trace.line.color, trace.line.dash))
         for sheet in section.sheets:
-            for cell in (row[0] for row in sheet.rows if isinstance(row[0], report.Mark)):
+            for cell in (row[0] for row in sheet.rows if isinstance(row[0], Mark)):
                 looks[cell.name].add((cell.color, cell.dash))
     assert all(len(found) == 1 for found in looks.values()), looks
-
-
-def test_twenty_clients_can_be_told_apart() -> None:
-    assert len({report._look(number) for number in range(20)}) == 20
 
 
 @pytest.mark.parametrize(
@@ -317,7 +229,7 @@ def test_the_task_decides_what_a_run_is_judged_by(
         rows = [{**row, **dict.fromkeys(columns, "0.5")} for row in read_csv(run_dir / name)]
         write_table(run_dir / name, rows)
     report.draw_report(run_dir)
-    run = report.read_run(run_dir)
+    run = read_run(run_dir)
     assert run.metric == expected
     assert run.best_score == 0.5
 
@@ -328,7 +240,7 @@ def test_clients_with_models_of_their_own_are_said_to_have_them(run_dir: Path) -
     rows = [{**row, "model": "personal"} for row in rows if row["model"] == "local"]
     write_table(run_dir / "cross_client.csv", rows)
     assert "of each client's own model on its own val split" in headline(run_dir)["Federated"][1]
-    grid = report.cross_client_grid(report.read_run(run_dir))
+    grid = cross_client_grid(read_run(run_dir))
     assert grid is not None
     assert grid.rows == ["north, own", "south, own", "west, own"]
 
@@ -342,13 +254,6 @@ def test_names_and_remarks_are_text_and_nothing_else(run_dir: Path) -> None:
     assert HOSTILE_CLASS in " ".join(text.parts)
     assert HOSTILE_NOTE in text.parts
     assert "default-src 'none'; img-src data:;" in page
-
-
-def test_class_names_that_matplotlib_would_read_as_formulas_are_drawn(run_dir: Path) -> None:
-    text = (run_dir / "run.json").read_text().replace("RBC", r"$\\frac$ 赤血球")
-    (run_dir / "run.json").write_text(text, encoding="utf-8")
-    report.write_pictures(run_dir)
-    assert (run_dir / "clients.png").read_bytes().startswith(PNG)
 
 
 def test_runs_are_compared_with_a_centralised_one(
@@ -366,7 +271,7 @@ def test_runs_are_compared_with_a_centralised_one(
     shown = " | ".join(parsed(output).parts)
     assert "Centralised | 0.420 | mAP50-95 of" in shown
     assert "(yolo train) after epoch 4 of 4, its best; on its own val split" in shown
-    page = report.comparison_page(report.read_runs([run_dir, other, yolo_dir]))
+    page = comparison_page(read_runs([run_dir, other, yolo_dir]))
     rows = page.sections[0].sheets[0].rows
     assert [row[0].name for row in rows] == [
         f"{tmp_path.name}/run",
@@ -392,21 +297,12 @@ def test_runs_are_compared_with_a_centralised_one(
     assert [list(trace.x) for trace in curves] == [[1, 2, 3, 4]] * 3
 
 
-def test_padded_column_names_of_older_ultralytics_are_read(yolo_dir: Path) -> None:
-    header, _, rows = (yolo_dir / "results.csv").read_text().partition("\n")
-    padded = ",".join(f"{name:>23}" for name in header.split(","))
-    (yolo_dir / "results.csv").write_text(f"{padded}\n{rows}")
-    run = report.read_run(yolo_dir)
-    assert not run.is_federated
-    assert run.best_score == pytest.approx(0.42)
-
-
 def test_the_command_redraws_one_run_and_names_what_it_wrote(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report.main([str(run_dir)]) == 0
     names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
-    assert names == ["clients.png", "cross_client.png", "results.png", "report.html"]
+    assert names == ["results.png", "clients.png", "cross_client.png", "report.html"]
 
 
 def test_the_script_works_from_any_directory_and_starts_without_drawing_libraries(
@@ -523,129 +419,3 @@ def test_wrong_arguments_end_with_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert expected in line
-
-
-# In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Debian's chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """The page of a run, and of a comparison."""
-    folder = tmp_path_factory.mktemp("pages")
-    run_dir = Path(shutil.copytree(DATA / "run", folder / "run"))
-    output = folder / "comparison.html"
-    assert report.main([str(run_dir), str(DATA / "yolo_train"), "-o", str(output)]) == 0
-    return SimpleNamespace(run=report.write_report(run_dir), comparison=output)
-
-
-@contextmanager
-def opened(browser: Any, path: Path, width: int = 1200, scheme: str = "light") -> Iterator[Any]:
-    """The page without a network, once its charts are drawn; it must not complain or ask."""
-    requests: list[str] = []
-    complaints: list[str] = []
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
-    )
-    try:
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(path.as_uri())
-        page.wait_for_function(
-            "divs.every(div => div.style.getPropertyValue('--ratio'))"  # once it is drawn
-        )
-        yield page
-        assert complaints == []
-        assert requests == [path.as_uri()]
-    finally:
-        context.close()
-
-
-def test_the_page_opens_without_a_network_and_draws_every_chart(
-    browser: Any, pages: SimpleNamespace
-) -> None:
-    with opened(browser, pages.run) as page:
-        assert page.locator(".js-plotly-plot").count() == page.locator(".chart").count() == 14
-        assert page.locator("#chart0 .scatterlayer .trace path.js-line").count() == 5
-        assert page.locator(".heatmaplayer image").count() == 3
-        assert page.locator(".barlayer .point path").count() == 4 * 3 + 4 * 2
-        assert page.title() == "run – Federated YOLO"
-        assert page.get_by_text(HOSTILE_NOTE).count() == 1
-        assert HOSTILE_CLASS[:20] in page.locator("#chart7 .ytick").nth(1).text_content()
-        unlabelled = "[...document.querySelectorAll('[role=img]')].filter(e => !e.ariaLabel).length"
-        assert page.evaluate(unlabelled) == 0
-
-
-def test_hovering_shows_the_value(browser: Any, pages: SimpleNamespace) -> None:
-    with opened(browser, pages.run) as page:
-        page.locator("#chart0").scroll_into_view_if_needed()
-        point = page.locator("#chart0 .traceserver .point").last.bounding_box()
-        page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
-        label = page.locator("#chart0 .hoverlayer .hovertext")
-        label.wait_for()
-        assert label.text_content() == "server's dataround 4: 0.4513"
-
-
-def test_the_legend_takes_a_client_out_of_all_curves(browser: Any, pages: SimpleNamespace) -> None:
-    with opened(browser, pages.run) as page:
-        page.get_by_role("button", name="north").click()
-        for chart in ("#chart0", "#chart6"):
-            page.wait_for_function(f"!document.querySelector('{chart} .traceclient0')")
-            assert page.locator(f"{chart} .traceclient1").count() == 1
-        page.get_by_role("button", name="north").click()
-        page.wait_for_function("document.querySelector('#chart0 .traceclient0')")
-
-
-@pytest.mark.parametrize("name", ["run", "comparison"])
-def test_a_phone_needs_no_sideways_scrolling(
-    browser: Any, pages: SimpleNamespace, name: str
-) -> None:
-    with opened(browser, getattr(pages, name), width=390) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.locator("#chart0 .main-svg").first.bounding_box()["width"] <= 390
-
-
-@pytest.mark.parametrize(
-    ("scheme", "ink", "soft"),
-    [
-        ("light", "rgb(28, 31, 35)", "rgb(93, 102, 112)"),
-        ("dark", "rgb(233, 236, 239)", "rgb(154, 164, 174)"),
-    ],
-)
-def test_text_and_curves_follow_light_and_dark(
-    browser: Any, pages: SimpleNamespace, scheme: str, ink: str, soft: str
-) -> None:
-    style = "([query, name]) => getComputedStyle(document.querySelector(query))[name]"
-    with opened(browser, pages.run, scheme=scheme) as page:
-        assert page.evaluate(style, ["body", "color"]) == ink
-        assert page.evaluate(style, ["#chart0 .tracefederation .js-line", "stroke"]) == ink
-        assert page.evaluate(style, ["#chart0 .xtick text", "fill"]) == soft
-
-
-def test_print_scales_the_charts_to_the_paper(browser: Any, pages: SimpleNamespace) -> None:
-    with opened(browser, pages.run, scheme="dark") as page:
-        page.emulate_media(media="print")
-        page.set_viewport_size({"width": 690, "height": 900})
-        ends = (
-            "[...document.querySelectorAll('.main-svg')].map(s => s.getBoundingClientRect().right)"
-        )
-        assert max(page.evaluate(ends)) <= 691
-        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 31, 35)"
-
-
-def test_the_comparison_has_a_curve_for_each_run(browser: Any, pages: SimpleNamespace) -> None:
-    with opened(browser, pages.comparison) as page:
-        assert page.locator("#chart0 .scatterlayer .trace path.js-line").count() == 2
-        assert page.locator("dl").get_by_text("0.420").count() == 1

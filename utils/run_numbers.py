@@ -1,0 +1,250 @@
+"""The numbers that pictures and pages show of a run, their looks, and how they are written."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from utils.run_dir import SERVER
+from utils.run_record import Row, Run, filled_columns
+
+NO_VALUE = "–"
+OUTPUTS = {"(B)": "boxes", "(M)": "masks", "(P)": "keypoints"}
+# Okabe and Ito's colours (2008), told apart by the colour-blind; five, each in four dashes.
+COLORS = ("#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
+DASHES = ("solid", "dash", "dot", "dashdot")
+NUM_LOOKS = len(COLORS) * len(DASHES)
+INK, ACCENT = "#1c1f23", "#0072b2"
+SHADES = ("#e3edf5", "#9cc3dd", "#3f8dbd", "#0b4f86")  # of the heat maps, from low to high
+MAX_CLASSES = 30  # beyond that, curves and pictures of single classes cannot be read
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve. key: the same for the same thing in all charts of a page; see `look_of`."""
+
+    key: str
+    name: str
+    color: str
+    dash: str
+    is_thick: bool
+    x: list[float]
+    y: list[float]
+
+
+def look_of(number: int) -> tuple[str, str]:
+    """Colour and dash of a client or run, by its place in the order."""
+    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+
+
+def lines_of(run: Run, column: str) -> list[Line]:
+    """A column by round: each client, then the federation, then the server's data."""
+    lines = []
+    for number, client in enumerate(run.client_names):
+        points = series([row for row in run.clients if row["client"] == client], column)
+        lines.append(Line(f"client{number}", client, *look_of(number), False, *points))
+    mean = series(run.rounds, column)
+    lines.append(Line("federation", "mean of the clients", INK, "solid", True, *mean))
+    on_server = series(run.rounds, f"server/{column}")
+    lines.append(Line("server", "server's data", ACCENT, "solid", True, *on_server))
+    return [line for line in lines if line.x]
+
+
+def series(
+    rows: Iterable[Row], column: str, along: str = "round"
+) -> tuple[list[float], list[float]]:
+    """x and y of a curve, without the rows that have no value."""
+    points = [(row[along], row[column]) for row in rows if row.get(column) is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def curve_columns(run: Run) -> tuple[list[str], list[str]]:
+    """Losses and metrics with a value anywhere, in the order of results.csv."""
+    filled = filled_columns(run.rounds) | filled_columns(run.clients)
+    names = list(dict.fromkeys(c for row in (*run.rounds, *run.clients) for c in row))
+    names = [name.removeprefix("server/") for name in names if name in filled]
+    losses = [name for name in names if name.startswith("train/")]
+    return losses, list(dict.fromkeys(name for name in names if name.startswith("metrics/")))
+
+
+def title_of(column: str, columns: Iterable[str] = ()) -> str:
+    """`train/box_loss` -> box loss; the output is named where the columns tell of several."""
+    name = column.split("/")[-1]
+    outputs = {c[-3:] for c in columns if c[-3:] in OUTPUTS}
+    if name[-3:] in OUTPUTS:
+        name = f"{name[:-3]} ({OUTPUTS[name[-3:]]})" if len(outputs) > 1 else name[:-3]
+    return name.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What became of one client.
+
+    first, best, final: the judged metric of the global model on its own val split, by round.
+    own: its best model straight after its local epochs, there too. seconds: of each round.
+    """
+
+    name: str
+    counts: Row
+    first: float | None
+    best: float | None
+    final: float | None
+    own: float | None
+    seconds: list[float]
+    download_bytes: float | None
+    upload_bytes: float | None
+    num_notes: int
+
+
+def client_results(run: Run) -> list[ClientResult]:
+    """One for each client, in their order."""
+    results = []
+    for name in run.client_names:
+        rows = [row for row in run.clients if row["client"] == name]
+        scores = series(rows, run.metric or "")[1]
+        own = series(rows, f"local/{run.metric}")[1]
+        down, up = (series(rows, f"{way}_bytes")[1] for way in ("download", "upload"))
+        results.append(
+            ClientResult(
+                name=name,
+                counts=run.info.get("clients", {}).get(name, {}),
+                first=scores[0] if scores else None,
+                best=max(scores, default=None),
+                final=scores[-1] if scores else None,
+                own=max(own, default=None),
+                seconds=series(rows, "seconds")[1],
+                download_bytes=sum(down) if down else None,
+                upload_bytes=sum(up) if up else None,
+                num_notes=sum(1 for row in rows if row.get("note")),
+            )
+        )
+    return results
+
+
+def best_local(run: Run) -> tuple[float, str, str] | None:
+    """The best model of a single client: its score, whose it is, on what data.
+
+    On the server's data, or else the mean over the clients' val splits weighted by images.
+    """
+    rows = [r for r in run.matrix if r["model"] == "local" and r.get(run.metric or "") is not None]
+    on_server = {r["owner"]: r[str(run.metric)] for r in rows if r["data"] == SERVER}
+    scores = on_server
+    if not on_server:
+        by_owner = defaultdict(list)
+        for row in rows:
+            by_owner[row["owner"]].append((row[str(run.metric)], row.get("num_examples") or 1))
+        scores = {
+            owner: sum(score * weight for score, weight in pairs) / sum(w for _, w in pairs)
+            for owner, pairs in by_owner.items()
+        }
+    if not scores:
+        return None
+    owner = max(scores, key=lambda name: scores[name])
+    return scores[owner], owner, "the server's data" if on_server else "the clients' val splits"
+
+
+def class_names(run: Run) -> list[str]:
+    """Classes of the federation by index, as far as the run directory tells."""
+    names = run.info.get("names") or [row["class"] for row in run.classes]
+    return list(dict.fromkeys(map(str, names)))
+
+
+def model_label(row: Row) -> str:
+    """A row of cross_client.csv: whose model it is."""
+    if row["model"] == "global":
+        return "global"
+    return f"{row['owner']}, own" if row["model"] == "personal" else f"{row['owner']}, local"
+
+
+def data_label(name: str) -> str:
+    """A client column's name as a person says it."""
+    return "server's data" if name == SERVER else name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Numbers by row and column name. texts: of the cells. hovers: what each cell is."""
+
+    rows: list[str]
+    columns: list[str]
+    values: list[list[float | None]]
+    texts: list[list[str]]
+    hovers: list[list[str]]
+
+
+def make_grid(cells: Mapping[tuple[str, str], float | None], hover: str) -> Grid:
+    """Put scores by (row, column) in a grid. hover: a format of row, column and value."""
+    rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    values = [[cells.get((row, column)) for column in columns] for row in rows]
+    texts = [[format_score(v) for v in line] for line in values]
+    hovers = [
+        [hover.format(row=r, column=c, value=t) for c, t in zip(columns, line, strict=True)]
+        for r, line in zip(rows, texts, strict=True)
+    ]
+    return Grid(rows, columns, values, texts, hovers)
+
+
+def cross_client_grid(run: Run) -> Grid | None:
+    """Models by data sets, or None."""
+    cells = {
+        (model_label(row), data_label(row["data"])): row.get(run.metric or "") for row in run.matrix
+    }
+    if all(value is None for value in cells.values()):
+        return None
+    return make_grid(cells, "{row} model on {column}: {value}")
+
+
+def total_bytes(run: Run) -> float | None:
+    """Arrays that travelled in all rounds, both ways."""
+    ways = ("download_bytes", "upload_bytes")
+    found = [row[way] for row in run.rounds for way in ways if row.get(way) is not None]
+    return sum(found) if found else None
+
+
+def total_seconds(run: Run) -> float | None:
+    """Of all rounds; yolo train writes the time since its start."""
+    if not run.is_federated:
+        return run.rounds[-1].get("time")
+    found = [row["seconds"] for row in run.rounds if row.get("seconds") is not None]
+    return sum(found) if found else None
+
+
+def format_score(value: float | None) -> str:
+    """0.451"""
+    return NO_VALUE if value is None else f"{value:.3f}"
+
+
+def format_count(value: float | None) -> str:
+    """3 011 433, with narrow spaces that no line is broken at."""
+    return NO_VALUE if value is None else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def counted(number: int, noun: str) -> str:
+    """1 round, 2 rounds"""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def format_bytes(value: float | None) -> str:
+    """48.3 MB"""
+    if value is None:
+        return NO_VALUE
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def format_duration(seconds: float | None) -> str:
+    """56.8 s, 2 min 5 s, 1 h 12 min"""
+    if seconds is None:
+        return NO_VALUE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def short(name: str, length: int = 24) -> str:
+    """A name cut to a length."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -1,0 +1,406 @@
+"""The page of one run."""
+
+import base64
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.charts import Chart, bar_chart, heat_chart, line_chart
+from utils.page import Mark, Number, Page, Picture, Section, Sheet
+from utils.run_dir import SERVER
+from utils.run_numbers import (
+    MAX_CLASSES,
+    NO_VALUE,
+    ClientResult,
+    Line,
+    best_local,
+    class_names,
+    client_results,
+    counted,
+    cross_client_grid,
+    curve_columns,
+    data_label,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_score,
+    lines_of,
+    look_of,
+    make_grid,
+    title_of,
+    total_bytes,
+    total_seconds,
+)
+from utils.run_record import Row, Run, filled_columns
+
+
+def run_page(run: Run) -> Page:
+    """Everything that report.html says of a run; what its directory lacks is left out."""
+    sections = [
+        Section("Predictions", pictures=list(_pictures(run))),
+        _curves_section(run),
+        _clients_section(run),
+        _classes_section(run),
+        _matrix_section(run),
+        _tests_section(run),
+        _cost_section(run),
+        _notes_section(run),
+        _data_section(run),
+    ]
+    columns = [column for found in curve_columns(run) for column in found]
+    legend = {line.key: line for column in columns for line in lines_of(run, column)}
+    order = sorted(legend.values(), key=lambda line: not line.is_thick)
+    return Page(
+        title=run.name,
+        subtitle=_subtitle(run),
+        headline=[federated_number(run), best_local_number(run), centralised_number([])],
+        legend=order,
+        sections=[section for section in sections if not section.is_empty],
+        settings=_settings(run),
+    )
+
+
+def _subtitle(run: Run) -> str:
+    """What was run, in a line."""
+    settings, info = run.settings, run.info
+    base = info.get("base_model") or Path(str(settings.get("base_model", ""))).name
+    epochs = settings.get("local_epochs")
+    rounds = counted(len(run.rounds), "round")
+    strategy = settings.get("strategy")
+    parts = [
+        base,
+        info.get("task"),
+        counted(len(run.client_names), "client") if run.client_names else None,
+        f"{rounds} of {counted(epochs, 'epoch')}" if isinstance(epochs, int) else rounds,
+        strategy.get("name") if isinstance(strategy, dict) else strategy,
+        f"on {info['device']}" if info.get("device") else None,
+        _date(info.get("started")),
+    ]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _date(text: Any) -> str | None:
+    """An ISO time as a person reads it; what is no time is shown as it is."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(str(text)).strftime("%Y-%m-%d %H:%M %Z")
+    except ValueError:
+        return str(text)
+
+
+def federated_number(run: Run) -> Number:
+    """How good the federation's best round is."""
+    if run.best is None:
+        return Number(
+            "Federated", NO_VALUE, "No round was evaluated; evaluate.every=1 scores each of them."
+        )
+    if str(run.score_column).startswith("server/"):
+        where = "of the global model on the server's data"
+    elif run.is_personal:
+        where = "of each client's own model on its own val split, mean weighted by images"
+    else:
+        where = "of the global model on the clients' val splits, mean weighted by images"
+    note = (
+        f"{title_of(str(run.metric))} {where}, after round {run.best['round']:.0f} of "
+        f"{len(run.rounds)}, the best by fitness."
+    )
+    return Number("Federated", format_score(run.best_score), note)
+
+
+def best_local_number(run: Run) -> Number:
+    """How good the best model of a single client is."""
+    found = best_local(run)
+    if found is None:
+        note = "The best model of a single client; evaluate.cross_client=true would tell."
+        return Number("Best local", NO_VALUE, note)
+    score, owner, where = found
+    note = (
+        f"{title_of(str(run.metric))} of the best client's own model ({owner}), straight after "
+        f"its local training, on {where}."
+    )
+    return Number("Best local", format_score(score), note)
+
+
+def centralised_number(runs: Sequence[Run]) -> Number:
+    """How good the best run of yolo train is."""
+    scored = [run for run in runs if run.best_score is not None]
+    best = max(scored, key=lambda run: run.best_score or 0.0, default=None)
+    if best is None or best.best is None:
+        note = (
+            "Training on the pooled data is a run of its own: python utils/report.py RUN_DIR "
+            "YOLO_TRAIN_DIR shows both."
+        )
+        return Number("Centralised", NO_VALUE, note)
+    note = (
+        f"{title_of(str(best.metric))} of {best.name} (yolo train) after epoch "
+        f"{best.best['round']:.0f} of {len(best.rounds)}, its best; on its own val split."
+    )
+    return Number("Centralised", format_score(best.best_score), note)
+
+
+def _pictures(run: Run) -> Iterator[Picture]:
+    for path in sorted(run.path.glob("predictions*.jpg")):
+        owner = path.stem.removeprefix("predictions").lstrip("_")
+        whose = f"images of {owner}" if owner else "images of the server's data"
+        source = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        alt = f"Labels and predictions of the first and the last round, {whose}"
+        yield Picture(source, alt, f"Labels, round 1 and last round, on {whose}")
+
+
+def _curves_section(run: Run) -> Section:
+    """The judged metric large, then the other metrics, then the losses."""
+    losses, metrics = curve_columns(run)
+    charts = []
+    if run.metric in metrics:
+        name = f"{title_of(str(run.metric), metrics)} by round"
+        charts.append(line_chart(name, lines_of(run, str(run.metric)), height=360, is_wide=True))
+    for column in (*(m for m in metrics if m != run.metric), *losses):
+        charts.append(line_chart(title_of(column, metrics), lines_of(run, column)))
+    note = (
+        "Thin lines are clients: metrics on their own val splits, losses on their own training "
+        "images. The mean of the clients weighs them by images."
+    )
+    return Section("Curves", note, charts=charts, has_legend=True)
+
+
+def _clients_section(run: Run) -> Section:
+    results = client_results(run)
+    columns: dict[str, Callable[[ClientResult], str | None]] = {
+        "rounds": lambda r: str(len(r.seconds)) if r.seconds else None,
+        "first": lambda r: _cell(r.first, format_score),
+        "best": lambda r: _cell(r.best, format_score),
+        "final": lambda r: _cell(r.final, format_score),
+        "own best local": lambda r: _cell(r.own, format_score),
+        "gain": _gain,
+        "seconds": lambda r: f"{sum(r.seconds):.0f}" if r.seconds else None,
+        "received": lambda r: _cell(r.download_bytes, format_bytes),
+        "sent": lambda r: _cell(r.upload_bytes, format_bytes),
+        "remarks": lambda r: str(r.num_notes),
+    }
+    sheet = _sheet("Clients", results, columns)
+    return Section("Clients", _clients_note(run, results), sheets=[sheet])
+
+
+def _clients_note(run: Run, results: Sequence[ClientResult]) -> str:
+    """What the columns of the table of clients are."""
+    model = "its own model" if run.is_personal else "the global model"
+    parts = []
+    if any(result.final is not None for result in results):
+        metric = title_of(str(run.metric))
+        parts.append(f"first, best, final: {metric} of {model} on the client's val split, by round")
+    if any(result.own is not None for result in results):
+        parts.append("gain: how far that best is above the client's own best local model")
+    parts.append("the rest is of all its rounds together")
+    note = "; ".join(parts)
+    return f"{note[0].upper()}{note[1:]}."
+
+
+def _cell(value: float | None, show: Callable[[float | None], str]) -> str | None:
+    return None if value is None else show(value)
+
+
+def _gain(result: ClientResult) -> str | None:
+    if result.own is None or result.best is None:
+        return None
+    return f"{result.best - result.own:+.3f}".replace("-", "−")
+
+
+def _sheet(
+    label: str,
+    results: Sequence[ClientResult],
+    columns: Mapping[str, Callable[[ClientResult], str | None]],
+) -> Sheet:
+    """A row for each client; columns that are empty for all are left out."""
+    cells = {name: [show(result) for result in results] for name, show in columns.items()}
+    cells = {name: values for name, values in cells.items() if any(v is not None for v in values)}
+    rows = [
+        [Mark(result.name, *look_of(i)), *(values[i] or NO_VALUE for values in cells.values())]
+        for i, result in enumerate(results)
+    ]
+    return Sheet(label, ["client", *cells], rows if cells else [])
+
+
+def _classes_section(run: Run) -> Section:
+    """Each class at the end by data set, and over the rounds on the server's data or the mean."""
+    metric = next((m for m in ("mAP50-95", "mAP50") if m in filled_columns(run.classes)), None)
+    if metric is None:
+        return Section("Classes")
+    names = class_names(run)
+    scored = [row for row in run.classes if row.get(metric) is not None]
+    last = max(row["round"] for row in scored)
+    cells = {
+        (row["class"], data_label(row["client"])): row.get(metric)
+        for row in run.classes
+        if row["round"] == last
+    }
+    hover = f"{{row}} on {{column}}: {metric} {{value}}"
+    charts = [heat_chart(f"{metric} after round {last:.0f}", make_grid(cells, hover))]
+    on_server = [row for row in scored if row["client"] == SERVER]
+    where = "on the server's data" if on_server else "mean over the clients that have it"
+    if len(names) <= MAX_CLASSES and last > 1:
+        lines = _class_lines(names, on_server or scored, metric)
+        name = f"{metric} by round, {where}"
+        charts.append(line_chart(name, lines, height=340, is_wide=True, has_legend=True))
+    note = "A cell is empty where a data set has no such class."
+    return Section("Classes", note, charts=charts)
+
+
+def _class_lines(names: Sequence[str], rows: Sequence[Row], metric: str) -> list[Line]:
+    lines = []
+    for number, name in enumerate(names):
+        by_round = defaultdict(list)
+        for row in rows:
+            if row["class"] == name:
+                by_round[row["round"]].append(row[metric])
+        means = [statistics.fmean(values) for values in by_round.values()]
+        lines.append(Line(f"class{number}", name, *look_of(number), False, list(by_round), means))
+    return [line for line in lines if line.x]
+
+
+def _matrix_section(run: Run) -> Section:
+    grid = cross_client_grid(run)
+    if grid is None:
+        return Section("Every model on every data set")
+    note = (
+        "Rows are models, columns the val splits they were tried on. A local model is a client's "
+        "best straight after its own training, before averaging."
+    )
+    charts = [heat_chart(title_of(str(run.metric)), grid)]
+    return Section("Every model on every data set", note, charts=charts)
+
+
+def _tests_section(run: Run) -> Section:
+    """The last model on the test splits, as a whole and by class."""
+    whole = [row for row in run.tests if not row.get("class")]
+    columns = [c for c in dict.fromkeys(c for r in whole for c in r) if c in filled_columns(whole)]
+    metrics = [c for c in columns if c.startswith("metrics/")]
+    head = ["test split of", "images", *(title_of(m, metrics) for m in metrics)]
+    rows = [
+        [
+            data_label(r["client"]),
+            format_count(r.get("num_examples")),
+            *(format_score(r.get(m)) for m in metrics),
+        ]
+        for r in whole
+    ]
+    cells = {
+        (row["class"], data_label(row["client"])): row.get(run.metric or "")
+        for row in run.tests
+        if row.get("class")
+    }
+    charts = []
+    if any(value is not None for value in cells.values()):
+        name = title_of(str(run.metric))
+        grid = make_grid(cells, f"{{row}}, test split of {{column}}: {name} {{value}}")
+        charts.append(heat_chart(f"{name} by class", grid))
+    note = "The model of the last round on images that nothing was chosen by."
+    return Section("Test splits", note, charts=charts, sheets=[Sheet("Test splits", head, rows)])
+
+
+def _cost_section(run: Run) -> Section:
+    """Time and traffic of each round, and the time of each client."""
+    charts = [*_time_chart(run), *_traffic_chart(run)]
+    seconds = [line for line in lines_of(run, "seconds") if line.key.startswith("client")]
+    if seconds:
+        charts.append(line_chart("Seconds of each client", seconds, height=280))
+    time, traffic = total_seconds(run), total_bytes(run)
+    parts = [
+        f"{format_duration(time)} in all" if time is not None else "",
+        f"{format_bytes(traffic)} of arrays to and from the clients" if traffic is not None else "",
+    ]
+    note = ", ".join(part for part in parts if part)
+    return Section("Time and traffic", f"{note}." if note else "", charts=charts)
+
+
+def _time_chart(run: Run) -> Iterator[Chart]:
+    """Seconds of the rounds, by what they were spent on as far as results.csv tells."""
+    timed = [row for row in run.rounds if row.get("seconds") is not None]
+    if not timed:
+        return
+    parts: dict[str, list[float]] = {}
+    rest = [row["seconds"] for row in timed]
+    for name in ("train", "evaluate"):
+        if f"{name}_seconds" in filled_columns(timed):
+            parts[name] = [row.get(f"{name}_seconds") or 0.0 for row in timed]
+            rest = [max(a - b, 0.0) for a, b in zip(rest, parts[name], strict=True)]
+    parts["rest" if parts else "whole round"] = rest
+    yield bar_chart("Seconds of each round", [row["round"] for row in timed], parts, "s")
+
+
+def _traffic_chart(run: Run) -> Iterator[Chart]:
+    ways = {"to the clients": "download_bytes", "from the clients": "upload_bytes"}
+    parts = {
+        name: [(row.get(column) or 0.0) / 1e6 for row in run.rounds]
+        for name, column in ways.items()
+        if column in filled_columns(run.rounds)
+    }
+    if parts:
+        rounds = [row["round"] for row in run.rounds]
+        yield bar_chart("Traffic of each round, MB", rounds, parts, "MB")
+
+
+def _notes_section(run: Run) -> Section:
+    rows = [
+        [f"{row['round']:.0f}", row["client"], row["note"]]
+        for row in run.clients
+        if row.get("note")
+    ]
+    sheet = Sheet(
+        "Failures and remarks", ["round", "client", "what happened"], rows, text_columns=(0, 1, 2)
+    )
+    note = "A client that fails is left out of its round and asked again in the next."
+    return Section("Failures and remarks", note, sheets=[sheet])
+
+
+def _data_section(run: Run) -> Section:
+    """Images of each split and boxes of each class, by client."""
+    columns: dict[str, Callable[[ClientResult], str | None]] = {}
+    for split in ("train", "val", "test"):
+        columns[f"{split} images"] = lambda r, key=f"{split}_images": _cell(
+            r.counts.get(key), format_count
+        )
+    results = client_results(run)
+    has_boxes = any(result.counts.get("boxes") for result in results)
+    for name in class_names(run) if has_boxes else []:
+        columns[name] = lambda r, key=name: format_count((r.counts.get("boxes") or {}).get(key))
+    sheet = _sheet("Data of the clients", results, columns)
+    gaps = f" {NO_VALUE} stands where a class is not annotated." if has_boxes else ""
+    note = "Images of each split, and training boxes of each class." + gaps
+    return Section("Data", note, sheets=[sheet])
+
+
+def _settings(run: Run) -> dict[str, dict[str, str]]:
+    """What is folded away: settings, and versions of what ran."""
+    about = {
+        "parameters of the model": _cell(run.info.get("num_parameters"), format_count),
+        **(run.info.get("versions") or {}),
+    }
+    found = {
+        "Settings (args.yaml)": flat(run.settings),
+        "Versions": {name: str(value) for name, value in about.items() if value is not None},
+    }
+    return {title: table for title, table in found.items() if table}
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{train: {lr0: 0.01}}` -> `train.lr0`, with texts as in YAML; clients go by their names."""
+    result: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            value = {str(v.get("name", i)): _without(v, "name") for i, v in enumerate(value)}
+        if isinstance(value, dict) and value:
+            result.update(flat(value, f"{prefix}{name}."))
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+            result[f"{prefix}{name}"] = text.removesuffix("\n").removesuffix("\n...")
+    return result
+
+
+def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key != name}
