@@ -297,6 +297,17 @@ def test_runs_are_compared_with_a_centralised_one(
     assert [list(trace.x) for trace in curves] == [[1, 2, 3, 4]] * 3
 
 
+def test_a_column_that_only_clients_have_is_no_curve_of_a_run(
+    run_dir: Path, yolo_dir: Path
+) -> None:
+    keep_columns(run_dir / "results.csv", lambda c: c != "train/box_loss")
+    keep_columns(yolo_dir / "results.csv", lambda c: c != "train/box_loss")
+    page = comparison_page(read_runs([run_dir, yolo_dir]))
+    shown = [chart.title for chart in page.sections[1].charts]
+    assert "cls loss" in shown
+    assert "box loss" not in shown
+
+
 def test_the_command_redraws_one_run_and_names_what_it_wrote(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
