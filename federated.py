@@ -44,7 +44,6 @@ def run(command: "Command") -> int:
     from utils import terminal
     from utils.checks import checked, with_demo_data
     from utils.config import InputError, load_config
-    from utils.report import draw_report
     from utils.run_dir import RunDir
     from utils.server import FederationError
     from utils.simulation import simulate
@@ -62,7 +61,7 @@ def run(command: "Command") -> int:
             terminal.show_start(console, federation, run_dir)
             with terminal.TerminalDisplay(console, config.num_rounds) as display:
                 result = simulate(federation, display, run_dir)
-            draw_report(run_dir.path)
+            terminal.draw(run_dir)
             terminal.show_end(console, result, federation)
         return 0
     except InputError as error:

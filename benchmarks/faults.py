@@ -76,17 +76,18 @@ def write_config(folder: Path, settings: dict[str, Any]) -> Path:
             make_dataset(sites / f"c{n}", num_train=n, num_val=2, seed=n)
         make_dataset(sites / "held_out", num_train=1, num_val=2, seed=9)
     train = {"imgsz": 32, "batch": 2, **settings.get("train", {})}
+    evaluate: dict[str, Any] = {"cross_client": True}
+    if "shared" not in settings:
+        evaluate["data"] = str(sites / "held_out" / "data.yaml")
     config: dict[str, Any] = {
         "base_model": "yolov8n.yaml",
         "datasets": [str(sites / f"c{n}" / "data.yaml") for n in (4, 6, 8)],
         "num_rounds": NUM_ROUNDS,
         "save_dir": str(folder / "runs"),
+        "evaluate": evaluate,
         **settings,
         "train": train,
     }
-    config["evaluate"] = {"cross_client": True}
-    if "shared" not in settings:
-        config["evaluate"]["data"] = str(sites / "held_out" / "data.yaml")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -58,7 +58,7 @@ def run_page(run: Run) -> Page:
     return Page(
         title=run.name,
         subtitle=_subtitle(run),
-        headline=[federated_number(run), best_local_number(run), centralised_number([])],
+        headline=[*headline(run), centralised_number([])],
         legend=order,
         sections=[section for section in sections if not section.is_empty],
         settings=_settings(run),
@@ -92,6 +92,11 @@ def _date(text: Any) -> str | None:
         return datetime.fromisoformat(str(text)).strftime("%Y-%m-%d %H:%M %Z")
     except ValueError:
         return str(text)
+
+
+def headline(run: Run) -> list[Number]:
+    """What a run is judged by, as far as its directory tells."""
+    return [federated_number(run), best_local_number(run)]
 
 
 def federated_number(run: Run) -> Number:

@@ -88,7 +88,8 @@ class Run:
     @cached_property
     def is_personal(self) -> bool:
         """Whether each client has a model of its own, because some arrays are not shared."""
-        return any(row["model"] == "personal" for row in self.matrix)
+        shared = self.settings.get("shared") or {}
+        return shared.get("batchnorm") == "local" or len(set(shared.get("parts") or "123")) < 3
 
 
 def read_run(path: Path, name: str | None = None) -> Run:

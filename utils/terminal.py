@@ -32,6 +32,8 @@ from utils.config import InputError
 from utils.environment import torchvision_loads
 from utils.report import draw_report
 from utils.run_dir import RunDir
+from utils.run_page import headline
+from utils.run_record import Run, read_run
 from utils.server import RoundResult, RunResult
 
 SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget what took longer than half a minute
@@ -82,8 +84,9 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
 
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
-    """Show the rounds, what was written, and what to do with it."""
+    """Show the rounds, the headline, what was written, and what to do with it."""
     console.print(rounds_table(result.rounds, result.best))
+    console.print(headline_table(read_run(result.run_dir)))
     run_dir = _shown(result.run_dir)
     weights = run_dir / "weights"
     last = result.rounds[-1].round
@@ -95,7 +98,7 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
         model: f"{whose}: YOLO(...), yolo predict, yolo val, yolo export",
         f"{weights}/round{last}.npz": "global weights of each round",
         f"{run_dir}/results.csv": "losses and metrics by round; clients.csv: by client",
-        f"{run_dir}/results.png": "the same as curves",
+        f"{run_dir}/report.html": "all of it to look at, in a browser",
     }
     width = max(map(len, files))
     for path, meaning in files.items():
@@ -134,16 +137,21 @@ def show_what_is_done(run_dir: RunDir | None) -> None:
         return
     done = run_dir.last_round()
     if done:
-        try:
-            draw_report(run_dir.path)
-        except InputError as error:
-            show_problems(error.problems)
-        except OSError as error:  # what ended the run may be the disk
-            show_problems([f"report.html: {error.strerror or error}"])
+        draw(run_dir)
     found = f"{_count(done, 'finished round')}" if done else "no round was finished"
     print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
     command = f"federated.py {shlex.quote(f'resume={_shown(run_dir.path)}')}"
     print(f"go on with it: {_beside_python('python')} {command}", file=sys.stderr)
+
+
+def draw(run_dir: RunDir) -> None:
+    """Draw the report; what is on disk does not depend on it, so a failure is only shown."""
+    try:
+        draw_report(run_dir.path)
+    except InputError as error:
+        show_problems(error.problems)
+    except OSError as error:  # a full disk
+        show_problems([f"report.html: {error.strerror or error}"])
 
 
 def show_problems(problems: Sequence[str]) -> None:
@@ -245,6 +253,19 @@ class TerminalDisplay:
             line.append(f"({answer})" if answer else "…", "green" if answer else "dim")
         line.truncate(self.console.width, overflow="ellipsis")
         return line
+
+
+def headline_table(run: Run) -> Table:
+    """What the run is judged by, each number with what exactly it is."""
+    table = Table(
+        title="Headline", title_justify="left", show_header=False, box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold green", justify="right", vertical="top")
+    table.add_column(style="dim", max_width=70)
+    for number in headline(run):
+        table.add_row(number.label, number.value, escape(number.note))
+    return table
 
 
 def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Table:
