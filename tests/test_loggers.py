@@ -5,6 +5,7 @@ import os
 import random
 import struct
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from utils.server import FederationError
 from utils.simulation import make_server
 
 Series = dict[str, list[tuple[int, float]]]  # by name: rounds and values, in order
-TENSORBOARD = {"loggers": ["tensorboard"]}
-NO_SCORES = {"evaluate": {"every": 0}}  # faster
+TENSORBOARD: dict[str, Any] = {"loggers": ["tensorboard"]}
+NO_SCORES: dict[str, Any] = {"evaluate": {"every": 0}}  # faster
 # SQLAlchemy 2.1 deprecates what MLflow 3.17 asks of it.
 mlflow_warns = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
@@ -144,13 +145,12 @@ def test_tensorboard_holds_the_numbers_of_the_csvs_with_rounds_as_steps(folder: 
 
 
 def test_tensorboard_holds_the_settings(folder: Path) -> None:
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
+    plugin_data_pb2: Any = import_module("tensorboard.plugins.hparams.plugin_data_pb2")
     run_dir = run(folder, **TENSORBOARD, **NO_SCORES, num_rounds=1)
     events = EventAccumulator(str(run_dir))
     events.Reload()
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert values["train.lr0"].number_value == TRAIN["lr0"]
     assert values["datasets.1.name"].string_value == "c1"
     assert values["round_timeout_s"].string_value == "null"
@@ -301,8 +301,7 @@ def test_wandb_holds_the_numbers_of_the_csvs_in_one_run(
 
 def wandb_records(path: Path) -> Iterator[Any]:
     """Records of a .wandb file: a LevelDB log (32 KiB blocks) of protobufs after 7 bytes."""
-    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
-
+    wandb_internal_pb2: Any = import_module("wandb.proto.wandb_internal_pb2")
     content, position, parts = path.read_bytes(), 7, b""
     while position + 7 <= len(content):
         left = 32768 - position % 32768
@@ -404,7 +403,7 @@ def test_a_logger_that_fails_is_dropped_with_a_notice_and_the_run_goes_on(
 
 class Unreachable:
     def __init__(self, *_: object) -> None:
-        raise ConnectionError("no route to host")
+        raise ConnectionError("no route to https://me:secret@host/api")
 
 
 def test_a_logger_that_cannot_start_ends_the_run_before_round_1(
@@ -412,7 +411,9 @@ def test_a_logger_that_cannot_start_ends_the_run_before_round_1(
 ) -> None:
     monkeypatch.setitem(LOGGERS, "mlflow", Unreachable)
     monkeypatch.setattr(loggers_module, "is_installed", lambda _: True)
-    with pytest.raises(FederationError, match="'mlflow' cannot start: no route to host; repair"):
+    with pytest.raises(
+        FederationError, match="'mlflow' cannot start: no route to https://host/api; repair"
+    ):
         run(folder, loggers=["mlflow"], **NO_SCORES)
     run_dir = folder / "runs" / "run"
     assert not (run_dir / "results.csv").exists()

@@ -7,6 +7,7 @@ Each logger has its own package, an optional extra, which is imported only when 
 
 import importlib.util
 import json
+import logging
 import os
 import re
 import threading
@@ -136,10 +137,11 @@ class MlflowLogger:
     def __init__(self, config: Config, run_dir: Path, state: State) -> None:
         mlflow: Any = import_module("mlflow")
         self._entities: Any = import_module("mlflow.entities")
-        state.place = (
-            os.environ.get("MLFLOW_TRACKING_URI") or state.place or mlflow.get_tracking_uri()
-        )
-        self._client = mlflow.MlflowClient(state.place)
+        if not config.verbose:  # it tells of each table that it makes
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or state.place or mlflow.get_tracking_uri()
+        state.place = _without_password(uri)
+        self._client = mlflow.MlflowClient(uri)
         if state.id:
             self._client.update_run(state.id, status="RUNNING")
             # A killed run may have logged a round of which the file does not know.
@@ -345,5 +347,10 @@ def _read_states(run_dir: RunDir) -> dict[str, State]:
         ) from error
 
 
+def _without_password(text: str) -> str:
+    """Addresses as in https://user:password@host without what is nobody else's business."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return _without_password(" ".join(str(error).split()))[:300] or type(error).__name__
