@@ -240,12 +240,21 @@ def test_mlflow_takes_more_settings_and_numbers_than_one_request_holds(
     monkeypatch.setenv("MLFLOW_RUN", "large")
     config = config_for(folder, names=[f"class{i}" for i in range(150)])
     state = State()
-    logger = LOGGERS["mlflow"](config, folder, state)
+    logger: Any = LOGGERS["mlflow"](config, folder, state)
+    sizes: list[int] = []
+    log_batch = logger._client.log_batch
+
+    def counted(run_id: str, **batch: Any) -> None:
+        sizes.append(len(batch["metrics"]))
+        log_batch(run_id, **batch)
+
+    monkeypatch.setattr(logger._client, "log_batch", counted)
     logger.log(1, {"epoch": 1.0, **{f"clients/c{i}/fitness": i / 7 for i in range(1500)}})
     logger.finish({}, is_done=True)
     found = mlflow.MlflowClient(uri).get_run(state.id)
     assert found.info.run_name == "large"
     assert len(found.data.metrics) == 1501
+    assert sizes == [1000, 501]
     assert found.data.params["names.149"] == "class149"
 
 
@@ -370,17 +379,14 @@ class Fragile:
     """A logger whose network is gone in round 2."""
 
     where = "nowhere"
-    finished = False
 
-    def __init__(self, *_: object) -> None:
-        self.rounds: list[int] = []
-
+    def __init__(self, *_: object) -> None: ...
     def log(self, round_number: int, numbers: Mapping[str, float]) -> None:
         if round_number == 2:
             raise ConnectionError("no route\nto host")
 
     def finish(self, best: Mapping[str, float], *, is_done: bool) -> None:
-        raise AssertionError("it was dropped")
+        raise ValueError("finished")
 
 
 def test_a_logger_that_fails_is_dropped_with_a_notice_and_the_run_goes_on(
@@ -410,11 +416,14 @@ def test_a_logger_that_cannot_start_ends_the_run_before_round_1(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LOGGERS, "mlflow", Unreachable)
+    monkeypatch.setitem(LOGGERS, "wandb", Fragile)
     monkeypatch.setattr(loggers_module, "is_installed", lambda _: True)
+    display = Silent()
     with pytest.raises(
         FederationError, match="'mlflow' cannot start: no route to https://host/api; repair"
     ):
-        run(folder, loggers=["mlflow"], **NO_SCORES)
+        run(folder, loggers=["wandb", "mlflow"], **NO_SCORES, display=display)
+    assert "wandb: not logged any more: finished;" in display.notices[-1]  # the others are ended
     run_dir = folder / "runs" / "run"
     assert not (run_dir / "results.csv").exists()
     assert run(folder, **NO_SCORES, num_rounds=1, resume=True) == run_dir  # as the message says
@@ -500,6 +509,7 @@ def test_settings_come_to_names_before_round_1(
 def test_the_trainers_of_the_clients_log_nothing_whatever_the_user_has_switched_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert set(LOGGERS) < set(SETTINGS_OFF)
     everything = json.dumps(dict.fromkeys(SETTINGS_OFF, True))
     private = use_settings(tmp_path, everything, monkeypatch)
     found = json.loads((private / "Ultralytics" / "settings.json").read_text())
