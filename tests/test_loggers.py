@@ -3,7 +3,10 @@
 import json
 import os
 import random
+import signal
 import struct
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -256,6 +259,24 @@ def test_mlflow_takes_more_settings_and_numbers_than_one_request_holds(
     assert len(found.data.metrics) == 1501
     assert sizes == [1000, 501]
     assert found.data.params["names.149"] == "class149"
+
+
+@mlflow_warns
+def test_an_interrupt_is_heard_at_once_with_mlflow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the main thread waits for another one, as in a simulation."""
+    pytest.importorskip("mlflow", reason="needs the package mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    signal.siginterrupt(signal.SIGINT, False)  # what importing polars comes to
+    LOGGERS["mlflow"](config_for(folder), folder, State())
+    waiting = threading.Thread(target=time.sleep, args=(10,), daemon=True)
+    waiting.start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        waiting.join()
+    assert time.monotonic() - started < 9
 
 
 def forget_a_round(run_dir: Path) -> None:

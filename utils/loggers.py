@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import signal
 import threading
 import time
 import uuid
@@ -137,6 +138,9 @@ class MlflowLogger:
     def __init__(self, config: Config, run_dir: Path, state: State) -> None:
         mlflow: Any = import_module("mlflow")
         self._entities: Any = import_module("mlflow.entities")
+        # MLflow imports polars, after which (2.1) Ctrl-C waits until a joined thread has ended.
+        if hasattr(signal, "siginterrupt"):
+            signal.siginterrupt(signal.SIGINT, True)
         if not config.verbose:  # it tells of each table that it makes
             logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or state.place or mlflow.get_tracking_uri()
