@@ -16,6 +16,7 @@ from utils.arrays import Layout, layout_problems, negative_statistics
 from utils.config import ClientData, ClientResources, Config, InputError, nearest
 from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
 from utils.environment import num_cpus
+from utils.loggers import logger_problems, loggers_of_settings
 from utils.model import build_model, load_checkpoint_module, task_of, to_arrays
 from utils.strategies import strategy_problems
 
@@ -75,6 +76,7 @@ def checked(config: Config) -> Iterator[Federation]:
 def _check(config: Config, caches: Path) -> Federation:
     problems = strategy_problems(config.strategy, config.clients_per_round)
     problems += _min_clients_problems(config)
+    problems += [] if config.loggers == "settings" else logger_problems(config.loggers)
     problems += _resource_problems(config.client_resources) + _sharing_problems(config)
     problems += _save_dir_problems(Path(config.save_dir))
     task, base_problems = _task(config)
@@ -328,6 +330,7 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str
             "train": train,
             "client_resources": resources,
             "evaluate": evaluate,
+            "loggers": loggers_of_settings() if config.loggers == "settings" else config.loggers,
         }
     )
 

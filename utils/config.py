@@ -86,6 +86,7 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
 }
 DEFAULT_SAVE_DIR = "runs/federated"
+LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # utils/loggers.py has them
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -207,6 +208,17 @@ def _name_client(value: Any) -> Any:
     return {"name": stem or path.stem, "data": value}
 
 
+def _check_loggers(value: Any) -> Any:
+    """Accept a bare name; one message about the whole, where a union would report each branch."""
+    names = [value] if isinstance(value, str) and value != "settings" else value
+    known = names == "settings" or (
+        isinstance(names, list | tuple) and all(name in LOGGER_NAMES for name in names)
+    )
+    if not known:
+        raise ValueError(f"not one of settings, {', '.join(LOGGER_NAMES)}")
+    return names
+
+
 def _name_strategy(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -224,6 +236,8 @@ class Config(_Frozen):
     min_clients: usable updates without which a round is tried again, and in the end the run stops.
     round_timeout_s: seconds that a client may take for its work in a round; None is no limit.
     trust_checkpoint: load base models with any content, which can run code of whoever made them.
+    loggers: that follow the run live; "settings" stands for those that the user's own Ultralytics
+    settings switch on.
     train: Ultralytics train arguments by name.
     """
 
@@ -251,6 +265,7 @@ class Config(_Frozen):
     client_resources: ClientResources = ClientResources()
     train: dict[str, Any] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
+    loggers: Annotated[Literal["settings"] | tuple[str, ...], BeforeValidator(_check_loggers)] = ()
     verbose: bool = False
 
     @property
@@ -277,7 +292,7 @@ class Config(_Frozen):
 
 # What a resumed run may be given anew: the weights do not depend on it, but that another number of
 # threads rounds differently.
-RESUME_SETTINGS = ("client_resources", "min_clients", "round_timeout_s", "verbose")
+RESUME_SETTINGS = ("client_resources", "loggers", "min_clients", "round_timeout_s", "verbose")
 
 
 def resume_problems(overrides: Sequence[str]) -> list[str]:
@@ -506,6 +521,7 @@ _EXPECTED = {
     "client_resources": "'num_cpus: ...' and 'num_gpus: ...' lines",
     "evaluate": "'data: ...', 'every: ...', 'cross_client: ...' and 'show_images: ...' lines",
     "strategy": "a name, or 'name: ...' and its options",
+    "loggers": "a list of tensorboard, wandb and mlflow ([] for none), or 'settings'",
 }
 _SECTIONS = {
     "client_resources": ClientResources,

@@ -30,6 +30,10 @@ QUIET_DEFAULTS = {
     "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
     "YOLO_VERBOSE": "false",
     "KMP_WARNINGS": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # MLflow's 7 let a server that is gone hold up
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # a round for many minutes
 }
 # Ultralytics' settings that reach the network or other packages.
 SETTINGS_OFF = (
@@ -65,7 +69,8 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return
     folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
-    _write_settings(folder / "Ultralytics", _user_settings())
+    os.environ["FEDERATED_YOLO_USER_SETTINGS"] = str(_user_settings_file())
+    _write_settings(folder / "Ultralytics", user_settings())
     os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
 
 
@@ -79,6 +84,7 @@ def remove_private_settings() -> None:
     folder = os.environ.get("FEDERATED_YOLO_CONFIG", "")
     if f"federated-yolo-{os.getpid()}-" in folder:
         del os.environ["FEDERATED_YOLO_CONFIG"], os.environ["YOLO_CONFIG_DIR"]
+        del os.environ["FEDERATED_YOLO_USER_SETTINGS"]
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -182,11 +188,17 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return shared / (area_a[:, None] + area_b - shared)
 
 
-def _user_settings() -> dict[str, object]:
+def _user_settings_file() -> Path:
+    """Where the user's own Ultralytics settings are, before they have a private folder."""
     config_home = os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))
     parent = Path(os.environ.get("YOLO_CONFIG_DIR", config_home))
+    return parent / "Ultralytics" / "settings.json"
+
+
+def user_settings() -> dict[str, object]:
+    """The user's own Ultralytics settings as they are on disk, not those of the private folder."""
     try:
-        return json.loads((parent / "Ultralytics" / "settings.json").read_text())
+        return json.loads(Path(os.environ["FEDERATED_YOLO_USER_SETTINGS"]).read_text())
     except (OSError, ValueError):  # no settings yet: Ultralytics' defaults are as good
         return {}
 

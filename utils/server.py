@@ -32,6 +32,7 @@ from utils.arrays import (
 from utils.client import CLIENT_ERROR, Instructions, from_record, to_record
 from utils.config import Config, InputError
 from utils.evaluation import Evaluation, Evaluator
+from utils.loggers import Loggers
 from utils.model import load_into, save_checkpoint, shared_names, to_arrays
 from utils.run_dir import RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
@@ -143,6 +144,7 @@ class Server:
         self.run_dir = run_dir
         self.display = display
         self.evaluator = evaluator
+        self.loggers: Loggers | None = None
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
         self.average: Arrays | None = None
@@ -159,6 +161,13 @@ class Server:
     def stop(self) -> None:
         """Make `run` raise FederationError at its next step; from any thread."""
         self._stopping.set()
+
+    def finish_loggers(self) -> None:
+        """End what follows the run, with its best round as the summary; from any thread."""
+        if self.loggers:
+            best = self.best
+            numbers = {"best/round": best.round, "best/fitness": best.score or 0} if best else {}
+            self.loggers.finish(numbers, is_done=self.is_done)
 
     def restore(self) -> None:
         """Take up a run after its last complete round.
@@ -287,6 +296,8 @@ class Server:
         self.rounds.append(result)
         self.save_checkpoints(result)
         self.write_rows(result, updates, scores, on_server)
+        if self.loggers:
+            self.loggers.log()
         self.display.round_done(result)
         return result
 

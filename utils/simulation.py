@@ -24,6 +24,7 @@ from utils.data import move_caches, write_private_yaml
 from utils.environment import num_cpus, quiet_stdout, set_verbosity
 from utils.evaluation import Evaluator
 from utils.final_evaluation import finish, is_finished
+from utils.loggers import LoggerError, start_loggers
 from utils.model import class_row_names, parameter_names, to_arrays
 from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RoundMeta, RunDir
 from utils.server import Display, FederationError, RunResult, Server
@@ -34,7 +35,7 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     """A server whose `run(grid)` runs this federation, and what it needs in the run directory.
 
     In the directory of an earlier run it goes on after the last complete round. Raises InputError
-    when that is not possible.
+    when that is not possible, and FederationError when a logger cannot start.
     """
     config = federation.config
     for data in config.clients:
@@ -53,7 +54,12 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     )
     server.restore()
     run_dir.write_text(CONFIG_FILE, config.to_yaml())
-    run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
+    if not (run_dir.path / DESCRIPTION_FILE).exists():  # of the start, also when it is resumed
+        run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
+    try:
+        server.loggers = start_loggers(config, run_dir, display.notice)
+    except LoggerError as error:
+        raise FederationError(str(error)) from error
     return server
 
 
@@ -96,10 +102,17 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
 
     Raises FederationError (utils/server.py) when it cannot go on, and what is done stays usable.
     """
-    config = federation.config
     server = make_server(federation, display, run_dir)
-    if server.is_done and is_finished(server):  # by the run that this one resumes
-        return server.result
+    try:
+        if server.is_done and is_finished(server):  # by the run that this one resumes
+            return server.result
+        return _run_simulation(server, federation.config, run_dir)
+    finally:
+        server.stop()  # it runs in a thread of Flower's, which would wait for replies for ever
+        server.finish_loggers()
+
+
+def _run_simulation(server: Server, config: Config, run_dir: RunDir) -> RunResult:
     results: list[RunResult] = []
     app = ServerApp()
 
@@ -125,8 +138,6 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
         path = run_dir.write_text("server/error.txt", traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise FederationError(f"the simulation failed: {reason}; see {path}") from error
-    finally:
-        server.stop()  # it runs in a thread of Flower's, which would wait for replies for ever
     if not results:
         raise RuntimeError("Flower's simulation ended without a result; try verbose=true")
     return results[0]
