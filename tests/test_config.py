@@ -113,7 +113,7 @@ train: {imgsz: "${vars.size}"}
         (
             "datasets=[x.yaml]",
             "datasets",
-            [{"name": "x", "data": "x.yaml", "not_annotated": ()}],
+            [{"name": "x", "data": "x.yaml", "not_annotated": (), "show_images": 0}],
         ),
         ("datasets.1.data=x.yaml", "datasets.1.data", "x.yaml"),
         ("datasets[1].data=x.yaml", "datasets.1.data", "x.yaml"),
@@ -271,7 +271,8 @@ def test_what_must_be_there_is_named(tmp_path: Path, text: str) -> None:
         ("evaluate: {every: -1}", "evaluate.every: found -1, expected greater than or equal to 0"),
         (
             "evaluate: x.yaml",
-            "evaluate: found 'x.yaml', expected 'data: ...' and 'every: ...' lines",
+            "evaluate: found 'x.yaml', expected 'data: ...', 'every: ...', ... lines, as in "
+            "configs/example.yaml",
         ),
         (
             "client_resources: {num_cpus: 0}",

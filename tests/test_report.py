@@ -239,6 +239,10 @@ def test_clients_with_models_of_their_own_are_said_to_have_them(run_dir: Path) -
     rows = read_csv(run_dir / "cross_client.csv")
     rows = [{**row, "model": "personal"} for row in rows if row["model"] == "local"]
     write_table(run_dir / "cross_client.csv", rows)
+    args = run_dir / "args.yaml"
+    args.write_text(
+        yaml.safe_dump({**yaml.safe_load(args.read_text()), "shared": {"batchnorm": "local"}})
+    )
     assert "of each client's own model on its own val split" in headline(run_dir)["Federated"][1]
     grid = cross_client_grid(read_run(run_dir))
     assert grid is not None

@@ -31,6 +31,7 @@ def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> 
     with checked(config) as federation:
         run_dir = RunDir.create(folder, "run")
         (run_dir.weights / "best.pt").touch()
+        run_dir.append_rows("results.csv", [row])
         result = RoundResult(1, 0.5, row)
         terminal.show_start(console, federation, run_dir)
         with terminal.TerminalDisplay(console, 1) as display:

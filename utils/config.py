@@ -519,7 +519,7 @@ _EXPECTED = {
     "name": "letters, digits, '.', '_' and '-'",
     "train": "Ultralytics train arguments, one 'key: value' line each",
     "client_resources": "'num_cpus: ...' and 'num_gpus: ...' lines",
-    "evaluate": "'data: ...', 'every: ...', 'cross_client: ...' and 'show_images: ...' lines",
+    "evaluate": "'data: ...', 'every: ...', ... lines, as in configs/example.yaml",
     "strategy": "a name, or 'name: ...' and its options",
     "loggers": "a list of tensorboard, wandb and mlflow ([] for none), or 'settings'",
 }
