@@ -153,6 +153,7 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
         ("val: images/val\nnames: [a]", "no 'train'; a data.yaml has train, val and names"),
         (f"{LINES}names: cat", "names: found 'cat', expected a list of class names"),
         (f"{LINES}names: {{1: a, 2: b}}", "names: found indices 1, 2, expected 0 to 1 for 2"),
+        (f"{LINES}names: [a, '']", "names: found an empty class name; name each class"),
         (f"{LINES}names: {{x: a}}", "names: found indices x, expected 0 to 0 for 1"),
         (f"{LINES}names: [a, b]\nnc: 3", "'names' length 2 and 'nc: 3' must match; correct it"),
         (

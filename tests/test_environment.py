@@ -21,3 +21,12 @@ def test_the_boxes_that_stay_are_those_of_ultralytics(num_boxes: int, extent: in
     found = nms(boxes, scores, 0.6)
     assert torch.equal(found, TorchNMS.nms(boxes, scores, 0.6))
     assert num_boxes < 100 or len(found) < num_boxes
+
+
+def test_equal_scores_and_an_overlap_at_the_threshold_are_as_in_torchvision() -> None:
+    """Which sorts stably and compares with the threshold in float64."""
+    boxes = torch.tensor([[0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 6]], dtype=torch.float32)
+    scores = torch.tensor([0.5, 0.5, 0.5])
+    assert float(torch.tensor(0.6)) > 0.6  # the overlap of the first and the third
+    assert nms(boxes, scores, 0.6).tolist() == [0, 1]
+    assert nms(boxes, scores, 0.61).tolist() == [0, 1, 2]

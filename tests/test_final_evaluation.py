@@ -17,7 +17,7 @@ from test_exactness import TRAIN, Silent, assert_identical, federation, final_ar
 from utils import final_evaluation
 from utils.arrays import Arrays
 from utils.checks import checked
-from utils.client import from_record, to_record
+from utils.client import YoloClient, from_record, to_record
 from utils.config import Config, InputError
 from utils.data import read_data_yaml, write_private_yaml
 from utils.environment import num_cpus
@@ -235,6 +235,98 @@ def test_where_clients_have_models_of_their_own_those_are_compared(
         arrays = arrays_of(result.run_dir / "clients" / row["owner"] / "last.pt")
         expected = score_of(arrays, data[int(row["data"][1])], tmp_path / row["data"])
         assert float(row["fitness"]) == expected.fitness
+
+
+def test_a_client_that_never_trained_keeps_the_private_arrays_of_the_start(
+    run: tuple[list[Path], LocalGrid, Any], base: Path, tmp_path: Path
+) -> None:
+    """And does not take over those of the models it was asked to score."""
+    data, _, _ = run
+    result = federation(
+        data[:2],
+        tmp_path / "runs",
+        {**SMALL_STEPS, "lr0": 1e-3},
+        **settings(base, shared={"batchnorm": "local"}, num_rounds=1, fraction_train=0.5),
+    )
+    rounds = {r["client"]: r for r in read_csv(result.run_dir / "clients.csv")}
+    assert {r["num_examples"] for r in rounds.values()} == {"", "4"}
+    matrix = read_csv(result.run_dir / "cross_client.csv")
+    own = {
+        r["owner"]: r["fitness"]
+        for r in matrix
+        if r["model"] == "personal" and r["owner"] == r["data"]
+    }
+    assert own == {name: row["fitness"] for name, row in rounds.items()}
+
+
+def test_personal_models_of_the_matrix_have_the_moving_average(
+    run: tuple[list[Path], LocalGrid, Any], base: Path, tmp_path: Path
+) -> None:
+    data, _, _ = run
+    result = federation(
+        data[:2],
+        tmp_path / "runs",
+        {**SMALL_STEPS, "lr0": 1e-2},
+        **settings(base, shared={"batchnorm": "local"}, server_ema=0.9),
+    )
+    last = {r["client"]: r for r in read_csv(result.run_dir / "clients.csv") if r["round"] == "2"}
+    for row in read_csv(result.run_dir / "cross_client.csv"):
+        if row["model"] == "personal" and row["owner"] == row["data"]:
+            assert row["fitness"] == last[row["owner"]]["fitness"]
+
+
+def test_a_local_model_that_cannot_be_scored_is_no_reason_to_refuse_the_update(
+    run: tuple[list[Path], LocalGrid, Any],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, _, _ = run
+
+    def broken(self: YoloClient, round_number: int, trained: Arrays) -> dict[str, float]:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(YoloClient, "_score_local_model", broken)
+    display = Silent()
+    result = federation(
+        data[:2], tmp_path / "runs", SMALL_STEPS, display=display, **settings(base, num_rounds=1)
+    )
+    rows = read_csv(result.run_dir / "clients.csv")
+    assert [row["num_examples"] for row in rows] == ["4", "4"]
+    assert rows[0]["note"] == "its local model was not scored: OSError: disk full"
+    # Then there is none to compare, and a resumed run asks again.
+    assert "has no local_best.pt" in display.failures[0][1]
+    assert not (result.run_dir / "server" / "finished").exists()
+    assert display.notices[-1].startswith("the final evaluation lacks c0, c1")
+
+
+def test_pictures_do_without_a_first_round_that_was_deleted_or_labels(
+    run: tuple[list[Path], LocalGrid, Any],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, _, _ = run
+    drawn: list[list[str]] = []
+
+    def draw(self: Evaluator, models: dict[str, torch.nn.Module], num_images: int) -> bytes:
+        drawn.append(list(models))
+        (tmp_path / "runs" / "run" / "weights" / "round1.npz").unlink(missing_ok=True)
+        raise ValueError("none of the val images has a label")
+
+    monkeypatch.setattr(Evaluator, "draw", draw)
+    evaluate = {"every": 1, "data": str(data[2])}
+    arguments = settings(base, evaluate=evaluate)
+    for resume in (False, True):
+        display = Silent()
+        federation(
+            data[:1], tmp_path / "runs", SMALL_STEPS, display=display, resume=resume, **arguments
+        )
+        assert display.notices == [
+            "predictions.jpg: not drawn: ValueError: none of the val images has a label"
+        ]
+        (tmp_path / "runs" / "run" / "server" / "finished").unlink()
+    assert drawn == [["round 1", "round 2"], ["round 2"]]
 
 
 def test_a_model_of_another_shape_is_left_out_of_the_matrix(

@@ -249,6 +249,41 @@ def test_clients_with_models_of_their_own_are_said_to_have_them(run_dir: Path) -
     assert grid.rows == ["north, own", "south, own", "west, own"]
 
 
+def test_best_local_is_of_a_model_that_was_scored_on_all_data(run_dir: Path) -> None:
+    rows = [r for r in read_csv(run_dir / "cross_client.csv") if r["data"] != "(server)"]
+    best = headline_of(run_dir, rows)
+    west = [r for r in rows if r["owner"] != "west" or r["data"] == "west"]
+    west = [{**r, "metrics/mAP50-95(B)": "0.9"} if r["owner"] == "west" else r for r in west]
+    assert headline_of(run_dir, west) == best
+
+
+def headline_of(run_dir: Path, matrix: list[dict[str, str]]) -> str:
+    """The best local number with this matrix."""
+    write_table(run_dir / "cross_client.csv", matrix)
+    return headline(run_dir)["Best local"][0]
+
+
+def test_what_is_no_picture_is_not_shown(run_dir: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xff\xd8\xff secret")
+    (run_dir / "predictions_x.jpg").symlink_to(secret)
+    (run_dir / "predictions_y.jpg").mkdir()
+    (run_dir / "predictions_z.jpg").write_text("text")
+    report.draw_report(run_dir)
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "images of x" not in text
+    assert "images of y" not in text
+    assert "images of z" not in text
+
+
+def test_what_no_check_thought_of_is_one_line_too(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "run.json").write_text('{"clients": {"north": {"boxes": [1]}}}')
+    assert report.main([str(run_dir)]) == 2
+    assert f"error: {run_dir}: cannot be drawn (" in capsys.readouterr().err
+
+
 def test_names_and_remarks_are_text_and_nothing_else(run_dir: Path) -> None:
     report.draw_report(run_dir)
     page = (run_dir / "report.html").read_text(encoding="utf-8")

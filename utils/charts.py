@@ -105,7 +105,8 @@ def line_chart(
     )  # fmt: skip
     told = [line for line in lines if line.is_thick] or lines
     ends = "; ".join(f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in told)
-    return Chart(title, figure, f"{title} by {x_title}: {ends}", height, is_wide)
+    what = f"{title.removesuffix(f' by {x_title}')} by {x_title}"
+    return Chart(title, figure, f"{what}: {ends}", height, is_wide)
 
 
 def heat_chart(title: str, grid: Grid) -> Chart:

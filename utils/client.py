@@ -121,12 +121,16 @@ class YoloClient(NumPyClient):
         self.show_images = show_images
         self.trainer = SliceTrainer(settings)
         self.data = read_data_yaml(settings.data, where=f"client '{name}'")
+        self._private_start: Arrays = {}  # as `model` was built; of a client that has not trained
 
     @cached_property
     def model(self) -> torch.nn.Module:
         """The model to evaluate with, on the CPU; not the one in training."""
         s = self.settings
-        return build_model(s.base_model, s.task, self.data, s.train, s.seed)
+        model = build_model(s.base_model, s.task, self.data, s.train, s.seed)
+        shared = set(shared_names(model, s.shared))
+        self._private_start = {k: v.copy() for k, v in to_arrays(model).items() if k not in shared}
+        return model
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -162,7 +166,7 @@ class YoloClient(NumPyClient):
         keep the best of all rounds as local_best.pt.
         Returns the trained arrays, the number of training images, and the mean losses of the
         slice ("train/box_loss", ...) with its "num-steps" of the optimiser, "seconds", and the
-        scores asked for ("local/fitness", ...).
+        scores asked for ("local/fitness", ...), or a "note" why there are none.
         """
         started = time.perf_counter()
         round_number = int(config["server-round"])
@@ -172,7 +176,11 @@ class YoloClient(NumPyClient):
         seconds = time.perf_counter() - started
         metrics = {**result.losses, "num-steps": result.num_steps, "seconds": seconds}
         if config.get("keep-local"):
-            metrics.update(self._score_local_model(round_number, result.arrays))
+            try:
+                metrics.update(self._score_local_model(round_number, result.arrays))
+            except Exception as error:  # whatever it is, the training was good
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                metrics["note"] = f"its local model was not scored: {reason}"
         return [result.arrays[name] for name in self.names], result.num_examples, metrics
 
     def evaluate(
@@ -204,7 +212,10 @@ class YoloClient(NumPyClient):
         """The best model of this client straight after its own epochs. ValueError without one."""
         path = self.settings.private_dir / f"{LOCAL_BEST}.pt"
         if not path.exists():
-            raise ValueError(f"client '{self.name}' has no {path.name}: it has not trained")
+            raise ValueError(
+                f"client '{self.name}' has no {path.name}: it has not trained in a round that was "
+                "evaluated"
+            )
         return to_arrays(load_checkpoint_module(str(path), where=f"client '{self.name}'"))
 
     def personal_model(self, parameters: list[np.ndarray], round_number: int) -> Arrays:
@@ -229,7 +240,7 @@ class YoloClient(NumPyClient):
         """Put these arrays, and the private ones as of this round, into `model`."""
         load_into(self.model, shared, self.names)
         if self.is_personal:
-            private = self.trainer.private_arrays(round_number)
+            private = self.trainer.private_arrays(round_number) or self._private_start
             load_into(self.model, private, private)
 
     def _score_local_model(self, round_number: int, trained: Arrays) -> dict[str, float]:
@@ -356,8 +367,10 @@ def train(message: Message, context: Context) -> Message:
     """Train one slice."""
     client, arrays, config = _unpack(message, context)
     parameters, num_examples, metrics = client.fit(arrays, config)
+    note = metrics.pop("note", "")
     record = RecordDict(
         {
+            "client": ConfigRecord({"note": note}),
             "arrays": to_record(dict(zip(client.names, parameters, strict=True))),
             "metrics": MetricRecord({"num-examples": num_examples, **metrics}),
         }

@@ -239,6 +239,9 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
             yield f"names: found indices {indices}, expected 0 to {len(names) - 1} for {len(names)}"
     elif not isinstance(names, list):
         yield f"names: found {names!r}, expected a list of class names"
+    listed = names.values() if isinstance(names, dict) else names if isinstance(names, list) else ()
+    if not all(str(name).strip() for name in listed):
+        yield "names: found an empty class name; name each class"
     channels = raw.get("channels", 3)
     if type(channels) is not int or channels < 1:
         yield f"channels: found {channels!r}, expected a whole number, 3 for colour images"

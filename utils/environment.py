@@ -163,18 +163,22 @@ def nms(boxes: "torch.Tensor", scores: "torch.Tensor", iou_threshold: float) -> 
     """
     import torch
 
-    order = scores.argsort(0, descending=True)
+    order = scores.argsort(stable=True, dim=0, descending=True)
+    # torchvision compares float32 with a float64: x > threshold is x > the next float32 below it.
+    limit = np.float32(iou_threshold)
+    if float(limit) > iou_threshold:  # NumPy would compare float32
+        limit = np.nextafter(limit, np.float32(0))
     corners = np.ascontiguousarray(boxes[order].numpy().T)
     stays = np.ones(len(order), bool)
     for start in range(0, len(order), BLOCK):
         block = start + np.flatnonzero(stays[start : start + BLOCK])
-        overlaps = np.triu(_iou(corners[:, block], corners[:, block]) > iou_threshold, 1)
+        overlaps = np.triu(_iou(corners[:, block], corners[:, block]) > limit, 1)
         for row in np.flatnonzero(overlaps.any(1)):
             if stays[block[row]]:
                 stays[block[overlaps[row]]] = False
         block = block[stays[block]]
         later = start + BLOCK + np.flatnonzero(stays[start + BLOCK :])
-        stays[later] = ~(_iou(corners[:, block], corners[:, later]) > iou_threshold).any(0)
+        stays[later] = ~(_iou(corners[:, block], corners[:, later]) > limit).any(0)
     return order[torch.from_numpy(stays)]
 
 

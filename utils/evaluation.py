@@ -104,6 +104,8 @@ class Evaluator:
         """Write a list of labelled val images to `path` and return that."""
         dataset = self.loader(model, "val").dataset
         labelled = sorted(label["im_file"] for label in dataset.labels if len(label["cls"]))
+        if not labelled:
+            raise ValueError("none of the val images has a label (of train.classes)")
         # Not every n-th: files often alternate between kinds.
         chosen = random.Random(0).sample(labelled, min(num_images, len(labelled)))
         path.write_text("".join(f"{file}\n" for file in chosen))

@@ -27,16 +27,24 @@ def is_finished(server: Server) -> bool:
 
 
 def finish(server: Server, grid: Grid) -> None:
-    """Do all of it, for the model of the last round; the files are written when all is known."""
+    """Do all of it, for the model of the last round; the files are written when all is known.
+
+    Where a client has failed, a resumed run does it again.
+    """
     if is_finished(server):
         return
+    server.failed.clear()
     with server.disk_errors("after the last round"):
         evaluate_on_test(server, grid)
         if server.config.evaluate.cross_client:
             evaluate_across_clients(server, grid)
         if server.has_model:
             draw_predictions(server, grid)
-        server.run_dir.write_text(FINISHED, "")
+        if not server.failed:
+            server.run_dir.write_text(FINISHED, "")
+            return
+    names = ", ".join(sorted(server.failed))
+    server.display.notice(f"the final evaluation lacks {names}; a resumed run tries again")
 
 
 def evaluate_on_test(server: Server, grid: Grid) -> None:
@@ -116,7 +124,7 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
             config["server-round"] = server.config.num_rounds
             record = RecordDict({"config": config})
             if kind == "personal":
-                record["arrays"] = to_record(server.arrays)
+                record["arrays"] = to_record(server.deployed)
             for reply in server.exchange(grid, [Message(record, node, f"query.{kind}")]):
                 arrays = server.checked(reply, read)
                 if arrays is not None:
@@ -130,11 +138,18 @@ def draw_predictions(server: Server, grid: Grid) -> None:
     nodes = server.nodes_with_pictures
     if not nodes and on_server is None:
         return
-    first, last = server.load_deployed(1), server.deployed
-    arrays = {"round 1": first, f"round {server.config.num_rounds}": last}
+    first = server.load_deployed(1)  # unless a user has made room
+    arrays = {"round 1": first} if first else {}
+    arrays[f"round {server.config.num_rounds}"] = server.deployed
     if on_server is not None:
         models = {title: server.copy_of_model(values) for title, values in arrays.items()}
-        _write_picture(server, "predictions.jpg", on_server.draw(models, num_images))
+        try:
+            picture = on_server.draw(models, num_images)
+        except Exception as error:  # of Ultralytics' drawing; no reason to call the run a failure
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            server.display.notice(f"predictions.jpg: not drawn: {reason}")
+        else:
+            _write_picture(server, "predictions.jpg", picture)
     if nodes:
         server.display.step(server.config.num_rounds, "draw predictions", _names(server, nodes))
         record = RecordDict({title: to_record(values) for title, values in arrays.items()})

@@ -13,6 +13,7 @@ from utils.run_numbers import (
     ACCENT,
     INK,
     MAX_CLASSES,
+    MAX_CLIENTS,
     NO_VALUE,
     NUM_LOOKS,
     SHADES,
@@ -87,10 +88,12 @@ def _add_legend(figure: Any, lines: dict[str, Any], num_columns: int) -> None:
     if len(thin) > NUM_LOOKS:  # so many names would take the place of the curves, too
         thin = {"one line for each client": next(iter(thin.values()))}
     handles = {**thick, **thin}
-    figure.legend(
+    legend = figure.legend(
         handles.values(), map(short, handles), loc="outside lower center", ncols=num_columns,
         frameon=False, fontsize=9,
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _plot(axes: Any, line: Line) -> Any:
@@ -106,7 +109,7 @@ def _plot(axes: Any, line: Line) -> Any:
 def _finish(axes: Any, title: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel("round", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.tick_params(labelsize=8)
@@ -117,7 +120,7 @@ def _finish(axes: Any, title: str) -> None:
 
 def _draw_clients(run: Run) -> Any:
     """A line for each client through all panels: score, seconds, images, boxes by class."""
-    results = client_results(run)
+    results = client_results(run)[:MAX_CLIENTS]
     names = class_names(run) if any(result.counts.get("boxes") for result in results) else []
     panels: list[Callable[[Any], None]] = []
     if any(result.final is not None for result in results):
@@ -138,9 +141,8 @@ def _draw_clients(run: Run) -> Any:
         axes = figure.add_subplot(grid[0, number])
         draw(axes)
         axes.set_ylim(len(results) - 0.4, -0.6)
-        labels = [short(result.name) for result in results] if number == 0 else [""] * len(results)
-        axes.set_yticks(range(len(results)), labels)
         axes.tick_params(labelsize=8, left=False)
+        _name_ticks(axes.yaxis, [result.name if number == 0 else "" for result in results])
     return figure
 
 

@@ -88,6 +88,9 @@ def main(arguments: Sequence[str]) -> int:
         return _fail([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)
     except KeyboardInterrupt:
         return _fail(["interrupted"], 130)
+    except Exception as error:  # tables that were edited can hold what no check thought of
+        reason = f"{type(error).__name__}: {error}"
+        return _fail([f"{' '.join(arguments)}: cannot be drawn ({reason}); restore the files"], 2)
     return 0
 
 
@@ -101,11 +104,13 @@ def _draw_one(run: Run) -> list[Path]:
 
 
 def _compare(runs: Sequence[Run], output: Path) -> Path:
-    if not output.parent.is_dir() or output.is_dir():
+    if not output.parent.is_dir() or (output.exists() and not output.is_file()):
         raise InputError(
             f"--output {output}: expected a file in a directory that is there; make the "
             "directory, or choose another"
         )
+    if output.suffix != ".html":
+        raise InputError(f"--output {output}: expected a name that ends in .html; choose another")
     write_page(comparison_page(runs), output)
     return output
 

@@ -209,16 +209,17 @@ class RunDir:
         """
         return _load_layout(self.round_path(round_number), layout)
 
-    def _average_path(self, round_number: int) -> Path:
+    def average_path(self, round_number: int) -> Path:
+        """Path of the moving average of the global arrays after this round."""
         return self.weights / f"ema{round_number}.npz"
 
     def save_average(self, arrays: Arrays, meta: RoundMeta) -> None:
         """Write the moving average of the global arrays after `meta.round`."""
-        save_arrays(self._average_path(meta.round), arrays, meta)
+        save_arrays(self.average_path(meta.round), arrays, meta)
 
     def load_average(self, round_number: int, layout: Layout) -> Arrays:
         """Read it. Raises as `load_round`."""
-        return _load_layout(self._average_path(round_number), layout)
+        return _load_layout(self.average_path(round_number), layout)
 
     def _strategy_path(self, round_number: int) -> Path:
         return self.server / f"strategy{round_number}.npz"
@@ -295,5 +296,5 @@ def find_run(where: str, save_dir: Path) -> Path:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV of this project; empty strings are missing values."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a mark
         return list(csv.DictReader(file))

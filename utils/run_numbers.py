@@ -15,7 +15,8 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 NUM_LOOKS = len(COLORS) * len(DASHES)
 INK, ACCENT = "#1c1f23", "#0072b2"
 SHADES = ("#e3edf5", "#9cc3dd", "#3f8dbd", "#0b4f86")  # of the heat maps, from low to high
-MAX_CLASSES = 30  # beyond that, curves and pictures of single classes cannot be read
+# Beyond these, curves and pictures of single ones cannot be read, and cost more than they tell.
+MAX_CLASSES, MAX_CLIENTS = 30, 50
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ def look_of(number: int) -> tuple[str, str]:
 
 
 def lines_of(run: Run, column: str) -> list[Line]:
-    """A column by round: each client, then the federation, then the server's data."""
+    """A column by round: the first MAX_CLIENTS clients, the federation, the server's data."""
     lines = []
-    for number, client in enumerate(run.client_names):
-        points = series([row for row in run.clients if row["client"] == client], column)
+    for number, client in enumerate(run.client_names[:MAX_CLIENTS]):
+        points = series(run.client_rows[client], column)
         lines.append(Line(f"client{number}", client, *look_of(number), False, *points))
     mean = series(run.rounds, column)
     lines.append(Line("federation", "mean of the clients", INK, "solid", True, *mean))
@@ -98,8 +99,7 @@ class ClientResult:
 def client_results(run: Run) -> list[ClientResult]:
     """One for each client, in their order."""
     results = []
-    for name in run.client_names:
-        rows = [row for row in run.clients if row["client"] == name]
+    for name, rows in run.client_rows.items():
         scores = series(rows, run.metric or "")[1]
         own = series(rows, f"local/{run.metric}")[1]
         down, up = (series(rows, f"{way}_bytes")[1] for way in ("download", "upload"))
@@ -123,7 +123,8 @@ def client_results(run: Run) -> list[ClientResult]:
 def best_local(run: Run) -> tuple[float, str, str] | None:
     """The best model of a single client: its score, whose it is, on what data.
 
-    On the server's data, or else the mean over the clients' val splits weighted by images.
+    On the server's data, or else the mean over the clients' val splits weighted by images, of the
+    models that have a score on all of them.
     """
     rows = [r for r in run.matrix if r["model"] == "local" and r.get(run.metric or "") is not None]
     on_server = {r["owner"]: r[str(run.metric)] for r in rows if r["data"] == SERVER}
@@ -135,6 +136,7 @@ def best_local(run: Run) -> tuple[float, str, str] | None:
         scores = {
             owner: sum(score * weight for score, weight in pairs) / sum(w for _, w in pairs)
             for owner, pairs in by_owner.items()
+            if len(pairs) == len({row["data"] for row in run.matrix})
         }
     if not scores:
         return None
@@ -184,13 +186,22 @@ def make_grid(cells: Mapping[tuple[str, str], float | None], hover: str) -> Grid
 
 
 def cross_client_grid(run: Run) -> Grid | None:
-    """Models by data sets, or None."""
+    """Models by data sets, or None; those of the first MAX_CLIENTS clients."""
+    shown = {"", SERVER, *run.client_names[:MAX_CLIENTS]}
     cells = {
-        (model_label(row), data_label(row["data"])): row.get(run.metric or "") for row in run.matrix
+        (model_label(row), data_label(row["data"])): row.get(run.metric or "")
+        for row in run.matrix
+        if row["owner"] in shown and row["data"] in shown
     }
     if all(value is None for value in cells.values()):
         return None
     return make_grid(cells, "{row} model on {column}: {value}")
+
+
+def first_clients(run: Run) -> str:
+    """A sentence where not all clients are drawn, or nothing."""
+    num_clients = len(run.client_names)
+    return f" Shown are the first {MAX_CLIENTS} of {num_clients}." * (num_clients > MAX_CLIENTS)
 
 
 def total_bytes(run: Run) -> float | None:

@@ -25,6 +25,7 @@ from utils.run_numbers import (
     cross_client_grid,
     curve_columns,
     data_label,
+    first_clients,
     format_bytes,
     format_count,
     format_duration,
@@ -151,6 +152,8 @@ def centralised_number(runs: Sequence[Run]) -> Number:
 
 def _pictures(run: Run) -> Iterator[Picture]:
     for path in sorted(run.path.glob("predictions*.jpg")):
+        if path.is_symlink() or not path.is_file() or path.read_bytes()[:3] != b"\xff\xd8\xff":
+            continue  # not one that a run has written
         owner = path.stem.removeprefix("predictions").lstrip("_")
         whose = f"images of {owner}" if owner else "images of the server's data"
         source = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -169,7 +172,7 @@ def _curves_section(run: Run) -> Section:
         charts.append(line_chart(title_of(column, metrics), lines_of(run, column)))
     note = (
         "Thin lines are clients: metrics on their own val splits, losses on their own training "
-        "images. The mean of the clients weighs them by images."
+        f"images. The mean of the clients weighs them by images.{first_clients(run)}"
     )
     return Section("Curves", note, charts=charts, has_legend=True)
 
@@ -244,13 +247,14 @@ def _classes_section(run: Run) -> Section:
         for row in run.classes
         if row["round"] == last
     }
-    hover = f"{{row}} on {{column}}: {metric} {{value}}"
-    charts = [heat_chart(f"{metric} after round {last:.0f}", make_grid(cells, hover))]
+    of_boxes = metric if str(run.metric).endswith("(B)") else f"{metric} of the boxes"
+    hover = f"{{row}} on {{column}}: {of_boxes} {{value}}"
+    charts = [heat_chart(f"{of_boxes} after round {last:.0f}", make_grid(cells, hover))]
     on_server = [row for row in scored if row["client"] == SERVER]
     where = "on the server's data" if on_server else "mean over the clients that have it"
     if len(names) <= MAX_CLASSES and last > 1:
         lines = _class_lines(names, on_server or scored, metric)
-        name = f"{metric} by round, {where}"
+        name = f"{of_boxes} by round, {where}"
         charts.append(line_chart(name, lines, height=340, is_wide=True, has_legend=True))
     note = "A cell is empty where a data set has no such class."
     return Section("Classes", note, charts=charts)
@@ -274,7 +278,7 @@ def _matrix_section(run: Run) -> Section:
         return Section("Every model on every data set")
     note = (
         "Rows are models, columns the val splits they were tried on. A local model is a client's "
-        "best straight after its own training, before averaging."
+        f"best straight after its own training, before averaging.{first_clients(run)}"
     )
     charts = [heat_chart(title_of(str(run.metric)), grid)]
     return Section("Every model on every data set", note, charts=charts)
@@ -294,14 +298,12 @@ def _tests_section(run: Run) -> Section:
         ]
         for r in whole
     ]
-    cells = {
-        (row["class"], data_label(row["client"])): row.get(run.metric or "")
-        for row in run.tests
-        if row.get("class")
-    }
+    by_class = [row for row in run.tests if row.get("class")]
+    metric = "metrics/mAP50-95(B)"  # single classes have that of the boxes only
+    cells = {(row["class"], data_label(row["client"])): row.get(metric) for row in by_class}
     charts = []
     if any(value is not None for value in cells.values()):
-        name = title_of(str(run.metric))
+        name = title_of(metric, metrics)
         grid = make_grid(cells, f"{{row}}, test split of {{column}}: {name} {{value}}")
         charts.append(heat_chart(f"{name} by class", grid))
     note = "The model of the last round on images that nothing was chosen by."
@@ -316,7 +318,7 @@ def _cost_section(run: Run) -> Section:
         charts.append(line_chart("Seconds of each client", seconds, height=280))
     time, traffic = total_seconds(run), total_bytes(run)
     parts = [
-        f"{format_duration(time)} in all" if time is not None else "",
+        f"{format_duration(time)} in all rounds" if time is not None else "",
         f"{format_bytes(traffic)} of arrays to and from the clients" if traffic is not None else "",
     ]
     note = ", ".join(part for part in parts if part)

@@ -30,7 +30,7 @@ NEEDED_COLUMNS = {
     "clients.csv": ("round", "client"),
     "classes.csv": ("round", "client", "class"),
     "test.csv": ("client",),
-    "cross_client.csv": ("model", "data"),
+    "cross_client.csv": ("model", "owner", "data"),
 }
 
 Row = dict[str, Any]
@@ -59,6 +59,14 @@ class Run:
         """The clients, in the order of all tables and charts."""
         known = [*self.info.get("clients", {}), *(row["client"] for row in self.clients)]
         return list(dict.fromkeys(known))
+
+    @cached_property
+    def client_rows(self) -> dict[str, list[Row]]:
+        """Rows of clients.csv by client, in the order of `client_names`."""
+        rows: dict[str, list[Row]] = {name: [] for name in self.client_names}
+        for row in self.clients:
+            rows[row["client"]].append(row)
+        return rows
 
     @cached_property
     def metric(self) -> str | None:

@@ -155,6 +155,7 @@ class Server:
         self.rounds: list[RoundResult] = []
         # Of the round, by client.
         self.notes: dict[str, list[str]] = defaultdict(list)
+        self.failed: set[str] = set()
         self.traffic: dict[str, Traffic] = defaultdict(Traffic)
         self._stopping = threading.Event()
 
@@ -282,6 +283,7 @@ class Server:
         """One round: train, aggregate, evaluate, save. Its row in results.csv makes it complete."""
         clock = Clock()
         self.notes.clear()
+        self.failed.clear()
         self.traffic.clear()
         updates = self.train_clients(grid, round_number)
         clock.stop("train_seconds")
@@ -416,11 +418,14 @@ class Server:
         """What is evaluated and made into checkpoints: the average if there is one."""
         return self.arrays if self.average is None else self.average
 
-    def load_deployed(self, round_number: int) -> Arrays:
-        """What was `deployed` in an earlier round, from disk."""
+    def load_deployed(self, round_number: int) -> Arrays | None:
+        """What was `deployed` in an earlier round, from disk; None if it is not there any more."""
+        run_dir = self.run_dir
         if self.config.server_ema:
-            return self.run_dir.load_average(round_number, self.layout)
-        return self.run_dir.load_round(round_number, self.layout)
+            path = run_dir.average_path(round_number)
+            return run_dir.load_average(round_number, self.layout) if path.exists() else None
+        path = run_dir.round_path(round_number)
+        return run_dir.load_round(round_number, self.layout) if path.exists() else None
 
     def copy_of_model(self, arrays: Arrays) -> torch.nn.Module:
         """A model with these arrays, which are whole."""
@@ -617,6 +622,7 @@ class Server:
     def _fail(self, name: str, reason: str) -> None:
         """A client is left out of this step."""
         self.notes[name].append(reason)
+        self.failed.add(name)
         self.display.client_failed(name, reason)
 
     def _note(self, name: str, text: str) -> None:
@@ -631,8 +637,11 @@ class Server:
             if reply.has_error():
                 raise ValueError(reply.error.reason or "no reason given")
             result = read(name, reply)
-            if int(str(reply.content.config_records["client"]["attempt"])) > 1:
+            client = reply.content.config_records["client"]
+            if int(str(client["attempt"])) > 1:
                 self._note(name, "its worker died at work; it did the work again in another one")
+            if client.get("note"):
+                self._note(name, str(client["note"]))
             return result
         except KeyError as error:
             self._fail(name, f"its reply has no {error}")

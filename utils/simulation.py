@@ -89,11 +89,13 @@ def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
     summary = federation.summaries[data.name]
     boxes: dict[str, int | None] = dict(zip(summary.names, summary.class_counts, strict=True))
     boxes.update(dict.fromkeys(data.not_annotated))
+    if federation.config.train.get("single_cls"):
+        boxes = dict.fromkeys(federation.names, sum(summary.class_counts))
     return {
         "train_images": summary.num_train,
         "val_images": summary.num_val,
         "test_images": summary.num_test,
-        "boxes": {name: boxes.get(name) for name in federation.config.names or ()},
+        "boxes": {name: boxes.get(name) for name in federation.names},
     }
 
 

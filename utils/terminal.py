@@ -152,6 +152,8 @@ def draw(run_dir: RunDir) -> None:
         show_problems(error.problems)
     except OSError as error:  # a full disk
         show_problems([f"report.html: {error.strerror or error}"])
+    except Exception as error:  # of a drawing library: the run itself is good
+        show_problems([f"report.html: cannot be drawn ({type(error).__name__}: {error})"])
 
 
 def show_problems(problems: Sequence[str]) -> None:
