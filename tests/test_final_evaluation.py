@@ -488,6 +488,8 @@ def test_a_test_split_without_labels_is_left_alone(tmp_path: Path) -> None:
     data[1].write_text(data[1].read_text() + "test: images/not_there\n")  # as in a COCO data.yaml
     with checked(config_of(data, save_dir=str(tmp_path))) as ready:
         assert [ready.summaries[name].num_test for name in ("c0", "c1")] == [0, 0]
+        # A user who has misplaced the labels is told.
+        assert [ready.summaries[name].test_is_unlabelled for name in ("c0", "c1")] == [True, False]
 
 
 def test_a_damaged_test_image_is_reported_before_round_1(tmp_path: Path) -> None:
@@ -509,7 +511,7 @@ def test_a_damaged_test_image_is_reported_before_round_1(tmp_path: Path) -> None
         ),
         (
             {"shared": {"batchnorm": "local"}},
-            r"datasets\[0\] 'c0': show_images: pictures need a global model",
+            r"datasets\[0\] 'c0': show_images: pictures show a global model",
         ),
     ],
 )

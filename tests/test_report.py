@@ -107,7 +107,7 @@ def test_the_headline_says_what_its_numbers_are_and_on_what_data(run_dir: Path) 
     }
     owner = max(scores, key=lambda name: float(scores[name]))
     assert value == f"{float(scores[owner]):.3f}"
-    assert f"({owner})" in note
+    assert f"of {owner}'s model" in note
     assert "on the server's data" in note
     assert found["Centralised"][0] == "–"
     assert "report.py RUN_DIR" in found["Centralised"][1]
@@ -151,7 +151,7 @@ def test_a_run_of_an_early_version_is_drawn_without_what_it_lacks(run_dir: Path)
     assert [trace.name for trace in time.charts[0].figure.data] == ["whole round"]
     assert headline(run_dir)["Best local"] == (
         "–",
-        "The best model of a single client; evaluate.cross_client=true would tell.",
+        "The best model of a single client; known once the run has come to its end.",
     )
 
 

@@ -24,7 +24,7 @@ def test_without_server_data_the_best_local_model_has_the_best_weighted_mean(
     found = best_local(read_run(run_dir))
     assert found is not None
     assert found[0] == pytest.approx(0.3)
-    assert found[1:] == ("b", "the clients' val splits")
+    assert found[1:] == ("b's model", "the clients' val splits")
 
 
 def test_rounds_that_a_client_missed_leave_no_point(run_dir: Path) -> None:

@@ -208,8 +208,8 @@ def _sharing_problems(config: Config) -> list[str]:
         )
     if is_partial:
         problems += [
-            f"datasets[{i}] '{data.name}': show_images: pictures need a global model, and there is "
-            "none with what is shared; set it to 0, or share all"
+            f"datasets[{i}] '{data.name}': show_images: pictures show a global model, and with "
+            "shared.parts or shared.batchnorm as set there is none; set it to 0, or share all"
             for i, data in enumerate(config.clients)
             if data.show_images
         ]

@@ -42,7 +42,11 @@ PLAIN_WORDS = {
 
 
 class _NothingThereError(InputError):
-    """A split has no images, or none with labels."""
+    """A split has no images."""
+
+
+class _NoLabelError(InputError):
+    """None of the images of a split has a label."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class DataSummary:
     names: class names by index. num_train, num_val, num_test: images that Ultralytics will use; no
     test images where there are none with labels.
     class_counts: boxes of each class in the train split, in the order of `names`.
+    test_is_unlabelled: there are test images, but none with a label.
     """
 
     names: tuple[str, ...]
@@ -59,6 +64,7 @@ class DataSummary:
     num_val: int
     num_test: int
     class_counts: tuple[int, ...]
+    test_is_unlabelled: bool = False
 
 
 class PrivateDataset(YOLODataset):
@@ -326,9 +332,12 @@ def check_dataset(
         except InputError as error:
             problems += [f"{where}: {split}: {line}" for line in error.problems]
     num_test = 0
+    test_is_unlabelled = False
     if data.get("test"):
         try:
             num_test = len(_scan(data, task, "test", cache_dir))
+        except _NoLabelError:
+            test_is_unlabelled = True
         except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
             num_test = 0
         except InputError as error:
@@ -345,6 +354,7 @@ def check_dataset(
         len(datasets["val"]) if "val" in datasets else 0,
         num_test,
         tuple(int(c) for c in counts),
+        test_is_unlabelled,
     )
 
 
@@ -365,7 +375,7 @@ def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> Priva
         raise InputError(damaged)
     if not any(len(label["cls"]) for label in dataset.labels):
         why = "" if split == "train" else ", so that every model would score 0"
-        raise _NothingThereError(
+        raise _NoLabelError(
             f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "
             "'labels' folder beside 'images'"
         )

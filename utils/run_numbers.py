@@ -123,25 +123,34 @@ def client_results(run: Run) -> list[ClientResult]:
 def best_local(run: Run) -> tuple[float, str, str] | None:
     """The best model of a single client: its score, whose it is, on what data.
 
-    On the server's data, or else the mean over the clients' val splits weighted by images, of the
-    models that have a score on all of them.
+    On the server's data; or else the mean over the clients' val splits weighted by images, of the
+    models that have a score on all of them. Where each client has a model of its own, the mean of
+    all on their own data, as those are judged.
     """
     rows = [r for r in run.matrix if r["model"] == "local" and r.get(run.metric or "") is not None]
-    on_server = {r["owner"]: r[str(run.metric)] for r in rows if r["data"] == SERVER}
-    scores = on_server
-    if not on_server:
-        by_owner = defaultdict(list)
-        for row in rows:
-            by_owner[row["owner"]].append((row[str(run.metric)], row.get("num_examples") or 1))
-        scores = {
-            owner: sum(score * weight for score, weight in pairs) / sum(w for _, w in pairs)
-            for owner, pairs in by_owner.items()
-            if len(pairs) == len({row["data"] for row in run.matrix})
-        }
+    if run.is_personal:
+        own = [row for row in rows if row["owner"] == row["data"]]
+        return (_mean(run, own), "each client's model", "its own val split") if own else None
+    by_owner = defaultdict(list)
+    for row in rows:
+        by_owner[row["owner"]].append(row)
+    where = "the clients' val splits"
+    if any(row["data"] == SERVER for row in rows):
+        where = "the server's data"
+        by_owner = {o: [r for r in found if r["data"] == SERVER] for o, found in by_owner.items()}
+    num_places = max((len(found) for found in by_owner.values()), default=0)
+    scores = {o: _mean(run, found) for o, found in by_owner.items() if len(found) == num_places}
     if not scores:
         return None
     owner = max(scores, key=lambda name: scores[name])
-    return scores[owner], owner, "the server's data" if on_server else "the clients' val splits"
+    return scores[owner], f"{owner}'s model", where
+
+
+def _mean(run: Run, rows: list[Row]) -> float:
+    """Mean of the judged metric weighted by images."""
+    weights = [row.get("num_examples") or 1 for row in rows]
+    scores = [row[str(run.metric)] for row in rows]
+    return sum(s * w for s, w in zip(scores, weights, strict=True)) / sum(weights)
 
 
 def class_names(run: Run) -> list[str]:

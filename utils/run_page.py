@@ -72,6 +72,9 @@ def _subtitle(run: Run) -> str:
     base = info.get("base_model") or Path(str(settings.get("base_model", ""))).name
     epochs = settings.get("local_epochs")
     rounds = counted(len(run.rounds), "round")
+    planned = settings.get("num_rounds")
+    if isinstance(planned, int) and planned > len(run.rounds):
+        rounds = f"{len(run.rounds)} of {planned} rounds"
     strategy = settings.get("strategy")
     parts = [
         base,
@@ -103,9 +106,8 @@ def headline(run: Run) -> list[Number]:
 def federated_number(run: Run) -> Number:
     """How good the federation's best round is."""
     if run.best is None:
-        return Number(
-            "Federated", NO_VALUE, "No round was evaluated; evaluate.every=1 scores each of them."
-        )
+        note = "No round was evaluated yet; evaluate.every=1 scores each of them."
+        return Number("Federated", NO_VALUE, note)
     if str(run.score_column).startswith("server/"):
         where = "of the global model on the server's data"
     elif run.is_personal:
@@ -123,12 +125,14 @@ def best_local_number(run: Run) -> Number:
     """How good the best model of a single client is."""
     found = best_local(run)
     if found is None:
-        note = "The best model of a single client; evaluate.cross_client=true would tell."
-        return Number("Best local", NO_VALUE, note)
+        when = "evaluate.cross_client=true would tell."
+        if (run.settings.get("evaluate") or {}).get("cross_client"):
+            when = "known once the run has come to its end."
+        return Number("Best local", NO_VALUE, f"The best model of a single client; {when}")
     score, owner, where = found
     note = (
-        f"{title_of(str(run.metric))} of the best client's own model ({owner}), straight after "
-        f"its local training, on {where}."
+        f"{title_of(str(run.metric))} on {where} of {owner}, trained from the global model of a "
+        "round by one client alone, before averaging; the best of all rounds."
     )
     return Number("Best local", format_score(score), note)
 
@@ -158,7 +162,8 @@ def _pictures(run: Run) -> Iterator[Picture]:
         whose = f"images of {owner}" if owner else "images of the server's data"
         source = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
         alt = f"Labels and predictions of the first and the last round, {whose}"
-        yield Picture(source, alt, f"Labels, round 1 and last round, on {whose}")
+        caption = f"Labels, round 1 and last round, on {whose}; boxes with a confidence above 0.25"
+        yield Picture(source, alt, caption)
 
 
 def _curves_section(run: Run) -> Section:
@@ -204,7 +209,7 @@ def _clients_note(run: Run, results: Sequence[ClientResult]) -> str:
         parts.append(f"first, best, final: {metric} of {model} on the client's val split, by round")
     if any(result.own is not None for result in results):
         parts.append("gain: how far that best is above the client's own best local model")
-    parts.append("the rest is of all its rounds together")
+    parts.append(f"{'the rest is' if parts else 'all'} of its rounds together")
     note = "; ".join(parts)
     return f"{note[0].upper()}{note[1:]}."
 
@@ -322,6 +327,7 @@ def _cost_section(run: Run) -> Section:
         f"{format_bytes(traffic)} of arrays to and from the clients" if traffic is not None else "",
     ]
     note = ", ".join(part for part in parts if part)
+    note += "; what came before and after the rounds is not in it" if note else ""
     return Section("Time and traffic", f"{note}." if note else "", charts=charts)
 
 

@@ -72,10 +72,14 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         cells = [boxes.get(name, "–") for name in names]
         has_gaps |= "–" in cells
         table.add_row(data.name, *map(str, counts), *cells)
+    left_out = [name for name, s in federation.summaries.items() if s.test_is_unlabelled]
     if has_gaps:
         table.caption = "– not annotated there: says nothing about that class"
         table.caption_justify = "left"
     console.print(table)
+    if left_out:
+        names = ", ".join(left_out)
+        console.print(f"No test scores of {names}: no image of the test split has a label there")
     console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
     done = run_dir.last_round()
     if done:
@@ -86,7 +90,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
     """Show the rounds, the headline, what was written, and what to do with it."""
     console.print(rounds_table(result.rounds, result.best))
-    console.print(headline_table(read_run(result.run_dir)))
+    if result.best and result.best.score:  # of zeros, none is the best
+        console.print(headline_table(read_run(result.run_dir)))
     run_dir = _shown(result.run_dir)
     weights = run_dir / "weights"
     last = result.rounds[-1].round
@@ -98,8 +103,11 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
         model: f"{whose}: YOLO(...), yolo predict, yolo val, yolo export",
         f"{weights}/round{last}.npz": "global weights of each round",
         f"{run_dir}/results.csv": "losses and metrics by round; clients.csv: by client",
+        f"{run_dir}/test.csv": "scores on the test splits",
         f"{run_dir}/report.html": "all of it to look at, in a browser",
     }
+    if not (result.run_dir / "test.csv").exists():
+        del files[f"{run_dir}/test.csv"]
     width = max(map(len, files))
     for path, meaning in files.items():
         line = Text.assemble(f"  {path:<{width}}  ", (meaning, "dim"))
