@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    from utils.command import show_problems
     from utils.config import InputError
     from utils.environment import prepare_environment, remove_private_settings
 
@@ -28,8 +29,7 @@ def main(arguments: list[str]) -> int:
         command = parse(arguments)
         prepare_environment(trust_checkpoints=command.trusts_checkpoint())
     except InputError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        show_problems(error.problems)
         return 2
     try:
         return run(command)
@@ -43,6 +43,7 @@ def run(command: "Command") -> int:
 
     from utils import terminal
     from utils.checks import checked, with_demo_data
+    from utils.command import show_problems
     from utils.config import InputError, load_config
     from utils.run_dir import RunDir
     from utils.server import FederationError
@@ -65,13 +66,13 @@ def run(command: "Command") -> int:
             terminal.show_end(console, result, federation)
         return 0
     except InputError as error:
-        terminal.show_problems(error.problems)
+        show_problems(error.problems)
         return 2
     except (FederationError, OSError) as error:
-        terminal.show_problems([str(error)])
+        show_problems([str(error)])
         code = 1
     except KeyboardInterrupt:
-        terminal.show_problems(["interrupted"])
+        show_problems(["interrupted"])
         code = 130
     terminal.show_what_is_done(run_dir)
     return code

@@ -34,6 +34,11 @@ class _Trace:
     number: int
 
 
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 @contextmanager
 def attempt(folder: Path, message: str, timeout_s: float | None) -> Iterator[int]:
     """Work on a message alone; gives the number of this attempt, from 1.

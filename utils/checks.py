@@ -29,8 +29,7 @@ class Federation:
     """A config that has passed every check, with what the checks found.
 
     config: nothing in it is "auto" or "demo" any more. server_data: without a test split that has
-    no labels. names: classes by index; one, "item", with
-    single_cls. summaries: by client.
+    no labels. names: classes by index; one, "item", with single_cls. summaries: by client.
     model: the global model before round 1. caches: label caches, a folder for each client.
     """
 
@@ -199,14 +198,13 @@ def _task(config: Config) -> tuple[str | None, list[str]]:
 def _sharing_problems(config: Config) -> list[str]:
     shared = config.shared
     problems = []
-    is_partial = shared.batchnorm == "local" or len(set(shared.parts)) < 3
-    if is_partial and config.evaluate.data is not None:
+    if shared.is_partial and config.evaluate.data is not None:
         problems.append(
             "evaluate.data: the server has no whole model to evaluate with shared.parts "
             f"[{', '.join(shared.parts)}] and shared.batchnorm {shared.batchnorm}; remove it "
             "(clients are evaluated on their own val splits), or share all"
         )
-    if is_partial:
+    if shared.is_partial:
         problems += [
             f"datasets[{i}] '{data.name}': show_images: pictures show a global model, and with "
             "shared.parts or shared.batchnorm as set there is none; set it to 0, or share all"
@@ -218,7 +216,7 @@ def _sharing_problems(config: Config) -> list[str]:
             "evaluate.cross_client: has no effect with evaluate.every 0, which never evaluates; "
             "set every to 1, or remove it"
         )
-    if is_partial and not config.evaluate.every:
+    if shared.is_partial and not config.evaluate.every:
         problems.append(
             "evaluate.every: 0 would leave no model, since clients write theirs when they are "
             "evaluated; use 1, or share all"

@@ -4,7 +4,6 @@ Subclass `YoloClient` to change what a client does; the handlers below it only u
 from a message, call it, and pack the reply.
 """
 
-import copy
 import json
 import time
 import traceback
@@ -31,7 +30,7 @@ from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 
 from utils.arrays import Arrays, Layout, select
-from utils.attempts import LostWorkerError, attempt
+from utils.attempts import LostWorkerError, attempt, reason_of
 from utils.config import SharedConfig
 from utils.data import NOT_ANNOTATED, in_label_space, read_data_yaml, write_private_yaml
 from utils.evaluation import Evaluation, Evaluator
@@ -179,8 +178,7 @@ class YoloClient(NumPyClient):
             try:
                 metrics.update(self._score_local_model(round_number, result.arrays))
             except Exception as error:  # whatever it is, the training was good
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                metrics["note"] = f"its local model was not scored: {reason}"
+                metrics["note"] = f"its local model was not scored: {reason_of(error)}"
         return [result.arrays[name] for name in self.names], result.num_examples, metrics
 
     def evaluate(
@@ -223,18 +221,15 @@ class YoloClient(NumPyClient):
         self._load(dict(zip(self.names, parameters, strict=True)), round_number)
         return to_arrays(self.model)
 
-    def draw(self, models: Mapping[str, Arrays]) -> bytes:
-        """A JPEG of the val images that others may see, with predictions of these whole models.
+    def draw(self, versions: Mapping[str, Arrays]) -> bytes:
+        """A JPEG of the val images that others may see, with predictions of whole models.
 
-        models: by the title above their predictions. Raises ValueError when none may be seen.
+        versions: their arrays by the title above the predictions. Raises ValueError when no image
+        may be seen.
         """
         if not self.show_images:
             raise ValueError(f"client '{self.name}' shows no images: its show_images is 0")
-        built: dict[str, torch.nn.Module] = {}
-        for title, arrays in models.items():
-            load_into(self.model, arrays)
-            built[title] = copy.deepcopy(self.model)
-        return self.evaluator.draw(built, self.show_images)
+        return self.evaluator.draw(self.model, versions, self.show_images)
 
     def _load(self, shared: Arrays, round_number: int) -> None:
         """Put these arrays, and the private ones as of this round, into `model`."""
@@ -401,8 +396,7 @@ def local(message: Message, context: Context) -> Message:
     """Give the client's best local model away, if the federation's config allows it."""
     instructions = _instructions(message)
     client = client_for(instructions, _partition(context))
-    if not instructions.cross_client:
-        raise ValueError(f"client '{client.name}' keeps its model: evaluate.cross_client is false")
+    _refuse_without_consent(instructions, client)
     return Message(RecordDict({"arrays": to_record(client.local_model())}), reply_to=message)
 
 
@@ -411,10 +405,14 @@ def local(message: Message, context: Context) -> Message:
 def personal(message: Message, context: Context) -> Message:
     """Give the client's own model away, as `local`."""
     client, arrays, config = _unpack(message, context)
-    if not _instructions(message).cross_client:
-        raise ValueError(f"client '{client.name}' keeps its model: evaluate.cross_client is false")
+    _refuse_without_consent(_instructions(message), client)
     model = client.personal_model(arrays, int(config["server-round"]))
     return Message(RecordDict({"arrays": to_record(model)}), reply_to=message)
+
+
+def _refuse_without_consent(instructions: Instructions, client: YoloClient) -> None:
+    if not instructions.cross_client:
+        raise ValueError(f"client '{client.name}' keeps its model: evaluate.cross_client is false")
 
 
 @app.query("pictures")

@@ -162,6 +162,11 @@ class SharedConfig(_Frozen):
     batchnorm: Literal["average", "local", "frozen"] = "average"
     freeze_after: NonNegativeInt | None = None
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether some arrays stay with the clients, so that each has a model of its own."""
+        return self.batchnorm == "local" or len(set(self.parts)) < 3
+
     def batchnorm_is_frozen(self, round_number: int, num_rounds: int) -> bool:
         """Whether BatchNorm statistics stay as they are in this round."""
         after = num_rounds // 2 if self.freeze_after is None else self.freeze_after

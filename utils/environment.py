@@ -14,12 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 # Off by default; whoever sets one of these before starting is obeyed.
 QUIET_DEFAULTS = {
@@ -48,7 +42,6 @@ SETTINGS_OFF = (
     "vscode_msg",
     "openvino_msg",
 )
-BLOCK = 64  # boxes that `nms` compares at a time
 
 
 def prepare_environment(*, trust_checkpoints: bool = False) -> None:
@@ -137,12 +130,14 @@ def ensure_torchvision_nms() -> None:
     torchvision's Linux wheels on PyPI are CUDA builds. Beside a CPU build of PyTorch (seen with
     torchvision 0.28.0 and torch 2.13.0+cpu) its library does not load and the import ends in
     "operator torchvision::nms does not exist". Ultralytics imports it in every validator and uses
-    that one operator, for which `nms` below takes the place.
+    that one operator, for which that of utils/nms.py takes the place.
     Where torchvision loads, nothing is changed.
     """
     if torchvision_loads():
         return
     import torch
+
+    from utils.nms import nms
 
     schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     for operator in ("nms", "qnms"):  # the import only wants both to be declared
@@ -151,45 +146,6 @@ def ensure_torchvision_nms() -> None:
     import torchvision.extension
 
     torchvision.extension._has_ops = lambda: True
-
-
-def nms(boxes: "torch.Tensor", scores: "torch.Tensor", iou_threshold: float) -> "torch.Tensor":
-    """Greedy non-maximum suppression, as torchvision's operator.
-
-    Ultralytics' own version takes a Python step for each box that stays, which made up half of an
-    evaluation. Here one step takes BLOCK boxes; the arithmetic, and so the choice, is the same.
-
-    boxes: (n, 4) float32, xyxy. scores: (n,). Returns indices of boxes, int64, best first.
-    """
-    import torch
-
-    order = scores.argsort(stable=True, dim=0, descending=True)
-    # torchvision compares float32 with a float64: x > threshold is x > the next float32 below it.
-    limit = np.float32(iou_threshold)
-    if float(limit) > iou_threshold:  # NumPy would compare float32
-        limit = np.nextafter(limit, np.float32(0))
-    corners = np.ascontiguousarray(boxes[order].numpy().T)
-    stays = np.ones(len(order), bool)
-    for start in range(0, len(order), BLOCK):
-        block = start + np.flatnonzero(stays[start : start + BLOCK])
-        overlaps = np.triu(_iou(corners[:, block], corners[:, block]) > limit, 1)
-        for row in np.flatnonzero(overlaps.any(1)):
-            if stays[block[row]]:
-                stays[block[overlaps[row]]] = False
-        block = block[stays[block]]
-        later = start + BLOCK + np.flatnonzero(stays[start + BLOCK :])
-        stays[later] = ~(_iou(corners[:, block], corners[:, later]) > limit).any(0)
-    return order[torch.from_numpy(stays)]
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of each of a with each of b: (4, n), (4, m) -> (n, m) float32."""
-    left, top = np.maximum(a[:2, :, None], b[:2, None])
-    right, bottom = np.minimum(a[2:, :, None], b[2:, None])
-    shared = (right - left).clip(0) * (bottom - top).clip(0)
-    area_a, area_b = ((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
-    with np.errstate(invalid="ignore"):  # of empty boxes, which overlap nothing
-        return shared / (area_a[:, None] + area_b - shared)
 
 
 def _user_settings_file() -> Path:

@@ -11,9 +11,10 @@ import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader
 
+from utils.arrays import Arrays
 from utils.data import build_dataset
 from utils.environment import ensure_torchvision_nms
-from utils.model import validator_class
+from utils.model import load_into, validator_class
 from utils.pictures import drawing_class, side_by_side
 
 # Train arguments that also matter in validation. The batch size is not among them: it changes the
@@ -80,20 +81,23 @@ class Evaluator:
             _per_class(validator.metrics.box, model),
         )
 
-    def draw(self, models: Mapping[str, torch.nn.Module], num_images: int) -> bytes:
-        """A picture of some val images with their labels, and with each model's predictions.
+    def draw(
+        self, model: torch.nn.Module, versions: Mapping[str, Arrays], num_images: int
+    ) -> bytes:
+        """A picture of some val images with their labels, and with each version's predictions.
 
-        models: by the title that stands above its predictions. num_images: at most; drawn from
-        those with labels, always the same.
+        model: takes the arrays of one version after the other, and keeps those of the last.
+        versions: whole arrays by the title that stands above their predictions.
+        num_images: at most; drawn from those with labels, always the same.
         Returns a JPEG.
         """
         folder = self.private_dir / "pictures"
         folder.mkdir(exist_ok=True)
-        some_model = next(iter(models.values()))
-        images = self._some_images(some_model, folder / "images.txt", num_images)
-        loader = self._build_loader(some_model, "val", images)
+        images = self._some_images(model, folder / "images.txt", num_images)
+        loader = self._build_loader(model, "val", images)
         panels: dict[str, Path] = {}
-        for number, (title, model) in enumerate(models.items()):
+        for number, (title, arrays) in enumerate(versions.items()):
+            load_into(model, arrays)
             drawing = self._validate(model, drawing_class(self.args["task"]), loader, "val")
             labels, predictions = drawing.pictures
             panels.setdefault("labels", labels.replace(folder / "labels.jpg"))

@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -50,6 +50,7 @@ from ultralytics.nn.autobackend import AutoBackend, check_class_names
 from ultralytics.nn.tasks import yaml_model_load
 
 from utils.arrays import Arrays, Layout, cast_to, layout_problems, negative_statistics
+from utils.command import Parser, show_problems
 from utils.config import InputError, nearest
 from utils.environment import ensure_torchvision_nms, remove_private_settings
 from utils.model import (
@@ -507,15 +508,9 @@ def _first_line(error: BaseException) -> str:
     return next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Report wrong usage as any other wrong input."""
-        raise InputError(f"{message}; see --help")
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises InputError."""
-    parser = _Parser(
+    parser = Parser(
         prog="export_federated.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -592,8 +587,7 @@ def export_imgsz(options: argparse.Namespace, rebuilt: Rebuilt) -> int:
 
 
 def _fail(problems: Sequence[str], code: int) -> int:
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+    show_problems(problems)
     return code
 
 

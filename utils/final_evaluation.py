@@ -9,12 +9,13 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from utils.arrays import Arrays, Layout, layout_problems, negative_statistics
-from utils.client import from_record, to_record
+from utils.arrays import Arrays, Layout
+from utils.attempts import reason_of
+from utils.client import to_record
 from utils.evaluation import Evaluation
 from utils.model import load_into, to_arrays
-from utils.run_dir import SERVER, write_atomically
-from utils.server import Score, Server
+from utils.run_dir import JPEG, SERVER, write_atomically
+from utils.server import Score, Server, read_arrays
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
 FINISHED = "server/finished"
@@ -110,11 +111,7 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
         kinds.append("personal")
 
     def read(_: str, reply: Message) -> Arrays:
-        arrays = from_record(reply.content.array_records["arrays"])
-        problems = layout_problems(arrays, layout) + negative_statistics(arrays)
-        if problems:
-            raise ValueError("its model was refused: " + "; ".join(problems[:3]))
-        return arrays
+        return read_arrays(reply, layout, "model was")
 
     for kind in kinds:
         for node in sorted(server.names_by_node, key=lambda node: server.names_by_node[node]):
@@ -142,12 +139,10 @@ def draw_predictions(server: Server, grid: Grid) -> None:
     arrays = {"round 1": first} if first else {}
     arrays[f"round {server.config.num_rounds}"] = server.deployed
     if on_server is not None:
-        models = {title: server.copy_of_model(values) for title, values in arrays.items()}
         try:
-            picture = on_server.draw(models, num_images)
+            picture = on_server.draw(server.model, arrays, num_images)
         except Exception as error:  # of Ultralytics' drawing; no reason to call the run a failure
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            server.display.notice(f"predictions.jpg: not drawn: {reason}")
+            server.display.notice(f"predictions.jpg: not drawn: {reason_of(error)}")
         else:
             _write_picture(server, "predictions.jpg", picture)
     if nodes:
@@ -168,7 +163,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
 
 def _jpeg(data: Any) -> bytes:
     """The bytes of a picture, which a report will show."""
-    if not isinstance(data, bytes) or not data.startswith(b"\xff\xd8\xff"):
+    if not isinstance(data, bytes) or not data.startswith(JPEG):
         raise ValueError("its picture was refused: not a JPEG")
     return data
 

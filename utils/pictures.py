@@ -78,13 +78,12 @@ def _enlarged(pred: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Te
 
 def side_by_side(panels: Mapping[str, Path]) -> bytes:
     """Pictures in a row, each below its title, as a JPEG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from PIL import Image
 
+    from utils.plots import new_figure
+
     inches = PANEL_PX / 100
-    figure = Figure(figsize=(inches * len(panels), inches + 0.35), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)  # no global pyplot state
+    figure = new_figure(inches * len(panels), inches + 0.35, dpi=100)
     for index, (title, path) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), index + 1)
         with Image.open(path) as image:

@@ -49,12 +49,12 @@ def write_pictures(run: Run) -> list[Path]:
     return list(pictures)
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float, **look: Any) -> Any:
     """A figure of so many inches that no pyplot state knows of."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained", **look)
     FigureCanvasAgg(figure)
     return figure
 
@@ -69,7 +69,7 @@ def _draw_curves(run: Run) -> Any:
         return None
     num_columns = max(map(len, rows))
     lines: dict[str, Any] = {}
-    figure = _new_figure(max(3.2 * num_columns, 6.4), 2.7 * len(rows) + 0.6)
+    figure = new_figure(max(3.2 * num_columns, 6.4), 2.7 * len(rows) + 0.6)
     grid = figure.add_gridspec(len(rows), num_columns)
     for i, columns in enumerate(rows):
         for j, column in enumerate(columns):
@@ -135,7 +135,7 @@ def _draw_clients(run: Run) -> Any:
     if 0 < len(names) <= MAX_CLASSES:
         panels.append(lambda axes: _draw_boxes(axes, results, names))
         widths.append(max(0.62 * len(names), 1.6))
-    figure = _new_figure(sum(widths) + 1, 0.3 * len(results) + 1.6)
+    figure = new_figure(sum(widths) + 1, 0.3 * len(results) + 1.6)
     grid = figure.add_gridspec(1, len(panels), width_ratios=widths)
     for number, draw in enumerate(panels):
         axes = figure.add_subplot(grid[0, number])
@@ -224,7 +224,7 @@ def _draw_matrix(run: Run) -> Any:
     if grid is None:
         return None
     values = [[math.nan if v is None else v for v in row] for row in grid.values]
-    figure = _new_figure(0.62 * len(grid.columns) + 2.6, 0.34 * len(grid.rows) + 1.6)
+    figure = new_figure(0.62 * len(grid.columns) + 2.6, 0.34 * len(grid.rows) + 1.6)
     axes = figure.add_subplot()
     shades = LinearSegmentedColormap.from_list("shades", SHADES)
     axes.imshow(values, cmap=shades, aspect="auto")

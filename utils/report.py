@@ -14,11 +14,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from utils.command import Parser, show_problems
 from utils.comparison_page import comparison_page
 from utils.config import InputError
 from utils.page import write_page
@@ -45,15 +45,9 @@ def _draw(run: Run) -> list[Path]:
     return [*pictures, page]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Report wrong usage as any other wrong input."""
-        raise InputError(f"{message}; see --help")
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises InputError."""
-    parser = _Parser(
+    parser = Parser(
         prog="report.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,8 +110,7 @@ def _compare(runs: Sequence[Run], output: Path) -> Path:
 
 
 def _fail(problems: Sequence[str], code: int) -> int:
-    for problem in problems:
-        print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
+    show_problems(problems)
     return code
 
 

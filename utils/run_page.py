@@ -12,7 +12,7 @@ import yaml
 
 from utils.charts import Chart, bar_chart, heat_chart, line_chart
 from utils.page import Mark, Number, Page, Picture, Section, Sheet
-from utils.run_dir import SERVER
+from utils.run_dir import JPEG, SERVER
 from utils.run_numbers import (
     MAX_CLASSES,
     NO_VALUE,
@@ -156,11 +156,12 @@ def centralised_number(runs: Sequence[Run]) -> Number:
 
 def _pictures(run: Run) -> Iterator[Picture]:
     for path in sorted(run.path.glob("predictions*.jpg")):
-        if path.is_symlink() or not path.is_file() or path.read_bytes()[:3] != b"\xff\xd8\xff":
+        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        if not data.startswith(JPEG):
             continue  # not one that a run has written
         owner = path.stem.removeprefix("predictions").lstrip("_")
         whose = f"images of {owner}" if owner else "images of the server's data"
-        source = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         alt = f"Labels and predictions of the first and the last round, {whose}"
         caption = f"Labels, round 1 and last round, on {whose}; boxes with a confidence above 0.25"
         yield Picture(source, alt, caption)

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from utils.config import InputError
+from utils.config import InputError, SharedConfig
 from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RESULTS, read_csv
 
 # The metric that a task is judged by; a model of masks or keypoints has boxes too.
@@ -96,8 +96,7 @@ class Run:
     @cached_property
     def is_personal(self) -> bool:
         """Whether each client has a model of its own, because some arrays are not shared."""
-        shared = self.settings.get("shared") or {}
-        return shared.get("batchnorm") == "local" or len(set(shared.get("parts") or "123")) < 3
+        return SharedConfig.model_validate(self.settings.get("shared") or {}).is_partial
 
 
 def read_run(path: Path, name: str | None = None) -> Run:

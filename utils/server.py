@@ -1,6 +1,5 @@
 """The server: one readable round loop over a Flower strategy."""
 
-import copy
 import random
 import statistics
 import threading
@@ -427,11 +426,6 @@ class Server:
         path = run_dir.round_path(round_number)
         return run_dir.load_round(round_number, self.layout) if path.exists() else None
 
-    def copy_of_model(self, arrays: Arrays) -> torch.nn.Module:
-        """A model with these arrays, which are whole."""
-        load_into(self.model, arrays)
-        return copy.deepcopy(self.model)
-
     @property
     def has_model(self) -> bool:
         """Whether the shared arrays are all there is to the model."""
@@ -650,10 +644,7 @@ class Server:
         return None
 
     def _read_update(self, name: str, reply: Message) -> Update:
-        arrays = from_record(reply.content.array_records["arrays"])
-        problems = layout_problems(arrays, self.layout) + negative_statistics(arrays)
-        if problems:
-            raise ValueError("its arrays were refused: " + "; ".join(problems[:3]))
+        arrays = read_arrays(reply, self.layout)
         numbers = _numbers(reply)
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
@@ -698,6 +689,15 @@ class Clock:
     def total(self) -> float:
         """Seconds since the start."""
         return round(time.perf_counter() - self._started, 3)
+
+
+def read_arrays(reply: Message, layout: Layout, what: str = "arrays were") -> Arrays:
+    """The arrays of a reply. Raises ValueError for those that this model cannot take."""
+    arrays = from_record(reply.content.array_records["arrays"])
+    problems = layout_problems(arrays, layout) + negative_statistics(arrays)
+    if problems:
+        raise ValueError(f"its {what} refused: " + "; ".join(problems[:3]))
+    return arrays
 
 
 def _num_bytes(message: Message) -> int:

@@ -28,10 +28,12 @@ from rich.text import Text
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.checks import Federation
+from utils.command import show_problems
 from utils.config import InputError
 from utils.environment import torchvision_loads
 from utils.report import draw_report
 from utils.run_dir import RunDir
+from utils.run_numbers import counted
 from utils.run_page import headline
 from utils.run_record import Run, read_run
 from utils.server import RoundResult, RunResult
@@ -48,8 +50,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         device = "No GPU found: on the CPU"
     base_model = escape(Path(config.base_model).name)
     console.print(
-        f"[bold]{base_model}[/]: {_count(len(config.clients), 'client')}, "
-        f"{_count(config.num_rounds, 'round')} of {_count(config.local_epochs, 'epoch')}, "
+        f"[bold]{base_model}[/]: {counted(len(config.clients), 'client')}, "
+        f"{counted(config.num_rounds, 'round')} of {counted(config.local_epochs, 'epoch')}, "
         f"{federation.task}, {config.strategy.name}"
     )
     train = config.train
@@ -103,11 +105,10 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
         model: f"{whose}: YOLO(...), yolo predict, yolo val, yolo export",
         f"{weights}/round{last}.npz": "global weights of each round",
         f"{run_dir}/results.csv": "losses and metrics by round; clients.csv: by client",
-        f"{run_dir}/test.csv": "scores on the test splits",
-        f"{run_dir}/report.html": "all of it to look at, in a browser",
     }
-    if not (result.run_dir / "test.csv").exists():
-        del files[f"{run_dir}/test.csv"]
+    if (result.run_dir / "test.csv").exists():
+        files[f"{run_dir}/test.csv"] = "scores on the test splits"
+    files[f"{run_dir}/report.html"] = "all of it to look at, in a browser"
     width = max(map(len, files))
     for path, meaning in files.items():
         line = Text.assemble(f"  {path:<{width}}  ", (meaning, "dim"))
@@ -146,7 +147,7 @@ def show_what_is_done(run_dir: RunDir | None) -> None:
     done = run_dir.last_round()
     if done:
         draw(run_dir)
-    found = f"{_count(done, 'finished round')}" if done else "no round was finished"
+    found = f"{counted(done, 'finished round')}" if done else "no round was finished"
     print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
     command = f"federated.py {shlex.quote(f'resume={_shown(run_dir.path)}')}"
     print(f"go on with it: {_beside_python('python')} {command}", file=sys.stderr)
@@ -162,16 +163,6 @@ def draw(run_dir: RunDir) -> None:
         show_problems([f"report.html: {error.strerror or error}"])
     except Exception as error:  # of a drawing library: the run itself is good
         show_problems([f"report.html: cannot be drawn ({type(error).__name__}: {error})"])
-
-
-def show_problems(problems: Sequence[str]) -> None:
-    """Print one line for each problem with the input."""
-    for problem in problems:
-        print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _shown(path: Path) -> Path:

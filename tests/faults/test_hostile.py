@@ -8,8 +8,8 @@ from processes import finished
 
 import federated
 from utils import export_federated
+from utils.command import show_problems
 from utils.config import InputError
-from utils.terminal import show_problems
 
 pytestmark = pytest.mark.slow
 
