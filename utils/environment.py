@@ -20,6 +20,8 @@ QUIET_DEFAULTS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns that it will stop hiding GPUs
+    # A worker's last call races with Ray's own end, which would put a line on stderr now and then.
+    "RAY_enable_output_error_log_if_still_retry": "0",
     "YOLO_OFFLINE": "1",  # no look-up of weights, fonts or package updates
     "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
     "YOLO_VERBOSE": "false",
