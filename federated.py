@@ -11,13 +11,20 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 ROOT = Path(__file__).resolve().parent
 DEMO = ROOT / "configs" / "demo.yaml"
 
 
-def main(arguments: list[str]) -> int:
-    """Run a federation from command-line arguments and return the exit code."""
+def main(arguments: list[str], grid: "Grid | None" = None) -> int:
+    """Run a federation from command-line arguments and return the exit code.
+
+    grid: the nodes to run on, in a Flower app; without it, a simulation is started here.
+    """
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
@@ -32,19 +39,22 @@ def main(arguments: list[str]) -> int:
         show_problems(error.problems)
         return 2
     try:
-        return run(command)
+        return run(command, grid)
     finally:
         remove_private_settings()
 
 
-def run(command: "Command") -> int:
+def run(command: "Command", grid: "Grid | None" = None) -> int:
     """Load config -> check -> simulate -> say where the results are."""
+    from functools import partial
+
     from rich.console import Console
 
     from utils import terminal
     from utils.checks import checked, with_demo_data
     from utils.command import show_problems
     from utils.config import InputError, load_config
+    from utils.deployment import run_on, wait_for_sites
     from utils.run_dir import RunDir
     from utils.server import FederationError
     from utils.simulation import simulate
@@ -57,11 +67,15 @@ def run(command: "Command") -> int:
             run_dir = RunDir.reopen(command.run_dir)
             # Where the run was made does not matter any more; it may have been moved.
             config = config.model_copy(update={"save_dir": str(run_dir.path.parent)})
-        with checked(with_demo_data(config)) as federation:
+        meet = partial(wait_for_sites, grid, console) if grid else None
+        with checked(with_demo_data(config), meet) as federation:
             run_dir = run_dir or RunDir.create(Path(federation.config.save_dir), config.name)
             terminal.show_start(console, federation, run_dir)
             with terminal.TerminalDisplay(console, config.num_rounds) as display:
-                result = simulate(federation, display, run_dir)
+                if grid is None:
+                    result = simulate(federation, display, run_dir)
+                else:
+                    result = run_on(grid, federation, display, run_dir)
             terminal.draw(run_dir)
             terminal.show_end(console, result, federation)
         return 0

@@ -111,12 +111,15 @@ def client_rounds(
     """A function that runs a client's next round, from arrays to arrays."""
     from utils.client import YoloClient
     from utils.data import read_data_yaml, write_private_yaml
+    from utils.model import build_model, to_arrays, yaml_of
     from utils.trainer import SliceSettings
 
+    data = read_data_yaml(options.data, where="data")
+    model = build_model(options.base, "detect", data, train)
     settings = SliceSettings(
-        base_model=options.base,
+        model_yaml=yaml_of(model),
         task="detect",
-        data=write_private_yaml(read_data_yaml(options.data, where="data"), folder),
+        data=write_private_yaml(data, folder),
         private_dir=folder,
         train=train,
         num_rounds=rounds,
@@ -126,7 +129,7 @@ def client_rounds(
         num_threads=1,
     )
     client = YoloClient("client", settings)
-    parameters = client.get_parameters({})
+    parameters = list(to_arrays(model).values())
     round_number = 0
 
     def run() -> None:

@@ -308,15 +308,22 @@ def test_a_wrong_setting_is_named_with_what_is_right(
     [
         (
             "[]",
-            "datasets: found [], expected 'demo' or a list of data.yaml paths, one for each cli",
+            "datasets: found [], expected 'demo', 'supernodes' or a list of data.yaml paths",
         ),
-        ("demos", "datasets: found 'demos', expected 'demo' or a list of data.yaml paths, one for"),
+        ("demos", "datasets: found 'demos', expected 'demo', 'supernodes' or a list of data.yaml"),
         (
             "[3]",
             "datasets[0]: found 3, expected the path of a data.yaml, or {name: ..., data: ...}",
         ),
         ("[a.yaml, null]", "datasets[1]: found None, expected the path of a data.yaml, or {name: "),
-        ("[{name: a}]", "datasets[0].data: missing; see configs/example.yaml"),
+        (
+            "[{name: a}, {name: b, data: c}]",
+            "datasets[1] 'b': has a data.yaml, and others have none; give every client one (a ",
+        ),
+        (
+            "[{name: a, show_images: 2}]",
+            "datasets[0] 'a': show_images and not_annotated are the SuperNode's to say, in its ",
+        ),
         ("[{name: a, data: b, dat: c}]", "datasets[0].dat: unknown setting; did you mean 'data'?"),
         ("[{name: a, data: [b]}]", "datasets[0].data: found ['b'], expected a valid string"),
         (

@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,16 @@ from utils.config import ClientData, ClientResources, Config, InputError, neares
 from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
 from utils.environment import num_cpus
 from utils.loggers import logger_problems, loggers_of_settings
+from utils.members import Members
 from utils.model import build_model, load_checkpoint_module, task_of, to_arrays
 from utils.strategies import strategy_problems
 
+MANY = 10**6
 MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
 SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no client's name
+
+
+Meet = Callable[[Config, str], Members]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Federation:
     config: nothing in it is "auto" or "demo" any more. server_data: without a test split that has
     no labels. names: classes by index; one, "item", with single_cls. summaries: by client.
     model: the global model before round 1. caches: label caches, a folder for each client.
+    members: the sites that are there, if the clients are SuperNodes.
     """
 
     config: Config
@@ -40,6 +46,7 @@ class Federation:
     server_data: dict[str, Any] | None
     model: torch.nn.Module
     caches: Path
+    members: Members | None = None
 
 
 def with_demo_data(config: Config) -> Config:
@@ -63,30 +70,48 @@ def with_demo_data(config: Config) -> Config:
 
 
 @contextmanager
-def checked(config: Config) -> Iterator[Federation]:
+def checked(config: Config, meet: Meet | None = None) -> Iterator[Federation]:
     """Check everything that can be checked before round 1, and nothing is left behind.
 
+    meet: waits for the sites, where the clients are SuperNodes; called once all else is right.
     Raises InputError with all problems at once.
     """
     with tempfile.TemporaryDirectory(prefix="federated-yolo-check-") as folder:
-        yield _check(config, Path(folder))
+        yield _check(config, Path(folder), meet)
 
 
-def _check(config: Config, caches: Path) -> Federation:
-    problems = strategy_problems(config.strategy, config.clients_per_round)
-    problems += _min_clients_problems(config)
+def _check(config: Config, caches: Path, meet: Meet | None) -> Federation:
+    problems = strategy_problems(config.strategy, _most_per_round(config))
+    problems += [] if config.has_sites else _min_clients_problems(config)
     problems += [] if config.loggers == "settings" else logger_problems(config.loggers)
     problems += _resource_problems(config.client_resources) + _sharing_problems(config)
     problems += _save_dir_problems(Path(config.save_dir))
     task, base_problems = _task(config)
     problems += base_problems
-    summaries: dict[str, DataSummary] = {}
+    members = None
+    if config.has_sites:
+        if meet is None:
+            problems.append(
+                "datasets: these are SuperNodes; start the run with flwr run (docs/deployment.md)"
+            )
+        if problems or meet is None or task is None:
+            raise InputError(problems)
+        members = meet(config, task)
+        config = config.model_copy(
+            update={
+                "datasets": members.clients,
+                "new_clients": members.is_open,
+            }
+        )
+        problems += strategy_problems(config.strategy, config.clients_per_round)
+        problems += _min_clients_problems(config)
+    summaries = members.summaries if members else {}
     # Labels are read as the task reads them; a base model that cannot say is taken as detect.
-    for index, data in enumerate(config.clients):
+    for index, data in enumerate([] if members else config.clients):
         where = f"datasets[{index}] '{data.name}'"
         try:
             summaries[data.name] = check_dataset(
-                Path(data.data),
+                Path(data.data or ""),
                 task or "detect",
                 caches / data.name,
                 where=where,
@@ -110,15 +135,16 @@ def _check(config: Config, caches: Path) -> Federation:
             problems += error.problems
     names, name_problems = _label_space(config, summaries, server_names)
     problems += (
-        name_problems + _form_problems(config, summaries) + _class_index_problems(config, names)
+        name_problems
+        + _form_problems(config, summaries, server_summary)
+        + _class_index_problems(config, names)
     )
     if problems or task is None:
         raise InputError(problems)
-    first = read_data_yaml(Path(config.clients[0].data), where="datasets[0]")
-    first = in_label_space(first, names)
+    form = next(iter(summaries.values())).as_data(names)
     config = _resolve(config, summaries, names)
     try:
-        model: Any = build_model(config.base_model, task, first, config.train, config.seed)
+        model: Any = build_model(config.base_model, task, form, config.train, config.seed)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base_model '{config.base_model}': cannot be built: {error}") from error
     arrays = to_arrays(model)
@@ -133,7 +159,7 @@ def _check(config: Config, caches: Path) -> Federation:
         if not (server_summary and server_summary.num_test):
             server_data.pop("test", None)
     names = tuple(model.names[index] for index in range(len(model.names)))
-    return Federation(config, task, names, summaries, server_data, model, caches)
+    return Federation(config, task, names, summaries, server_data, model, caches, members)
 
 
 def _resource_problems(resources: ClientResources) -> list[str]:
@@ -156,6 +182,11 @@ def _resource_problems(resources: ClientResources) -> list[str]:
                 "one GPU; use 1, or a fraction to share it"
             )
     return problems
+
+
+def _most_per_round(config: Config) -> int:
+    """How many clients a round can have, as far as is known before sites have come."""
+    return MANY if config.has_sites else config.clients_per_round
 
 
 def _min_clients_problems(config: Config) -> list[str]:
@@ -265,31 +296,24 @@ def _label_space(
     return names, problems
 
 
-def _form_problems(config: Config, summaries: dict[str, DataSummary]) -> list[str]:
+def _form_problems(
+    config: Config, summaries: dict[str, DataSummary], server_summary: DataSummary | None
+) -> list[str]:
     """Channels and keypoints must be the same everywhere: they shape the model."""
-    places = [
-        (f"datasets[{i}] '{data.name}'", data.data)
+    found = [
+        (f"datasets[{i}] '{data.name}'", summaries[data.name])
         for i, data in enumerate(config.clients)
         if data.name in summaries
     ]
-    if config.evaluate.data is not None:
-        places.append(("evaluate.data", config.evaluate.data))
-    found = []
-    for where, path in places:
-        try:
-            found.append((where, read_data_yaml(Path(path), where=where)))
-        except InputError:  # reported where the data set was checked
-            continue
-    problems = []
-    for where, data in found[1:]:
-        first_where, first = found[0]
-        problems += [
-            f"{where}: {key} {data.get(key)}, {first_where} has {first.get(key)}; all data sets "
-            "need the same, since it shapes the model"
-            for key in ("channels", "kpt_shape")
-            if data.get(key) != first.get(key)
-        ]
-    return problems
+    if server_summary is not None:
+        found.append(("evaluate.data", server_summary))
+    return [
+        f"{where}: {key} {getattr(summary, key)}, {found[0][0]} has {getattr(found[0][1], key)}; "
+        "all data sets need the same, since it shapes the model"
+        for where, summary in found[1:]
+        for key in ("channels", "kpt_shape")
+        if getattr(summary, key) != getattr(found[0][1], key)
+    ]
 
 
 def _class_index_problems(config: Config, names: tuple[str, ...]) -> list[str]:
@@ -321,7 +345,7 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str
     return config.model_copy(
         update={
             "base_model": _absolute(config.base_model),
-            "datasets": [d.model_copy(update={"data": _absolute(d.data)}) for d in config.clients],
+            "datasets": [_with_absolute_path(data) for data in config.clients],
             "names": list(names),
             "global_batch": None,  # train.batch has its share
             "save_dir": _absolute(config.save_dir),
@@ -375,6 +399,10 @@ def _with_whole_strides(config: Config, model: Any) -> Config:
     if whole == imgsz:
         return config
     return config.model_copy(update={"train": {**config.train, "imgsz": whole}})
+
+
+def _with_absolute_path(data: ClientData) -> ClientData:
+    return data.model_copy(update={"data": _absolute(data.data)}) if data.data else data
 
 
 def _absolute(path: str) -> str:

@@ -5,16 +5,18 @@ from a message, call it, and pack the reply.
 """
 
 import json
+import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import ultralytics
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -31,9 +33,11 @@ from pydantic import TypeAdapter
 
 from utils.arrays import Arrays, Layout, select
 from utils.attempts import LostWorkerError, attempt, reason_of
-from utils.config import SharedConfig
-from utils.data import NOT_ANNOTATED, in_label_space, read_data_yaml, write_private_yaml
+from utils.config import CLIENT_NAME, InputError, SharedConfig, nearest
+from utils.data import check_dataset, in_label_space, read_data_yaml, write_private_yaml
+from utils.environment import num_cpus
 from utils.evaluation import Evaluation, Evaluator
+from utils.greeting import Hello, Introduction, Seat, version_problems
 from utils.model import (
     build_model,
     load_checkpoint_module,
@@ -43,7 +47,8 @@ from utils.model import (
     to_arrays,
 )
 from utils.run_dir import write_atomically
-from utils.trainer import SliceSettings, SliceTrainer
+from utils.site import Site, is_site, read_site, without_paths
+from utils.trainer import SliceSettings, SliceTrainer, save_private_start
 
 CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
@@ -51,32 +56,17 @@ SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small nu
 
 
 @dataclass(frozen=True)
-class Partition:
-    """One client of a simulation, where one machine has all data.
-
-    data: path of its data.yaml. not_annotated: of its classes. has_test: whether it has a test
-    split. show_images: how many of its val images it lets others see.
-    """
-
-    name: str
-    data: str
-    not_annotated: tuple[str, ...]
-    has_test: bool
-    show_images: int
-
-
-@dataclass(frozen=True)
 class Instructions:
     """What the server tells every client, in each message; JSON on the wire.
 
-    run_id: unique for a run. digest: of the global model's layout. names: class names of the
-    federation. train: resolved train arguments. clients: of each partition, and private_root the
-    folder of their private folders; only in simulation. round_timeout_s: for one message.
-    cross_client: without it no client gives its local model away.
+    run_id: unique for a run, and usable as the name of a folder. model_yaml: what the global model
+    is built from, and digest of its layout. names: class names of the federation. train: resolved
+    train arguments. device, num_threads: of a client in a simulation. round_timeout_s: for one
+    message. cross_client: without it no client gives its local model away.
     """
 
     run_id: str
-    base_model: str
+    model_yaml: dict[str, Any]
     task: str
     digest: str
     names: tuple[str, ...]
@@ -90,8 +80,6 @@ class Instructions:
     num_threads: int
     round_timeout_s: float | None
     cross_client: bool
-    clients: tuple[Partition, ...]
-    private_root: str
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -106,6 +94,26 @@ class Instructions:
 _INSTRUCTIONS = TypeAdapter(Instructions)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a client works: a folder and a data set of this machine.
+
+    is_site: it has a SuperNode of its own. index: tells its seed from the others'. gives_models:
+    whether its own model may be sent to others.
+    """
+
+    is_site: bool
+    index: int
+    name: str
+    data: Path
+    not_annotated: tuple[str, ...]
+    show_images: int
+    private_dir: Path
+    device: str
+    num_threads: int
+    gives_models: bool
+
+
 class YoloClient(NumPyClient):
     """Trains and evaluates a YOLO model on one data set, slice by slice.
 
@@ -114,22 +122,19 @@ class YoloClient(NumPyClient):
     through the run.
     """
 
-    def __init__(self, name: str, settings: SliceSettings, show_images: int = 0) -> None:
+    def __init__(self, name: str, settings: SliceSettings, *, show_images: int = 0) -> None:
         self.name = name
         self.settings = settings
         self.show_images = show_images
+        self.keeps_models = False  # also those that are not its own
         self.trainer = SliceTrainer(settings)
         self.data = read_data_yaml(settings.data, where=f"client '{name}'")
-        self._private_start: Arrays = {}  # as `model` was built; of a client that has not trained
 
     @cached_property
     def model(self) -> torch.nn.Module:
         """The model to evaluate with, on the CPU; not the one in training."""
         s = self.settings
-        model = build_model(s.base_model, s.task, self.data, s.train, s.seed)
-        shared = set(shared_names(model, s.shared))
-        self._private_start = {k: v.copy() for k, v in to_arrays(model).items() if k not in shared}
-        return model
+        return build_model(s.model_yaml, s.task, self.data, s.train, s.seed)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -141,11 +146,6 @@ class YoloClient(NumPyClient):
     def is_personal(self) -> bool:
         """Whether some arrays stay here, so that the model is this client's own."""
         return len(self.names) < len(self.model.state_dict())
-
-    @property
-    def layout(self) -> Layout:
-        """Layout of this client's model."""
-        return Layout.of(to_arrays(self.model))
 
     @cached_property
     def names(self) -> list[str]:
@@ -187,7 +187,7 @@ class YoloClient(NumPyClient):
         """Evaluate these global arrays, with the client's private ones.
 
         config: "split" is "val" or "test". Where there are private arrays, the model is the
-        client's own, and it keeps the best by its val split.
+        client's own, and it keeps the last and the best by its val split; so does a site.
         Returns 1 - fitness (Ultralytics' validator computes no loss here), the number of images,
         and Ultralytics' metrics, per class too, with "fitness" and "seconds".
         """
@@ -195,7 +195,7 @@ class YoloClient(NumPyClient):
         round_number, split = int(config["server-round"]), str(config.get("split", "val"))
         self._load(dict(zip(self.names, parameters, strict=True)), round_number)
         result = self.evaluator(self.model, split)
-        if self.is_personal and split == "val":
+        if (self.is_personal or self.keeps_models) and split == "val":
             save_checkpoint(self.settings.private_dir / "last.pt", self.model, self.settings.train)
             self._keep_best("best", round_number, result.fitness)
         return _as_reply(result, started)
@@ -235,7 +235,7 @@ class YoloClient(NumPyClient):
         """Put these arrays, and the private ones as of this round, into `model`."""
         load_into(self.model, shared, self.names)
         if self.is_personal:
-            private = self.trainer.private_arrays(round_number) or self._private_start
+            private = self.trainer.private_arrays(round_number)
             load_into(self.model, private, private)
 
     def _score_local_model(self, round_number: int, trained: Arrays) -> dict[str, float]:
@@ -267,30 +267,72 @@ def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str,
 _clients: dict[tuple[str, str], YoloClient] = {}
 
 
-def client_for(instructions: Instructions, partition: int) -> YoloClient:
-    """The YoloClient of a partition, made on its first message in this process."""
-    entry = instructions.clients[partition]
-    key = (instructions.run_id, entry.name)
+def client_for(instructions: Instructions, place: Place) -> YoloClient:
+    """The YoloClient of a place, made on its first message in this process."""
+    key = (instructions.run_id, place.name)
     if key not in _clients:
-        private_dir = Path(instructions.private_root) / entry.name
-        data = read_data_yaml(Path(entry.data), where=f"client '{entry.name}'")
-        data = in_label_space(data, instructions.names, entry.not_annotated)
+        data = read_data_yaml(place.data, where=f"client '{place.name}'")
+        data = in_label_space(data, instructions.names, place.not_annotated)
         settings = SliceSettings(
-            base_model=instructions.base_model,
+            model_yaml=instructions.model_yaml,
             task=instructions.task,
-            data=write_private_yaml(data, private_dir),
-            private_dir=private_dir,
+            data=write_private_yaml(data, place.private_dir),
+            private_dir=place.private_dir,
             train=instructions.train,
             num_rounds=instructions.num_rounds,
             local_epochs=instructions.local_epochs,
-            seed=instructions.seed + SEED_STEP * partition,
-            device=instructions.device,
-            num_threads=instructions.num_threads,
+            seed=instructions.seed + SEED_STEP * place.index,
+            device=place.device,
+            num_threads=place.num_threads,
             shared=instructions.shared,
             keep_optimizer=instructions.keep_optimizer,
         )
-        _clients[key] = YoloClient(entry.name, settings, entry.show_images)
+        client = YoloClient(place.name, settings, show_images=place.show_images)
+        client.keeps_models = place.is_site
+        _clients[key] = client
     return _clients[key]
+
+
+def place_of(message: Message, context: Context) -> Place:
+    """Where this message is to be worked on. Raises InputError for a site that says it wrongly.
+
+    A site goes by its node config alone, whatever data a message names.
+    """
+    instructions = _instructions(message)
+    seat = Seat.from_json(str(message.content.config_records["config"]["seat"]))
+    if not is_site(context.node_config):
+        return Place(
+            is_site=False,
+            index=seat.index,
+            name=seat.name,
+            data=Path(seat.data),
+            not_annotated=seat.not_annotated,
+            show_images=seat.show_images,
+            private_dir=Path(seat.private_dir),
+            device=instructions.device,
+            num_threads=instructions.num_threads,
+            gives_models=True,
+        )
+    site = read_site(context.node_config)
+    return Place(
+        is_site=True,
+        index=seat.index,
+        name=site.name,
+        data=site.data,
+        not_annotated=site.not_annotated,
+        show_images=site.show_images,
+        private_dir=site_folder(site, instructions.run_id),
+        device="0" if torch.cuda.is_available() else "cpu",
+        num_threads=site.num_threads or num_cpus(),
+        gives_models=site.share_model,
+    )
+
+
+def site_folder(site: Site, run_id: str) -> Path:
+    """Where a site keeps its files of a run. Raises ValueError for a name that is none."""
+    if not CLIENT_NAME.fullmatch(run_id):
+        raise ValueError(f"found run {run_id!r}, expected letters, digits, '.', '_' and '-'")
+    return site.folder / run_id
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
@@ -305,6 +347,7 @@ def from_record(record: ArrayRecord) -> Arrays:
 
 Handler = Callable[[Message, Context], Message]
 app = ClientApp()
+log = logging.getLogger(__name__)
 
 
 def _reporting_errors(handler: Handler) -> Handler:
@@ -312,48 +355,119 @@ def _reporting_errors(handler: Handler) -> Handler:
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
-        instructions = _instructions(message)
-        name = instructions.clients[_partition(context)].name
-        folder = Path(instructions.private_root) / name
+        folder = None
         try:
-            message_id = message.metadata.message_id
-            with attempt(folder, message_id, instructions.round_timeout_s) as number:
+            place = place_of(message, context)
+            folder = place.private_dir
+            limit_s = _instructions(message).round_timeout_s
+            with attempt(folder, message.metadata.message_id, limit_s) as number:
                 reply = handler(message, context)
             identity: Any = reply.content.setdefault("client", ConfigRecord())
-            identity.update({"name": name, "attempt": number})
+            identity.update({"name": place.name, "attempt": number})
             return reply
         except Exception as error:  # whatever it is, the server must be told
-            text = traceback.format_exc()
             kind = "" if isinstance(error, LostWorkerError) else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())
-            try:
-                write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))
-            except OSError as full:  # the disk may be what failed
-                reason += f" (and no traceback in {folder}: {full.strerror})"
-            return Message(Error(CLIENT_ERROR, reason), reply_to=message)
+            if folder is not None:
+                reason += _keep_traceback(folder)
+            return _error_reply(reason, message, context)
 
     return wrapped
+
+
+def _keep_traceback(folder: Path) -> str:
+    """Write the present one; says why when that is not possible."""
+    text = traceback.format_exc()
+    try:
+        write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))
+    except OSError as full:  # the disk may be what failed
+        return f" (and no traceback in {folder}: {full.strerror})"
+    return ""
+
+
+def _error_reply(reason: str, message: Message, context: Context) -> Message:
+    """Tell the server why; a site says it in full in its own log, and keeps paths to itself."""
+    if is_site(context.node_config):
+        log.error("error: %s", reason)
+        reason = without_paths(reason)
+    return Message(Error(CLIENT_ERROR, reason), reply_to=message)
+
+
+@app.query("hello")
+def introduce(message: Message, context: Context) -> Message:
+    """Say who this is and what the data set holds; the first message that a node gets."""
+    theirs = Hello.from_json(str(message.content.config_records["config"]["hello"]))
+    try:
+        text = _introduction(theirs, context).to_json()
+    except Exception as error:  # whatever it is, the server must be told
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        reason = " ".join("; ".join(f"{kind}{error}".splitlines()).split())
+        return _error_reply(reason, message, context)
+    return Message(RecordDict({"introduction": ConfigRecord({"json": text})}), reply_to=message)
+
+
+def _introduction(theirs: Hello, context: Context) -> Introduction:
+    node = context.node_config
+    if not is_site(node):
+        return Introduction(partition=(int(node["partition-id"]), int(node["num-partitions"])))
+    site = read_site(node)
+    different = version_problems(theirs)
+    if different:
+        raise InputError(f"site '{site.name}': {', '.join(different)}; install what the server has")
+    summary = check_dataset(
+        site.data,
+        theirs.task,
+        site.folder / "caches",
+        where=f"site '{site.name}'",
+        splits=("train", "val"),
+    )
+    unknown = [name for name in site.not_annotated if name not in summary.names]
+    if unknown:
+        raise InputError(
+            f"site '{site.name}': node-config: not-annotated: '{unknown[0]}' is not one of its "
+            f"classes [{', '.join(summary.names)}]{nearest(unknown[0], summary.names)}"
+        )
+    return Introduction(
+        name=site.name,
+        summary=summary,
+        not_annotated=site.not_annotated,
+        show_images=site.show_images,
+    )
+
+
+@app.query("refused")
+def refused(message: Message, context: Context) -> Message:
+    """Show at the site why the server does not take it."""
+    log.error("refused by the server: %s", message.content.config_records["config"]["reason"])
+    return Message(RecordDict(), reply_to=message)
 
 
 @app.query()
 @_reporting_errors
 def query(message: Message, context: Context) -> Message:
-    """Say which classes are not annotated here, and check that the model is the server's."""
-    instructions = _instructions(message)
-    client = client_for(instructions, _partition(context))
-    if client.layout.digest != instructions.digest:
+    """Check that the model is the server's, and take what the base model has for private arrays."""
+    instructions, place = _instructions(message), place_of(message, context)
+    data = read_data_yaml(place.data, where=f"client '{place.name}'")
+    form = {key: data[key] for key in ("channels", "kpt_shape") if key in data}
+    if _digest_here(instructions.to_json(), json.dumps(form)) != instructions.digest:
         raise ValueError(
-            f"client '{client.name}' builds another model from {instructions.base_model} than the "
-            "server; use the same base model file and the same Ultralytics version"
+            f"client '{place.name}' builds another model than the server from the same YAML: its "
+            f"Ultralytics is {ultralytics.__version__}, or its data.yaml has other channels or "
+            "kpt_shape"
         )
-    about = ConfigRecord(
-        {
-            "not-annotated": client.data.get(NOT_ANNOTATED, []),
-            "has-test": instructions.clients[_partition(context)].has_test,
-            "show-images": client.show_images,
-        }
-    )
-    return Message(RecordDict({"client": about}), reply_to=message)
+    if "private" in message.content:
+        save_private_start(place.private_dir, from_record(message.content.array_records["private"]))
+    return Message(RecordDict(), reply_to=message)
+
+
+@lru_cache(maxsize=1)  # clients of a simulation are alike
+def _digest_here(instructions_json: str, form_json: str) -> str:
+    """Digest of the layout of the model that this machine builds."""
+    instructions = Instructions.from_json(instructions_json)
+    names = dict(enumerate(instructions.names))
+    data = {**json.loads(form_json), "names": names, "nc": len(names)}
+    model = build_model(instructions.model_yaml, instructions.task, data, instructions.train)
+    return Layout.of(to_arrays(model)).digest
 
 
 @app.train()
@@ -385,7 +499,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @_reporting_errors
 def evaluate_whole(message: Message, context: Context) -> Message:
     """Evaluate a whole model that may be another client's."""
-    client = client_for(_instructions(message), _partition(context))
+    client = client_for(_instructions(message), place_of(message, context))
     arrays = from_record(message.content.array_records["arrays"])
     return _score_message(client.evaluate_whole(arrays), message)
 
@@ -394,9 +508,8 @@ def evaluate_whole(message: Message, context: Context) -> Message:
 @_reporting_errors
 def local(message: Message, context: Context) -> Message:
     """Give the client's best local model away, if the federation's config allows it."""
-    instructions = _instructions(message)
-    client = client_for(instructions, _partition(context))
-    _refuse_without_consent(instructions, client)
+    client = client_for(_instructions(message), place_of(message, context))
+    _refuse_without_consent(message, context)
     return Message(RecordDict({"arrays": to_record(client.local_model())}), reply_to=message)
 
 
@@ -405,21 +518,24 @@ def local(message: Message, context: Context) -> Message:
 def personal(message: Message, context: Context) -> Message:
     """Give the client's own model away, as `local`."""
     client, arrays, config = _unpack(message, context)
-    _refuse_without_consent(_instructions(message), client)
+    _refuse_without_consent(message, context)
     model = client.personal_model(arrays, int(config["server-round"]))
     return Message(RecordDict({"arrays": to_record(model)}), reply_to=message)
 
 
-def _refuse_without_consent(instructions: Instructions, client: YoloClient) -> None:
-    if not instructions.cross_client:
-        raise ValueError(f"client '{client.name}' keeps its model: evaluate.cross_client is false")
+def _refuse_without_consent(message: Message, context: Context) -> None:
+    place = place_of(message, context)
+    if not _instructions(message).cross_client:
+        raise ValueError(f"client '{place.name}' keeps its model: evaluate.cross_client is false")
+    if not place.gives_models:
+        raise ValueError(f"client '{place.name}' keeps its model: its share-model is false")
 
 
 @app.query("pictures")
 @_reporting_errors
 def pictures(message: Message, context: Context) -> Message:
     """Draw predictions of the models sent on images that others may see."""
-    client = client_for(_instructions(message), _partition(context))
+    client = client_for(_instructions(message), place_of(message, context))
     records = message.content.array_records
     picture = client.draw({title: from_record(record) for title, record in records.items()})
     return Message(RecordDict({"picture": ConfigRecord({"jpeg": picture})}), reply_to=message)
@@ -435,15 +551,11 @@ def _instructions(message: Message) -> Instructions:
     return Instructions.from_json(str(message.content.config_records["config"]["instructions"]))
 
 
-def _partition(context: Context) -> int:
-    return int(context.node_config["partition-id"])
-
-
 def _unpack(
     message: Message, context: Context
 ) -> tuple[YoloClient, list[np.ndarray], dict[str, Any]]:
     """The client and its arguments: arrays in the order of its names, found by name."""
-    client = client_for(_instructions(message), _partition(context))
+    client = client_for(_instructions(message), place_of(message, context))
     received = from_record(message.content.array_records["arrays"])
     missing = [name for name in client.names if name not in received]
     if missing or len(received) != len(client.names):

@@ -111,13 +111,14 @@ class _Frozen(BaseModel):
 class ClientData(_Frozen):
     """One client: a name, safe as a folder name, and the path of its `data.yaml`.
 
+    data: None for a client that is a SuperNode of this name, which knows where its data is.
     not_annotated: classes that its data.yaml lists but nobody looked for in its images. They, and
     the federation's classes that it does not list, are left out of its classification loss.
     show_images: how many images of its val split may be seen by others, in pictures of predictions.
     """
 
     name: str
-    data: str
+    data: str | None = None
     not_annotated: tuple[str, ...] = ()
     show_images: ShownImages = 0
 
@@ -231,7 +232,9 @@ def _name_strategy(value: Any) -> Any:
 class Config(_Frozen):
     """All settings of a run. Paths are as the user wrote them, relative to the working directory.
 
-    datasets: "demo" stands for the generated data set of utils/demo_data.py.
+    datasets: "demo" stands for the generated data set of utils/demo_data.py, "supernodes" for the
+    SuperNodes that are there when the run starts, or come later (`new_clients`).
+    new_clients: whether SuperNodes may join that `datasets` does not list.
     names: class names of the federation by index; None is the union of the clients', in order of
     appearance. global_batch: images per step of a round's clients together, shared out equally;
     None is Ultralytics' 16. `train.batch` says instead what each client takes.
@@ -248,9 +251,10 @@ class Config(_Frozen):
 
     base_model: str
     datasets: (
-        Literal["demo"]
+        Literal["demo", "supernodes"]
         | Annotated[list[Annotated[ClientData, BeforeValidator(_name_client)]], Field(min_length=1)]
     )
+    new_clients: Annotated[bool, Field(strict=True)] = False
     names: Annotated[list[str], Field(min_length=1)] | None = None
     num_rounds: PositiveInt = 10
     local_epochs: PositiveInt = 1
@@ -276,8 +280,15 @@ class Config(_Frozen):
     @property
     def clients(self) -> list[ClientData]:
         """The clients; only after `datasets: demo` was replaced by them."""
-        assert not isinstance(self.datasets, str)
-        return self.datasets
+        assert self.datasets != "demo"
+        return [] if isinstance(self.datasets, str) else self.datasets
+
+    @property
+    def has_sites(self) -> bool:
+        """Whether the clients are SuperNodes that name their own data."""
+        if isinstance(self.datasets, str):
+            return self.datasets == "supernodes"
+        return any(data.data is None for data in self.datasets)
 
     @property
     def num_epochs(self) -> int:
@@ -340,6 +351,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
                 "clients of a round together, or train.batch for each of them"
             )
     problems += [f"{path}: {line}" for line in client_name_problems(settings.get("datasets"))]
+    if config is not None:
+        problems += [f"{path}: {line}" for line in _site_problems(config)]
     if problems or config is None:
         raise InputError(problems)
     return config
@@ -402,6 +415,28 @@ def client_name_problems(datasets: Any) -> list[str]:
             problems.append(
                 f"{where}: the same name as datasets[{other}]; give each client its own, e.g. "
                 f"{{name: {name}_{index}, data: {client.get('data')}}}"
+            )
+    return problems
+
+
+def _site_problems(config: Config) -> list[str]:
+    """Say what cannot be of clients that are SuperNodes, or only of such."""
+    problems = []
+    if not config.has_sites:
+        if config.new_clients:
+            problems.append("new_clients: only SuperNodes can join a run; remove it")
+        return problems
+    for index, data in enumerate(config.clients):
+        where = f"datasets[{index}] '{data.name}'"
+        if data.data is not None:
+            problems.append(
+                f"{where}: has a data.yaml, and others have none; give every client one (a "
+                "simulation), or none (SuperNodes, which know where their data is)"
+            )
+        elif data.show_images or data.not_annotated:
+            problems.append(
+                f"{where}: show_images and not_annotated are the SuperNode's to say, in its "
+                "--node-config; remove them"
             )
     return problems
 
@@ -507,7 +542,7 @@ def _is_branch(part: Any) -> bool:
 
 _EXPECTED = {
     "dataset": "the path of a data.yaml, or {name: ..., data: ...}",
-    "datasets": "'demo' or a list of data.yaml paths, one for each client",
+    "datasets": "'demo', 'supernodes' or a list of data.yaml paths, one for each client",
     "not_annotated": "a list of class names",
     "show_images": "a whole number of images, from 0 to 16",
     "cross_client": "true or false",

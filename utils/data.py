@@ -57,6 +57,7 @@ class DataSummary:
     test images where there are none with labels.
     class_counts: boxes of each class in the train split, in the order of `names`.
     test_is_unlabelled: there are test images, but none with a label.
+    channels, kpt_shape: of the images and the keypoints (None without any); they shape the model.
     """
 
     names: tuple[str, ...]
@@ -65,6 +66,14 @@ class DataSummary:
     num_test: int
     class_counts: tuple[int, ...]
     test_is_unlabelled: bool = False
+    channels: int = 3
+    kpt_shape: tuple[int, ...] | None = None
+
+    def as_data(self, names: Sequence[str]) -> dict[str, Any]:
+        """What `build_model` needs of a data.yaml, with these class names."""
+        shape = {} if self.kpt_shape is None else {"kpt_shape": list(self.kpt_shape)}
+        form = {"names": dict(enumerate(names)), "nc": len(names), "channels": self.channels}
+        return {**form, **shape}
 
 
 class PrivateDataset(YOLODataset):
@@ -355,6 +364,8 @@ def check_dataset(
         num_test,
         tuple(int(c) for c in counts),
         test_is_unlabelled,
+        data.get("channels", 3),
+        tuple(data["kpt_shape"]) if data.get("kpt_shape") else None,
     )
 
 

@@ -80,10 +80,10 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
         server.display.step(
             server.config.num_rounds,
             f"evaluate the {model} model{f' of {owner}' if owner else ''}",
-            _names(server, server.names_by_node),
+            _names(server, server.nodes),
         )
         record = RecordDict({"arrays": to_record(arrays), "config": server.config_record()})
-        messages = [Message(record, node, "evaluate.whole") for node in server.names_by_node]
+        messages = server.messages(record, server.nodes, "evaluate.whole")
         scores = server.read_scores(grid, messages)
         if server.evaluator:
             load_into(server.model, arrays)
@@ -114,7 +114,7 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
         return read_arrays(reply, layout, "model was")
 
     for kind in kinds:
-        for node in sorted(server.names_by_node, key=lambda node: server.names_by_node[node]):
+        for node in server.nodes:
             name = server.names_by_node[node]
             server.display.step(server.config.num_rounds, f"fetch the {kind} model", [name])
             config = server.config_record()
@@ -122,7 +122,7 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
             record = RecordDict({"config": config})
             if kind == "personal":
                 record["arrays"] = to_record(server.deployed)
-            for reply in server.exchange(grid, [Message(record, node, f"query.{kind}")]):
+            for reply in server.exchange(grid, server.messages(record, [node], f"query.{kind}")):
                 arrays = server.checked(reply, read)
                 if arrays is not None:
                     yield kind, name, arrays
@@ -153,7 +153,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
         def read(_: str, reply: Message) -> bytes:
             return _jpeg(reply.content.config_records["picture"]["jpeg"])
 
-        for reply in server.exchange(grid, [Message(record, n, "query.pictures") for n in nodes]):
+        for reply in server.exchange(grid, server.messages(record, nodes, "query.pictures")):
             picture = server.checked(reply, read)
             if picture is not None:
                 name = server.names_by_node[reply.metadata.src_node_id]

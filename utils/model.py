@@ -5,6 +5,7 @@ model and a list of class names to the model that `yolo train` would start from.
 """
 
 import copy
+import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ from utils.environment import ensure_torchvision_nms
 from utils.run_dir import write_atomically
 
 TASKS = ("detect", "segment", "pose", "obb")
+MODEL_YAML = "model.yaml"  # stands for a base model that is no file
 
 
 def task_of(base_model: str) -> str:
@@ -111,7 +113,7 @@ def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
 
 
 def build_model(
-    base_model: str,
+    base_model: str | Mapping[str, Any],
     task: str,
     data: Mapping[str, Any],
     train: Mapping[str, Any] | None = None,
@@ -122,6 +124,7 @@ def build_model(
     The task's trainer builds it, so class rows are carried over by name, `pretrained` and
     `cls_remap` are obeyed, and new weights are drawn from `seed` as in a plain training.
 
+    base_model: a .pt, a model YAML, or what a model YAML holds (see `yaml_of`).
     data: `names` (index -> name), `nc`, and what else the task needs of a data.yaml.
     train: Ultralytics train arguments.
     Returns the float32 model on the CPU.
@@ -129,7 +132,8 @@ def build_model(
     ensure_torchvision_nms()
     # The trainer's own __init__ would make folders and read images; building needs neither.
     trainer: Any = object.__new__(trainer_class(task))
-    trainer.args = get_cfg(overrides={**(train or {}), "task": task, "model": base_model})
+    name = base_model if isinstance(base_model, str) else MODEL_YAML
+    trainer.args = get_cfg(overrides={**(train or {}), "task": task, "model": name})
     trainer.data = {"channels": 3, **data}
     if trainer.args.single_cls:  # as in `BaseTrainer.get_dataset`
         trainer.data.update(names={0: "item"}, nc=1)
@@ -137,12 +141,21 @@ def build_model(
     trainer.resume = False
     init_seeds(seed, deterministic=trainer.args.deterministic)
     try:
-        trainer.setup_model()
+        if isinstance(base_model, str):
+            trainer.setup_model()
+        else:
+            trainer.model = trainer.get_model(cfg=copy.deepcopy(dict(base_model)), verbose=False)
     finally:
         unset_deterministic()
     trainer.set_model_attributes()
     model: Any = trainer.model
     return model.float()
+
+
+def yaml_of(model: torch.nn.Module) -> dict[str, Any]:
+    """What the model was built from: all of a model but its weights. Text, numbers and lists."""
+    unwrapped: Any = unwrap_model(model)
+    return json.loads(json.dumps(unwrapped.yaml))
 
 
 def trainer_class(task: str) -> type:

@@ -65,7 +65,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Page:
-    """What utils/report.html.jinja shows. settings: folded away at the end."""
+    """What utils/report.html.md shows. settings: folded away at the end."""
 
     title: str
     subtitle: str
@@ -86,7 +86,7 @@ def write_page(page: Page, path: Path) -> None:
         loader=FileSystemLoader(here.parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    text = environment.get_template("report.html.jinja").render(
+    text = environment.get_template("report.html.md").render(
         page=page,
         charts=[c.figure.to_plotly_json() for s in page.sections for c in s.charts],
         plotly=get_plotlyjs(),

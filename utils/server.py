@@ -30,15 +30,19 @@ from utils.arrays import (
 )
 from utils.client import CLIENT_ERROR, Instructions, from_record, to_record
 from utils.config import Config, InputError
+from utils.data import DataSummary
 from utils.evaluation import Evaluation, Evaluator
+from utils.greeting import Seat
 from utils.loggers import Loggers
+from utils.members import Members
 from utils.model import load_into, save_checkpoint, shared_names, to_arrays
-from utils.run_dir import RESULTS, SERVER, RoundMeta, RunDir
+from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
 from utils.trainer import saved_states, state_path
 
 POLL_S = 0.1
 ROUND_TRIES = 3
+JOIN_WAIT_S = 300.0  # after which a run starts with the sites that are there, if they are enough
 RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
 TTL_S = 10 * 365 * 86400.0  # Flower's own lets a message expire after 12 hours
 GRACE_S = 60.0  # beyond round_timeout_s, within which a client's worker answers by itself
@@ -133,6 +137,7 @@ class Server:
         aggregation: Aggregation,
         run_dir: RunDir,
         display: Display,
+        members: Members,
         evaluator: Evaluator | None = None,
     ) -> None:
         self.config = config
@@ -147,16 +152,51 @@ class Server:
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
         self.average: Arrays | None = None
-        self.names_by_node: dict[int, str] = {}
-        self.absent: dict[str, list[int]] = {}  # classes that a client does not annotate
-        self.nodes_with_test: list[int] = []
-        self.nodes_with_pictures: list[int] = []
+        self.members = members
+        self.summaries: dict[str, DataSummary] = {}  # by client
+        self.greeted: set[int] = set()  # nodes that have the model
         self.rounds: list[RoundResult] = []
         # Of the round, by client.
         self.notes: dict[str, list[str]] = defaultdict(list)
         self.failed: set[str] = set()
         self.traffic: dict[str, Traffic] = defaultdict(Traffic)
         self._stopping = threading.Event()
+
+    @property
+    def names_by_node(self) -> dict[int, str]:
+        """Names of the clients by node, also of those that have gone."""
+        return self.members.names_by_node
+
+    @property
+    def nodes(self) -> list[int]:
+        """Nodes of the clients that are there, by name."""
+        return [self.members.by_name[name].node for name in sorted(self.members.present)]
+
+    @property
+    def nodes_with_test(self) -> list[int]:
+        """Of these, the nodes that have a test split."""
+        return [n for n in self.nodes if self.summaries[self.names_by_node[n]].num_test]
+
+    @property
+    def nodes_with_pictures(self) -> list[int]:
+        """Of these, the nodes that let others see images."""
+        shown = {data.name for data in self.members.clients if data.show_images}
+        return [node for node in self.nodes if self.names_by_node[node] in shown]
+
+    @property
+    def absent(self) -> dict[str, list[int]]:
+        """Indices of the classes that a client does not annotate, by its name."""
+        if self.config.train.get("single_cls"):
+            return {}
+        annotated = {
+            data.name: set(self.summaries[data.name].names) - set(data.not_annotated)
+            for data in self.members.clients
+            if data.name in self.summaries
+        }
+        return {
+            client: [index for index, name in enumerate(self.meta.names) if name not in names]
+            for client, names in annotated.items()
+        }
 
     def stop(self) -> None:
         """Make `run` raise FederationError at its next step; from any thread."""
@@ -252,35 +292,65 @@ class Server:
         return self.result
 
     def greet(self, grid: Grid) -> None:
-        """Learn which node is which client, and that all have the same model."""
-        record = RecordDict({"config": self.config_record()})
-        nodes = list(grid.get_node_ids())
-        while len(nodes) < len(self.config.clients):  # Flower registers them while this runs
+        """Before the first round: wait until the clients are there and have the model."""
+        latest = time.monotonic() + JOIN_WAIT_S
+        told: list[str] = []
+        while True:
+            self.meet(grid)
+            missing = self.members.missing
+            if not missing:
+                return
+            if self.members.has_sites:
+                if len(self.members.present) >= self.min_updates and time.monotonic() > latest:
+                    self.display.notice(f"going on without {', '.join(missing)}")
+                    return
+                if missing != told:
+                    self.display.notice(f"waiting for {', '.join(missing)}")
+                    told = missing
             self._pause(POLL_S)
-            nodes = list(grid.get_node_ids())
-        messages = [Message(record, node, "query") for node in nodes]
-        problems = []
+
+    def meet(self, grid: Grid) -> None:
+        """Look which clients are there, and give those that are new the model.
+
+        Sites that do not fit are left out. Raises FederationError in a simulation, where a client
+        that does not fit is a mistake in the run.
+        """
+        refused = list(self.members.refresh(grid, lambda messages: self.exchange(grid, messages)))
+        new = [node for node in self.nodes if node not in self.greeted]
+        messages = [Message(self.greeting(node), node, "query") for node in new]
         for reply in self.exchange(grid, messages):
+            node = reply.metadata.src_node_id
             if reply.has_error():
-                problems.append(reply.error.reason or "no reason given")
-                continue
-            client: Any = reply.content.config_records["client"]
-            name, node = str(client["name"]), reply.metadata.src_node_id
-            if name in self.names_by_node.values():
-                problems.append(f"two clients call themselves '{name}'")
-            self.names_by_node[node] = name
-            if client["has-test"]:
-                self.nodes_with_test.append(node)
-            if client["show-images"]:
-                self.nodes_with_pictures.append(node)
-            absent = list(client["not-annotated"])
-            self.absent[name] = [] if self.config.train.get("single_cls") else absent
-        if problems:
-            raise FederationError(f"before round 1: {'; '.join(problems)}")
+                name, reason = self.names_by_node[node], reply.error.reason or "no reason given"
+                self.members.refuse(grid, name, reason)
+                refused.append((f"client '{name}'", reason))
+            else:
+                self.greeted.add(node)
+        if refused and not self.members.has_sites:
+            raise FederationError(f"before round 1: {'; '.join(reason for _, reason in refused)}")
+        for who, reason in refused:
+            self.display.notice(f"{who} is refused: {reason}")
+        self._record_new_clients()
+
+    def greeting(self, node: int) -> RecordDict:
+        """What a client gets before its first round: all of the model but the global arrays."""
+        record = RecordDict({"config": self.config_record(node)})
+        if not self.has_model:
+            whole = to_arrays(self.model)
+            record["private"] = to_record(select(whole, set(whole) - set(self.arrays)))
+        return record
+
+    def _record_new_clients(self) -> None:
+        """Write down who has joined, so that a resumed run gives each the same seat."""
+        self.summaries.update(self.members.summaries)
+        if len(self.members.clients) > len(self.config.clients):
+            self.config = self.config.model_copy(update={"datasets": self.members.clients})
+            self.run_dir.write_text(CONFIG_FILE, self.config.to_yaml())
 
     def run_round(self, grid: Grid, round_number: int) -> RoundResult:
         """One round: train, aggregate, evaluate, save. Its row in results.csv makes it complete."""
         clock = Clock()
+        self.meet(grid)
         self.notes.clear()
         self.failed.clear()
         self.traffic.clear()
@@ -344,7 +414,7 @@ class Server:
         if evaluate.cross_client and evaluate.is_due(round_number, self.config.num_rounds):
             record["keep-local"] = True
         messages = self.aggregation.configure(round_number, self.arrays, record, nodes)
-        for reply in self.exchange(grid, messages):
+        for reply in self.exchange(grid, self._seated(messages)):
             update = self.checked(reply, self._read_update)
             if update is not None:
                 loss = sum(update.losses.values())
@@ -353,9 +423,10 @@ class Server:
 
     def sample(self, round_number: int) -> list[int]:
         """Node ids of the clients that train in this round: by name, so that a rerun agrees."""
-        nodes = sorted(self.names_by_node, key=lambda node: self.names_by_node[node])
+        nodes = self.nodes
         rng = random.Random(f"{self.config.seed}/{round_number}")
-        return sorted(rng.sample(nodes, self.config.clients_per_round), key=nodes.index)
+        number = min(len(nodes), self.config.clients_per_round)
+        return sorted(rng.sample(nodes, number), key=nodes.index)
 
     def limit_norms(self, round_number: int, updates: list[Update]) -> list[Update]:
         """Clip or refuse updates that are far longer than the others, as `update_norm` says."""
@@ -435,8 +506,8 @@ class Server:
         """Score the global model on the clients' val splits and on the server's data."""
         if not self.config.evaluate.is_due(round_number, self.config.num_rounds):
             return [], None
-        self.display.step(round_number, "evaluate", sorted(self.names_by_node.values()))
-        scores = self.scores(grid, round_number, list(self.names_by_node))
+        self.display.step(round_number, "evaluate", sorted(self.members.present))
+        scores = self.scores(grid, round_number, self.nodes)
         on_server = None
         if self.evaluator:
             load_into(self.model, self.deployed)
@@ -450,7 +521,7 @@ class Server:
         config = self.config_record()
         config.update({"server-round": round_number, "split": split})
         record = RecordDict({"arrays": to_record(self.deployed), "config": config})
-        return self.read_scores(grid, [Message(record, node, "evaluate") for node in nodes])
+        return self.read_scores(grid, self.messages(record, nodes, "evaluate"))
 
     def read_scores(self, grid: Grid, messages: list[Message]) -> list[Score]:
         """Send evaluate messages; the scores of those clients that gave one, ordered by name."""
@@ -581,33 +652,48 @@ class Server:
 
     # Messages.
 
-    def exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
-        """Send messages and yield each reply when it arrives.
+    def messages(self, content: RecordDict, nodes: Iterable[int], kind: str) -> list[Message]:
+        """The same for each of these nodes, but for the client's seat."""
+        return self._seated([Message(content, node, kind) for node in nodes])
 
-        A client's worker ends itself after round_timeout_s; the limit here is for one that cannot
-        even do that.
-        """
+    def _seated(self, messages: Iterable[Message]) -> list[Message]:
+        """Tell each client which one it is."""
+        result = []
+        for message in messages:
+            content, node = message.content, message.metadata.dst_node_id
+            config = ConfigRecord(dict(content.config_records["config"]))
+            config["seat"] = self.seat(node).to_json()
+            own = RecordDict({**dict(content), "config": config})
+            result.append(Message(own, node, message.metadata.message_type))
+        return result
+
+    def seat(self, node: int) -> Seat:
+        """Which client a node is."""
+        name = self.names_by_node[node]
+        index = self.members.seat(name)
+        data = self.members.clients[index]
+        if data.data is None:
+            return Seat(index, name)
+        return Seat(
+            index,
+            name,
+            data.data,
+            data.not_annotated,
+            data.show_images,
+            str(self.run_dir.client_dir(name)),
+        )
+
+    def exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
+        """Send messages and yield each reply when it arrives, counting the bytes of both."""
         messages = list(messages)
         for message in messages:
-            message.metadata.ttl = TTL_S
-            name = self.names_by_node.get(message.metadata.dst_node_id, "")
-            self.traffic[name].download_bytes += _num_bytes(message)
-        waiting = dict(zip(grid.push_messages(messages), messages, strict=True))
-        limit = self.config.round_timeout_s
-        latest = float("inf") if limit is None else limit * len(messages) + GRACE_S
-        started = time.monotonic()
-        while waiting:
-            self._pause(0)
-            for reply in grid.pull_messages(list(waiting)):
-                del waiting[reply.metadata.reply_to_message_id]
-                name = self.names_by_node.get(reply.metadata.src_node_id, "")
-                self.traffic[name].upload_bytes += _num_bytes(reply)
-                yield reply
-            if waiting and time.monotonic() - started > latest:
-                error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
-                yield from [Message(error, reply_to=message) for message in waiting.values()]
-                return
-            self._pause(POLL_S if waiting else 0)
+            self._traffic_of(message.metadata.dst_node_id).download_bytes += _num_bytes(message)
+        for reply in exchange(grid, messages, self.config.round_timeout_s, self._pause):
+            self._traffic_of(reply.metadata.src_node_id).upload_bytes += _num_bytes(reply)
+            yield reply
+
+    def _traffic_of(self, node: int) -> Traffic:
+        return self.traffic[self.names_by_node.get(node, "")]
 
     def _pause(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
@@ -665,11 +751,45 @@ class Server:
         metrics["fitness"]  # a score without it is none
         return Score(name, num_examples, metrics, per_class)
 
-    def config_record(self) -> ConfigRecord:
-        return ConfigRecord({"instructions": self.instructions.to_json()})
+    def config_record(self, node: int | None = None) -> ConfigRecord:
+        """What every message says; with the seat of one client."""
+        record = ConfigRecord({"instructions": self.instructions.to_json()})
+        if node is not None:
+            record["seat"] = self.seat(node).to_json()
+        return record
 
     def _meta(self, round_number: int) -> RoundMeta:
         return RoundMeta(round_number, self.meta.names, self.meta.task, self.meta.base_model)
+
+
+def exchange(
+    grid: Grid,
+    messages: Iterable[Message],
+    timeout_s: float | None,
+    pause: Callable[[float], object],
+) -> Iterator[Message]:
+    """Send messages and yield each reply when it arrives; an error stands for one that does not.
+
+    timeout_s: that a client may take, after which its worker ends itself; the limit here is for one
+    that cannot even do that. pause: waits so many seconds, or raises to stop.
+    """
+    messages = list(messages)
+    for message in messages:
+        message.metadata.ttl = TTL_S
+    waiting = dict(zip(grid.push_messages(messages), messages, strict=True)) if messages else {}
+    latest = float("inf") if timeout_s is None else timeout_s * len(messages) + GRACE_S
+    started = time.monotonic()
+    while waiting:
+        pause(0)
+        for reply in grid.pull_messages(list(waiting)):
+            message = waiting.pop(reply.metadata.reply_to_message_id)
+            # An error that Flower makes, for a node that has gone, does not name the node.
+            yield Message(reply.error, reply_to=message) if reply.has_error() else reply
+        if waiting and time.monotonic() - started > latest:
+            error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
+            yield from [Message(error, reply_to=message) for message in waiting.values()]
+            return
+        pause(POLL_S if waiting else 0)
 
 
 class Clock:

@@ -18,14 +18,16 @@ from utils import client as client_module
 from utils.arrays import Layout
 from utils.attempts import MAX_ATTEMPTS
 from utils.checks import SERVER_CACHES, Federation
-from utils.client import Instructions, Partition
+from utils.client import Instructions
 from utils.config import ClientData, Config
 from utils.data import move_caches, write_private_yaml
 from utils.environment import num_cpus, quiet_stdout, set_verbosity
 from utils.evaluation import Evaluator
 from utils.final_evaluation import finish, is_finished
+from utils.greeting import hello
 from utils.loggers import LoggerError, start_loggers
-from utils.model import class_row_names, parameter_names, to_arrays
+from utils.members import Members
+from utils.model import class_row_names, parameter_names, to_arrays, yaml_of
 from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RoundMeta, RunDir
 from utils.server import Display, FederationError, RunResult, Server
 from utils.strategies import Aggregation
@@ -38,11 +40,11 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     when that is not possible, and FederationError when a logger cannot start.
     """
     config = federation.config
-    for data in config.clients:
+    for data in () if config.has_sites else config.clients:
         move_caches(federation.caches / data.name, run_dir.client_dir(data.name) / "caches")
     server = Server(
         config,
-        _instructions(federation, run_dir),
+        _instructions(federation, _run_id(run_dir)),
         federation.model,
         RoundMeta(0, federation.names, federation.task, Path(config.base_model).name),
         Aggregation(
@@ -50,8 +52,11 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         ),
         run_dir,
         display,
+        federation.members or _listed(federation),
         _server_evaluator(federation, run_dir),
     )
+    server.summaries = dict(federation.summaries)
+    server.members.names = federation.names
     server.restore()
     run_dir.write_text(CONFIG_FILE, config.to_yaml())
     if not (run_dir.path / DESCRIPTION_FILE).exists():  # of the start, also when it is resumed
@@ -61,6 +66,21 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     except LoggerError as error:
         raise FederationError(str(error)) from error
     return server
+
+
+def _listed(federation: Federation) -> Members:
+    """The clients whose data is on this machine."""
+    return Members(
+        federation.config.clients, hello(federation.task), is_open=False, has_sites=False
+    )
+
+
+def _run_id(run_dir: RunDir) -> str:
+    """A name for the run that no other one has; clients keep what they have for it below this."""
+    path = run_dir.server / "id"
+    if not path.exists():
+        run_dir.write_text("server/id", f"{run_dir.path.name}-{uuid.uuid4().hex[:12]}")
+    return path.read_text()
 
 
 def describe(federation: Federation) -> dict[str, Any]:
@@ -145,17 +165,19 @@ def _run_simulation(server: Server, config: Config, run_dir: RunDir) -> RunResul
     return results[0]
 
 
-def _instructions(federation: Federation, run_dir: RunDir) -> Instructions:
+def _instructions(federation: Federation, run_id: str) -> Instructions:
     config = federation.config
+    # Weights come from the server, and so does what `pretrained` has put into them.
+    train = {name: value for name, value in config.train.items() if name != "pretrained"}
     return Instructions(
-        run_id=uuid.uuid4().hex,
-        base_model=config.base_model,
+        run_id=run_id,
+        model_yaml=yaml_of(federation.model),
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
         names=tuple(config.names or ()),
         shared=config.shared,
         keep_optimizer=config.local_optimizer == "keep",
-        train=config.train,
+        train=train,
         num_rounds=config.num_rounds,
         local_epochs=config.local_epochs,
         seed=config.seed,
@@ -163,17 +185,6 @@ def _instructions(federation: Federation, run_dir: RunDir) -> Instructions:
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
         round_timeout_s=config.round_timeout_s,
         cross_client=config.evaluate.cross_client,
-        clients=tuple(
-            Partition(
-                data.name,
-                data.data,
-                data.not_annotated,
-                has_test=bool(federation.summaries[data.name].num_test),
-                show_images=data.show_images,
-            )
-            for data in config.clients
-        ),
-        private_root=str(run_dir.clients),
     )
 
 

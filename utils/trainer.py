@@ -10,6 +10,7 @@ position of the data loader, mosaic buffer) is saved after each slice in the cli
 folder, so that the next slice may run in another process and still be the same.
 """
 
+import copy
 import random
 import re
 from collections import defaultdict
@@ -28,9 +29,10 @@ from utils.arrays import Arrays, select
 from utils.config import SharedConfig
 from utils.data import NOT_ANNOTATED, build_dataset
 from utils.environment import ensure_torchvision_nms
-from utils.model import load_into, shared_names, to_arrays, trainer_class
-from utils.run_dir import write_atomically
+from utils.model import MODEL_YAML, load_into, shared_names, to_arrays, trainer_class
+from utils.run_dir import RoundMeta, load_arrays, save_arrays, write_atomically
 
+PRIVATE_START = "start.npz"
 KEPT_STATES = 2  # of the last round, and of the one before it for a round that is tried again
 
 
@@ -38,11 +40,12 @@ KEPT_STATES = 2  # of the last round, and of the one before it for a round that 
 class SliceSettings:
     """What a client needs to know to train its slices.
 
+    model_yaml: of the global model, as of `yaml_of`; weights come with each round.
     data: the private data.yaml. private_dir: folder for this client's files.
     train: Ultralytics train arguments. device: "cpu" or "0". num_threads: of PyTorch on the CPU.
     """
 
-    base_model: str
+    model_yaml: Mapping[str, Any]
     task: str
     data: Path
     private_dir: Path
@@ -110,7 +113,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             **settings.train,
             "task": settings.task,
             "mode": "train",
-            "model": settings.base_model,
+            "model": MODEL_YAML,
             "data": str(settings.data),
             "epochs": settings.num_rounds * settings.local_epochs,
             "seed": settings.seed,
@@ -124,6 +127,16 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         }
 
     # What follows replaces methods of BaseTrainer.
+
+    def setup_model(self) -> None:
+        """Build the model as plain training does from a checkpoint, whose YAML this is.
+
+        The random numbers are the same too: copying a checkpoint's weights draws none.
+        """
+        if not isinstance(self.model, torch.nn.Module):
+            trainer: Any = self
+            cfg = copy.deepcopy(dict(self.settings.model_yaml))
+            self.model = trainer.get_model(cfg=cfg, verbose=False)
 
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
         """Build the data set with its caches in the private folder."""
@@ -242,6 +255,18 @@ def saved_states(private_dir: Path) -> list[int]:
     return [int(m.group(1)) for p in names if (m := re.fullmatch(r"round(\d+)", p.stem))]
 
 
+def save_private_start(private_dir: Path, arrays: Arrays) -> None:
+    """Keep what the base model has for the arrays that are not shared."""
+    if arrays:
+        save_arrays(private_dir / PRIVATE_START, arrays, RoundMeta(0, (), "", ""))
+
+
+def load_private_start(private_dir: Path) -> Arrays:
+    """Read it; empty when all arrays are shared."""
+    path = private_dir / PRIVATE_START
+    return load_arrays(path)[0] if path.exists() else {}
+
+
 class SliceTrainer:
     """Trains one client's slices. Holds the Ultralytics trainer between rounds."""
 
@@ -287,11 +312,12 @@ class SliceTrainer:
     def private_arrays(self, round_number: int) -> Arrays:
         """The arrays that are not shared, as this client's last round up to this one left them.
 
-        Empty when all are shared, and before the first round.
+        Those of the base model before its first round; empty when all are shared.
         """
         last = max((r for r in self._saved() if r <= round_number), default=0)
-        private = self._load_state(last)["private"] if last else {}
-        return {name: tensor.numpy() for name, tensor in private.items()}
+        if not last:
+            return load_private_start(self.settings.private_dir)
+        return {name: tensor.numpy() for name, tensor in self._load_state(last)["private"].items()}
 
     def _take_trainer(self, round_number: int) -> tuple[Any, dict[str, Any] | None]:
         """A trainer as after this client's last round before `round_number`, and that state.
@@ -311,6 +337,8 @@ class SliceTrainer:
             trainer._setup_train()
             trainer.nominal_accumulate = trainer.accumulate
             self._last_round = 0
+            start = load_private_start(self.settings.private_dir)
+            load_into(trainer.model, start, start)
         if state is not None and self._last_round != last:
             _restore(trainer, state)
         return trainer, state

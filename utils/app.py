@@ -1,0 +1,41 @@
+"""What `flwr run` starts: the same run as `python federated.py`, on the nodes that Flower gives.
+
+    flwr run . FEDERATION --run-config 'arguments="configs/example.yaml num_rounds=20"'
+
+pyproject.toml names the two apps. `arguments` are those of federated.py.
+"""
+
+import shlex
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation on this grid; the run is called failed when federated.py's exit is not 0."""
+    import federated
+
+    code = federated.main(shlex.split(str(context.run_config["arguments"])), grid)
+    if code:
+        raise RuntimeError(f"the run ended with exit code {code}; the reason stands above")
+
+
+class _PreparedClientApp(ClientApp):
+    """The app of utils/client.py, which a process may import only after it has been prepared."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Handle a message."""
+        from utils.environment import prepare_environment
+
+        prepare_environment()
+        from utils.client import app
+
+        return app(message, context)
+
+
+client_app: Any = _PreparedClientApp()

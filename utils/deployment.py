@@ -1,0 +1,70 @@
+"""The server's side of a federation whose clients are SuperNodes, before its first round."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from utils.checks import Federation
+from utils.config import Config
+from utils.final_evaluation import finish, is_finished
+from utils.greeting import hello
+from utils.members import Members
+from utils.run_dir import RunDir
+from utils.server import JOIN_WAIT_S, Display, RunResult, exchange
+from utils.simulation import make_server
+
+POLL_S = 1.0
+SETTLE_S = 15.0  # SuperNodes that were started together are there within this
+
+
+def run_on(grid: Grid, federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
+    """Run the federation on nodes that are there. Raises FederationError as `simulate`."""
+    server = make_server(federation, display, run_dir)
+    try:
+        if not (server.is_done and is_finished(server)):
+            server.run(grid)
+            finish(server, grid)
+        return server.result
+    finally:
+        server.finish_loggers()
+
+
+def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> Members:
+    """Wait for the sites that the config lists, or for those that come; what they hold is known.
+
+    Listed sites are waited for JOIN_WAIT_S; then, and where any site may come, `min_clients` of
+    them are enough.
+    """
+    is_open = config.datasets == "supernodes" or config.new_clients
+    members = Members(config.clients, hello(task), is_open=is_open, has_sites=True)
+    members.names = tuple(config.names) if config.names else None
+
+    def ask(messages: Iterable[Message]) -> Iterator[Message]:
+        return exchange(grid, messages, config.round_timeout_s, time.sleep)
+
+    patience_s = JOIN_WAIT_S if config.clients else SETTLE_S
+    told: list[str] | None = None
+    last_change = time.monotonic()
+    while True:
+        before = members.present
+        for who, reason in members.refresh(grid, ask):
+            console.print(f"{who} is refused: {reason}")
+        present = members.present
+        if present != before:
+            last_change = time.monotonic()
+            for name in set(present) - set(before):
+                console.print(f"site '{name}' is there")
+        if config.clients and not members.missing:
+            return members
+        if len(present) >= config.min_clients and time.monotonic() - last_change > patience_s:
+            return members
+        if told != present:
+            told = present
+            expected = ", ".join(members.missing) or (
+                f"{config.min_clients} SuperNodes (min_clients), {len(present)} there"
+            )
+            console.print(f"waiting for {expected}")
+        time.sleep(POLL_S)

@@ -1,0 +1,212 @@
+"""Which node is which client: nodes say who they are, are taken or refused, go and come back."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from utils.config import CLIENT_NAME, ClientData, nearest
+from utils.data import DataSummary
+from utils.greeting import Hello, Introduction
+
+ASK_AGAIN_S = 60.0  # a site that has been refused may have been mended
+Ask = Callable[[Iterable[Message]], Iterator[Message]]
+
+
+class Unfit(ValueError):
+    """A node that cannot be a client; the text says why."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client that has been seen.
+
+    summary: None in a simulation, where the server has read the data itself.
+    """
+
+    data: ClientData
+    node: int
+    summary: DataSummary | None
+
+
+class Members:
+    """Holds who the clients are, on which nodes, and who has been refused.
+
+    clients: in the order of their seats; grows when others may join. names: class names of the
+    federation, None while they depend on who comes.
+    """
+
+    def __init__(
+        self, clients: Iterable[ClientData], hello: Hello, *, is_open: bool, has_sites: bool
+    ) -> None:
+        self.clients = list(clients)
+        self.hello = hello
+        self.is_open = is_open
+        self.has_sites = has_sites
+        self.names: tuple[str, ...] | None = None
+        self.by_name: dict[str, Member] = {}
+        self.names_by_node: dict[int, str] = {}  # also of those that have gone
+        self.online: set[int] = set()
+        self.refused: dict[int, tuple[str, float]] = {}  # why, and when to ask again
+        self._surplus: set[int] = set()  # nodes of a simulation that have no client
+
+    @property
+    def present(self) -> list[str]:
+        """Names of the clients that are there, in the order of their seats."""
+        names = (data.name for data in self.clients)
+        return [n for n in names if n in self.by_name and self.by_name[n].node in self.online]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the clients that are not."""
+        present = set(self.present)
+        return [data.name for data in self.clients if data.name not in present]
+
+    @property
+    def summaries(self) -> dict[str, DataSummary]:
+        """What the sites hold, in the order of their seats."""
+        found = {name: self.by_name[name].summary for name in self.present}
+        return {name: summary for name, summary in found.items() if summary is not None}
+
+    def seat(self, name: str) -> int:
+        """Index of a client, by which its seed differs from the others'."""
+        return [data.name for data in self.clients].index(name)
+
+    def refresh(self, grid: Grid, ask: Ask) -> Iterator[tuple[str, str]]:
+        """Look who is there; yields `(who, why)` for each node that is refused, once.
+
+        ask: sends messages and yields the replies.
+        """
+        nodes = set(grid.get_node_ids())
+        self.online = nodes & set(self.names_by_node)
+        record = ConfigRecord({"hello": self.hello.to_json()})
+        now = time.monotonic()
+        refused = {node for node, (_, until) in self.refused.items() if now < until}
+        new = nodes - set(self.names_by_node) - refused - self._surplus
+        messages = [
+            Message(RecordDict({"config": record}), node, "query.hello") for node in sorted(new)
+        ]
+        for reply in ask(messages):
+            node = reply.metadata.src_node_id
+            try:
+                self._take(node, _introduction_in(reply))
+            except Unfit as error:
+                reason, (before, _) = str(error), self.refused.get(node, ("", 0))
+                self.refused[node] = reason, now + ASK_AGAIN_S
+                if reason == before:
+                    continue
+                if not reply.has_error():  # one that says so itself knows
+                    self._tell(grid, node, reason)
+                yield f"node {node}", reason
+
+    def refuse(self, grid: Grid, name: str, reason: str) -> None:
+        """Do without a client that had been taken, until it comes with another node."""
+        node = self.by_name.pop(name).node
+        self.online.discard(node)
+        del self.names_by_node[node]
+        self.refused[node] = reason, time.monotonic() + ASK_AGAIN_S
+        self._tell(grid, node, reason)
+
+    def _tell(self, grid: Grid, node: int, reason: str) -> None:
+        record = RecordDict({"config": ConfigRecord({"reason": reason})})
+        grid.push_messages([Message(record, node, "query.refused")])  # nobody waits for an answer
+
+    def _take(self, node: int, introduction: Introduction) -> None:
+        if introduction.partition is not None:
+            self._take_partition(node, *introduction.partition)
+            return
+        name, summary = introduction.name, introduction.summary
+        if not CLIENT_NAME.fullmatch(name) or summary is None:
+            raise Unfit(f"found name {name!r}, expected letters, digits, '.', '_' and '-'")
+        data = self._seat_for(name)
+        self._check_form(name, summary)
+        if data is None:
+            data = ClientData(name=name)
+            self.clients.append(data)
+        self.clients[self.seat(name)] = data = data.model_copy(
+            update={
+                "not_annotated": introduction.not_annotated,
+                "show_images": introduction.show_images,
+            }
+        )
+        self._enter(node, Member(data, node, summary))
+
+    def _enter(self, node: int, member: Member) -> None:
+        self.refused.pop(node, None)
+        self.by_name[member.data.name] = member
+        self.names_by_node[node] = member.data.name
+        self.online.add(node)
+
+    def _take_partition(self, node: int, partition: int, num_partitions: int) -> None:
+        if self.has_sites:
+            raise Unfit(
+                "it is a node of a simulation, and the config expects SuperNodes; list a data.yaml "
+                "for each client under datasets"
+            )
+        if num_partitions < len(self.clients):
+            raise Unfit(
+                f"the simulation has {num_partitions} nodes for {len(self.clients)} clients; start "
+                f"it with --federation-config num-supernodes={len(self.clients)}"
+            )
+        if partition < len(self.clients):
+            self._enter(node, Member(self.clients[partition], node, None))
+        else:
+            self._surplus.add(node)
+
+    def _seat_for(self, name: str) -> ClientData | None:
+        """The client of this name; None if it is new and may come."""
+        if not self.has_sites:
+            raise Unfit(
+                f"SuperNode '{name}' has data of its own, and the config lists data paths; write "
+                "datasets: supernodes"
+            )
+        present = {other.casefold(): other for other in self.present}
+        if name.casefold() in present:
+            raise Unfit(
+                f"SuperNode '{name}': another one of that name is there; give it another name, or "
+                "wait a minute for the other to be gone and start it again"
+            )
+        known = {data.name: data for data in self.clients}
+        if name in known:
+            return known[name]
+        if name.casefold() in {other.casefold() for other in known}:
+            raise Unfit(f"SuperNode '{name}': a client's name differs only in case; write it alike")
+        if not self.is_open:
+            raise Unfit(
+                f"SuperNode '{name}' is not one of the federation's clients "
+                f"[{', '.join(known)}]{nearest(name, known)}; correct its name, or add it under "
+                "datasets"
+            )
+        return None
+
+    def _check_form(self, name: str, summary: DataSummary) -> None:
+        """Refuse what would shape another model, or has classes that the federation lacks."""
+        unknown = [n for n in summary.names if self.names is not None and n not in self.names]
+        if unknown:
+            raise Unfit(
+                f"SuperNode '{name}': class '{unknown[0]}' is not one of the federation's "
+                f"[{', '.join(self.names or ())}]{nearest(unknown[0], self.names or ())}; correct "
+                "its data.yaml, or start a new run with it under names"
+            )
+        for other, reference in self.summaries.items():
+            for key in ("channels", "kpt_shape"):
+                found, expected = getattr(summary, key), getattr(reference, key)
+                if found != expected:
+                    raise Unfit(
+                        f"SuperNode '{name}': {key} {found}, '{other}' has {expected}; all data "
+                        "sets need the same, since it shapes the model"
+                    )
+            return
+
+
+def _introduction_in(reply: Message) -> Introduction:
+    if reply.has_error():
+        raise Unfit(reply.error.reason or "no reason given")
+    try:
+        record: Any = reply.content.config_records["introduction"]
+        return Introduction.from_json(str(record["json"]))
+    except (KeyError, ValueError) as error:
+        raise Unfit(f"its introduction is not readable: {' '.join(str(error).split())}") from error
