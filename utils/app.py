@@ -6,7 +6,6 @@ pyproject.toml names the two apps. `arguments` are those of federated.py.
 """
 
 import shlex
-from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -38,4 +37,4 @@ class _PreparedClientApp(ClientApp):
         return app(message, context)
 
 
-client_app: Any = _PreparedClientApp()
+client_app = _PreparedClientApp()
