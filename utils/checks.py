@@ -19,6 +19,7 @@ from utils.environment import num_cpus
 from utils.loggers import logger_problems, loggers_of_settings
 from utils.members import Members
 from utils.model import build_model, load_checkpoint_module, task_of, to_arrays
+from utils.privacy import privacy_problems
 from utils.strategies import strategy_problems
 
 MANY = 10**6
@@ -83,6 +84,7 @@ def checked(config: Config, meet: Meet | None = None) -> Iterator[Federation]:
 def _check(config: Config, caches: Path, meet: Meet | None) -> Federation:
     problems = strategy_problems(config.strategy, _most_per_round(config))
     problems += [] if config.has_sites else _min_clients_problems(config)
+    problems += privacy_problems(config)
     problems += [] if config.loggers == "settings" else logger_problems(config.loggers)
     problems += _resource_problems(config.client_resources) + _sharing_problems(config)
     problems += _save_dir_problems(Path(config.save_dir))

@@ -33,7 +33,7 @@ from pydantic import TypeAdapter
 
 from utils.arrays import Arrays, Layout, select
 from utils.attempts import LostWorkerError, attempt, reason_of
-from utils.config import CLIENT_NAME, InputError, SharedConfig, nearest
+from utils.config import CLIENT_NAME, InputError, PrivacyConfig, SharedConfig, nearest
 from utils.data import check_dataset, in_label_space, read_data_yaml, write_private_yaml
 from utils.environment import num_cpus
 from utils.evaluation import Evaluation, Evaluator
@@ -42,10 +42,12 @@ from utils.model import (
     build_model,
     load_checkpoint_module,
     load_into,
+    moved_names,
     save_checkpoint,
     shared_names,
     to_arrays,
 )
+from utils.privacy import noise_source, privatised
 from utils.run_dir import write_atomically
 from utils.site import Site, is_site, read_site, without_paths
 from utils.trainer import SliceSettings, SliceTrainer, save_private_start
@@ -62,7 +64,8 @@ class Instructions:
     run_id: unique for a run, and usable as the name of a folder. model_yaml: what the global model
     is built from, and digest of its layout. names: class names of the federation. train: resolved
     train arguments. device, num_threads: of a client in a simulation. round_timeout_s: for one
-    message. cross_client: without it no client gives its local model away.
+    message. cross_client: without it no client gives its local model away. privacy: clients see to
+    its mode "local" themselves.
     """
 
     run_id: str
@@ -80,6 +83,7 @@ class Instructions:
     num_threads: int
     round_timeout_s: float | None
     cross_client: bool
+    privacy: PrivacyConfig
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -151,6 +155,12 @@ class YoloClient(NumPyClient):
     def names(self) -> list[str]:
         """Names of the arrays in the lists below."""
         return shared_names(self.model, self.settings.shared)
+
+    @property
+    def moved_names(self) -> list[str]:
+        """Those of `names` that training moves."""
+        moved = moved_names(self.model, self.settings.train.get("freeze"))
+        return [name for name in self.names if name in moved]
 
     def get_parameters(self, config: dict[str, Any]) -> list[np.ndarray]:
         """Arrays of the model as it would start."""
@@ -477,10 +487,15 @@ def train(message: Message, context: Context) -> Message:
     client, arrays, config = _unpack(message, context)
     parameters, num_examples, metrics = client.fit(arrays, config)
     note = metrics.pop("note", "")
+    trained = dict(zip(client.names, parameters, strict=True))
+    privacy = _instructions(message).privacy
+    if privacy.mode == "local":
+        received = dict(zip(client.names, arrays, strict=True))
+        trained = privatised(trained, received, client.moved_names, privacy, noise_source())
     record = RecordDict(
         {
             "client": ConfigRecord({"note": note}),
-            "arrays": to_record(dict(zip(client.names, parameters, strict=True))),
+            "arrays": to_record(trained),
             "metrics": MetricRecord({"num-examples": num_examples, **metrics}),
         }
     )

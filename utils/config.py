@@ -186,6 +186,24 @@ class UpdateNormConfig(_Frozen):
     times_median: Annotated[float, Field(strict=True, gt=1)] = 3.0
 
 
+class PrivacyConfig(_Frozen):
+    """Differential privacy of what clients send; see utils/privacy.py and docs/privacy.md.
+
+    mode: "central" adds noise to the mean of the updates on the server, which is trusted; "local"
+    to each update at its client. clipping_norm: to which L2 norm an update is shortened; where
+    clipping is "adaptive", that of the first round. noise_multiplier: standard deviation of the
+    noise by the clipping norm. delta: for which epsilon is stated.
+    secure_aggregation: refused, with the reason.
+    """
+
+    mode: Literal["none", "central", "local"] = "none"
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    clipping_norm: Annotated[float, Field(strict=True, gt=0, lt=1e18)] | None = None
+    noise_multiplier: Annotated[float, Field(strict=True, gt=0, lt=1e18)] | None = None
+    delta: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1e-5
+    secure_aggregation: Annotated[bool, Field(strict=True)] = False
+
+
 class EvaluateConfig(_Frozen):
     """data: a `data.yaml` held by the server, whose val split scores each global model.
 
@@ -270,6 +288,7 @@ class Config(_Frozen):
     min_clients: PositiveInt = 1
     round_timeout_s: Annotated[float, Field(strict=True, gt=0, le=366 * 86400)] | None = None
     update_norm: UpdateNormConfig = UpdateNormConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     trust_checkpoint: Annotated[bool, Field(strict=True)] = False
     client_resources: ClientResources = ClientResources()
     train: dict[str, Any] = {}
@@ -556,6 +575,11 @@ _EXPECTED = {
     "round_timeout_s": "seconds, more than 0 and at most a year, or null for no limit",
     "update_norm": "'outliers: ...' and 'times_median: ...' lines",
     "times_median": "a number greater than 1",
+    "privacy": "'mode: ...', 'clipping_norm: ...', ... lines, as in configs/example.yaml",
+    "clipping_norm": "a number greater than 0",
+    "noise_multiplier": "a number greater than 0",
+    "delta": "a number greater than 0 and less than 1, e.g. 0.00001",
+    "secure_aggregation": "true or false",
     "name": "letters, digits, '.', '_' and '-'",
     "train": "Ultralytics train arguments, one 'key: value' line each",
     "client_resources": "'num_cpus: ...' and 'num_gpus: ...' lines",
@@ -569,4 +593,5 @@ _SECTIONS = {
     "datasets": ClientData,
     "shared": SharedConfig,
     "update_norm": UpdateNormConfig,
+    "privacy": PrivacyConfig,
 }

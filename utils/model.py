@@ -221,6 +221,13 @@ def parameter_names(model: torch.nn.Module) -> frozenset[str]:
     )
 
 
+def moved_names(model: torch.nn.Module, freeze: int | list[int] | None) -> frozenset[str]:
+    """Names of the trainable arrays that training moves, by Ultralytics' argument `freeze`."""
+    layers = range(freeze) if isinstance(freeze, int) else freeze or ()
+    frozen = tuple(f"model.{layer}." for layer in layers)
+    return frozenset(name for name in parameter_names(model) if not name.startswith(frozen))
+
+
 def class_row_names(model: torch.nn.Module) -> list[str]:
     """Names of the arrays whose row c belongs to class c: ends of the classification branches.
 

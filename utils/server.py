@@ -35,7 +35,8 @@ from utils.evaluation import Evaluation, Evaluator
 from utils.greeting import Seat
 from utils.loggers import Loggers
 from utils.members import Members
-from utils.model import load_into, save_checkpoint, shared_names, to_arrays
+from utils.model import load_into, moved_names, save_checkpoint, shared_names, to_arrays
+from utils.privacy import ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
 from utils.trainer import saved_states, state_path
@@ -151,6 +152,7 @@ class Server:
         self.loggers: Loggers | None = None
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
+        self.privacy = self._make_privacy()
         self.average: Arrays | None = None
         self.members = members
         self.summaries: dict[str, DataSummary] = {}  # by client
@@ -198,6 +200,13 @@ class Server:
             for client, names in annotated.items()
         }
 
+    def _make_privacy(self) -> ServerPrivacy | None:
+        if self.config.privacy.mode == "none":
+            return None
+        moved = moved_names(self.model, self.config.train.get("freeze"))
+        names = [name for name in self.arrays if name in moved]
+        return ServerPrivacy(self.config.privacy, names, self.run_dir.server / "privacy.json")
+
     def stop(self) -> None:
         """Make `run` raise FederationError at its next step; from any thread."""
         self._stopping.set()
@@ -231,6 +240,8 @@ class Server:
                     self.average = run_dir.load_average(last, self.layout)
                 if self.aggregation.has_state:
                     self.aggregation.restore(run_dir.load_strategy(last))
+            if self.privacy:
+                self.privacy.restore(last)
         except ValueError as error:
             raise InputError(f"resume: {error}") from error
         self.rounds = [_result_of(row) for row in run_dir.rows(RESULTS)]
@@ -460,7 +471,12 @@ class Server:
 
     def aggregate(self, round_number: int, updates: list[Update]) -> Arrays:
         """Combine updates by the strategy, in float64, and cast back to the layout."""
-        combined = self.aggregation.aggregate(round_number, updates, self.absent)
+        absent = self.absent
+        if self.privacy and self.config.privacy.mode == "central":
+            # All that follows sees the noisy mean alone. It is of all clients: rows of a class
+            # that some do not annotate would otherwise carry others' updates without noise.
+            updates, absent = [self.noisy_mean(updates)], {}
+        combined = self.aggregation.aggregate(round_number, updates, absent)
         if combined is None:
             raise FederationError(
                 f"round {round_number}: {len(updates)} updates are too few for strategy "
@@ -471,6 +487,12 @@ class Server:
         if problems:
             raise FederationError(f"round {round_number}: aggregation: {'; '.join(problems[:3])}")
         return arrays
+
+    def noisy_mean(self, updates: list[Update]) -> Update:
+        """All updates of a round as one, under central differential privacy."""
+        assert self.privacy
+        arrays = self.privacy.release((update.arrays for update in updates), self.arrays)
+        return Update(SERVER, arrays, num_examples=1, num_steps=1, losses={}, seconds=0.0, norm=0.0)
 
     def move_average(self) -> Arrays | None:
         """decay * average + (1 - decay) * global arrays, from the first round's on; or None."""
@@ -553,6 +575,7 @@ class Server:
             **clock.parts,
             "num_clients": len(updates),
             "num_examples": sum(examples),
+            **(self.privacy.row() if self.privacy else {}),
             "download_bytes": sum(traffic.download_bytes for traffic in self.traffic.values()),
             "upload_bytes": sum(traffic.upload_bytes for traffic in self.traffic.values()),
             **_weighted_means([update.losses for update in updates], examples),
@@ -730,6 +753,8 @@ class Server:
         return None
 
     def _read_update(self, name: str, reply: Message) -> Update:
+        if self.privacy:
+            self.privacy.count(name)
         arrays = read_arrays(reply, self.layout)
         numbers = _numbers(reply)
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
