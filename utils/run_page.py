@@ -100,7 +100,7 @@ def _date(text: Any) -> str | None:
 
 def headline(run: Run) -> list[Number]:
     """What a run is judged by, as far as its directory tells."""
-    return [federated_number(run), best_local_number(run)]
+    return [federated_number(run), best_local_number(run), *privacy_numbers(run)]
 
 
 def federated_number(run: Run) -> Number:
@@ -135,6 +135,25 @@ def best_local_number(run: Run) -> Number:
         "round by one client alone, before averaging; the best of all rounds."
     )
     return Number("Best local", format_score(score), note)
+
+
+def privacy_numbers(run: Run) -> list[Number]:
+    """The privacy that the clients' updates have left, where they have any."""
+    privacy = run.settings.get("privacy") or {}
+    spent = [row["epsilon"] for row in run.rounds if row.get("epsilon") is not None]
+    if not spent or privacy.get("mode") not in ("central", "local"):
+        return []
+    hidden = (
+        "whether a client's update went into a round's mean, from those who see the models"
+        if privacy["mode"] == "central"
+        else "each client's update, from the server too"
+    )
+    note = (
+        f"At delta {privacy.get('delta')}, after {counted(len(run.rounds), 'round')}: less is more "
+        f"private. Differential privacy ({privacy['mode']}) hides {hidden}; it does not cover "
+        "losses, scores and counts of images."
+    )
+    return [Number("Epsilon", f"{spent[-1]:.3g}", note)]
 
 
 def centralised_number(runs: Sequence[Run]) -> Number:

@@ -31,6 +31,7 @@ from utils.checks import Federation
 from utils.command import show_problems
 from utils.config import InputError
 from utils.environment import torchvision_loads
+from utils.privacy import epsilon, noise_of_mean
 from utils.report import draw_report
 from utils.run_dir import RunDir
 from utils.run_numbers import counted
@@ -60,6 +61,14 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         f"{train['optimizer']} lr0 {train.get('lr0', DEFAULT_CFG_DICT['lr0']):.4g}",
         soft_wrap=True,
     )
+    if config.privacy.mode != "none":
+        console.print(
+            f"Differential privacy: {config.privacy.mode}, epsilon at most "
+            f"{epsilon(config.privacy, config.num_rounds):.3g} at delta {config.privacy.delta:g} "
+            "for a client that trains in all rounds; noise on each number of the mean: standard "
+            f"deviation {noise_of_mean(config.privacy, config.clients_per_round):.3g} in a round",
+            soft_wrap=True,
+        )
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
     names = tuple(config.names or ())
@@ -92,7 +101,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
     """Show the rounds, the headline, what was written, and what to do with it."""
     console.print(rounds_table(result.rounds, result.best))
-    if result.best and result.best.score:  # of zeros, none is the best
+    is_private = federation.config.privacy.mode != "none"
+    if is_private or (result.best and result.best.score):  # of zeros, none is the best
         console.print(headline_table(read_run(result.run_dir)))
     run_dir = _shown(result.run_dir)
     weights = run_dir / "weights"
