@@ -185,21 +185,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
         round_timeout_s=config.round_timeout_s,
         cross_client=config.evaluate.cross_client,
-<<<<<<< HEAD
-=======
         privacy=config.privacy,
-        clients=tuple(
-            Partition(
-                data.name,
-                data.data,
-                data.not_annotated,
-                has_test=bool(federation.summaries[data.name].num_test),
-                show_images=data.show_images,
-            )
-            for data in config.clients
-        ),
-        private_root=str(run_dir.clients),
->>>>>>> 083c167 (Updates can be differentially private: centrally or at each client, with epsilon by round)
     )
 
 
