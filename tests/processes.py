@@ -37,11 +37,17 @@ def finished(command: Sequence[str], *, cwd: Path) -> subprocess.CompletedProces
 
 def processes_with(marker: str) -> list[str]:
     """Command lines of the processes that have inherited this environment variable."""
-    found = []
+    return list(process_ids_with(marker).values())
+
+
+def process_ids_with(marker: str) -> dict[int, str]:
+    """The same, by process ID. One that has ended but was not waited for has no environment."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if marker.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(process.name)] = command
         except OSError:  # it has ended, or is not ours
             continue
     return found

@@ -103,4 +103,9 @@ def test_the_command_says_what_the_files_are_for(
     assert main([str(tmp_path / "new"), "--sites", "east"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert str(tmp_path / "new" / "east.pub") in lines
-    assert lines[-1].startswith("For tests and trials only")
+    assert lines[-1].startswith("For tests and trials:")
+
+
+def test_a_superlink_behind_a_proxy_gets_its_certificate_without_any_site(tmp_path: Path) -> None:
+    assert main([str(tmp_path), "--sites"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ca.crt", "server.key", "server.pem"]

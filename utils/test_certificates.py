@@ -8,7 +8,9 @@
 
 The CA's own key is not kept, so that nobody can make more certificates that a site would trust;
 other hosts take another folder. They are for tests and trials: all private keys come into being on
-one machine, while in earnest each site makes its own. docs/deployment.md tells how.
+one machine, while in earnest each site makes its own. docs/deployment.md tells how, and where
+ca.crt and server.pem may stay (between a SuperLink and a proxy on one machine; `--sites` alone
+makes no keys).
 
 Exit codes: 0 done, 1 the files could not be written, 2 wrong input (nothing was written).
 """
@@ -39,7 +41,7 @@ if __name__ == "__main__" and not __package__:
 from utils.command import Parser, show_problems
 from utils.config import InputError
 
-VALIDITY = timedelta(days=90)
+VALIDITY = timedelta(days=365)
 CLOCK_DIFFERENCE = timedelta(days=1)  # a site's clock may be behind
 SITE = re.compile(r"[A-Za-z0-9_-]+")  # no dot: the names of the other files have one
 HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
@@ -178,7 +180,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--hosts", nargs="+", default=["localhost", "127.0.0.1"])
-    parser.add_argument("--sites", nargs="+", default=["north", "south"])
+    parser.add_argument("--sites", nargs="*", default=["north", "south"])
     try:
         options = parser.parse_args(arguments)
         for path in make_certificates(options.folder, options.hosts, options.sites):
@@ -187,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(error.problems, 2)
     except OSError as error:
         return _fail([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)
-    print("For tests and trials only: real sites make their own keys, real servers have a real CA.")
+    print("For tests and trials: in earnest, each site makes its own key. See docs/deployment.md.")
     return 0
 
 
