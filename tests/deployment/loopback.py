@@ -140,7 +140,7 @@ class Deployment:
     def start_supernode(
         self, site: str, *options: str, superlink: str = "", **node_config: str
     ) -> None:
-        """Start a site's SuperNode, or start it again with the same key; it connects later.
+        """Start a site's SuperNode; again, with the same key, after `wait_offline`.
 
         superlink: another address than the SuperLink's own, such as a proxy's.
         """
@@ -211,6 +211,13 @@ class Deployment:
         """Wait until the SuperNodes of these sites are connected."""
         found = wait_until(lambda: self.online() >= set(sites), timeout_s)
         assert found, "\n".join(self.output(site) for site in sites)
+
+    def wait_offline(self, *sites: str) -> None:
+        """Wait until the SuperLink has noticed that these SuperNodes were killed.
+
+        Before that, Flower 1.41 refuses a new process with the same key (code 2004, exit 305).
+        """
+        assert wait_until(lambda: not self.online() & set(sites), START_S), self.online()
 
     def submit(self, app: Path, **run_config: str | int | float | bool) -> str:
         """`flwr run` an app with these settings, and return the ID of the run."""

@@ -19,7 +19,8 @@ def main(grid: Grid, context: Context) -> None:
         Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes
     ]
     for reply in grid.send_and_receive(questions, timeout=120):
-        print(f"hello from {reply.content['answer']['name']}")
+        said = reply.error.reason if reply.has_error() else reply.content["answer"]["name"]
+        print(f"hello from {said}")
     if reason := context.run_config["fail"]:
         raise ValueError(reason)
 
