@@ -312,6 +312,7 @@ def test_instructions_survive_json() -> None:
         num_rounds=3,
         local_epochs=2,
         seed=7,
+        num_clients=3,
         device="cpu",
         num_threads=2,
         round_timeout_s=1.5,

@@ -48,12 +48,14 @@ from utils.model import (
     to_arrays,
 )
 from utils.privacy import noise_source, privatised
+from utils.room import OUT_OF_MEMORY, Room, device_name, with_room
 from utils.run_dir import write_atomically
 from utils.site import Site, is_site, read_site, without_paths
 from utils.trainer import SliceSettings, SliceTrainer, save_private_start
 
 CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
+MAX_ON_DEVICE = 256
 SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small numbers
 
 
@@ -63,7 +65,8 @@ class Instructions:
 
     run_id: unique for a run, and usable as the name of a folder. model_yaml: what the global model
     is built from, and digest of its layout. names: class names of the federation. train: resolved
-    train arguments. device, num_threads: of a client in a simulation. round_timeout_s: for one
+    train arguments. num_clients: that may work on one machine. device, num_threads: of a client in
+    a simulation. round_timeout_s: for one
     message. cross_client: without it no client gives its local model away. privacy: clients see to
     its mode "local" themselves.
     """
@@ -79,6 +82,7 @@ class Instructions:
     num_rounds: int
     local_epochs: int
     seed: int
+    num_clients: int
     device: str
     num_threads: int
     round_timeout_s: float | None
@@ -187,6 +191,8 @@ class YoloClient(NumPyClient):
         if config.get("keep-local"):
             try:
                 metrics.update(self._score_local_model(round_number, result.arrays))
+            except OUT_OF_MEMORY:  # the round is done again with more room
+                raise
             except Exception as error:  # whatever it is, the training was good
                 metrics["note"] = f"its local model was not scored: {reason_of(error)}"
         return [result.arrays[name] for name in self.names], result.num_examples, metrics
@@ -367,13 +373,19 @@ def _reporting_errors(handler: Handler) -> Handler:
     def wrapped(message: Message, context: Context) -> Message:
         folder = None
         try:
-            place = place_of(message, context)
+            instructions, place = _instructions(message), place_of(message, context)
             folder = place.private_dir
-            limit_s = _instructions(message).round_timeout_s
-            with attempt(folder, message.metadata.message_id, limit_s) as number:
-                reply = handler(message, context)
+
+            def work() -> tuple[Message, int]:
+                message_id, limit_s = message.metadata.message_id, instructions.round_timeout_s
+                with attempt(place.private_dir, message_id, limit_s) as number:
+                    return handler(message, context), number
+
+            # Waiting for room is not part of the client's time, so it is outside of the attempt.
+            (reply, number), shortage = with_room(_room(instructions, place), work, _clients.clear)
             identity: Any = reply.content.setdefault("client", ConfigRecord())
-            identity.update({"name": place.name, "attempt": number})
+            notes = [note for note in (identity.get("note"), shortage) if note]
+            identity.update({"name": place.name, "attempt": number, "note": "; ".join(notes)})
             return reply
         except Exception as error:  # whatever it is, the server must be told
             kind = "" if isinstance(error, LostWorkerError) else f"{type(error).__name__}: "
@@ -554,6 +566,13 @@ def pictures(message: Message, context: Context) -> Message:
     records = message.content.array_records
     picture = client.draw({title: from_record(record) for title, record in records.items()})
     return Message(RecordDict({"picture": ConfigRecord({"jpeg": picture})}), reply_to=message)
+
+
+def _room(instructions: Instructions, place: Place) -> Room:
+    """The places on the device, which a site has for itself."""
+    folder = place.private_dir if place.is_site else place.private_dir.parent
+    num_places = 1 if place.is_site else min(instructions.num_clients, MAX_ON_DEVICE)
+    return Room(folder / ".devices" / device_name(place.device), instructions.run_id, num_places)
 
 
 def _score_message(score: tuple[float, int, dict[str, Any]], message: Message) -> Message:

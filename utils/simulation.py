@@ -181,6 +181,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
         num_rounds=config.num_rounds,
         local_epochs=config.local_epochs,
         seed=config.seed,
+        num_clients=len(config.clients),
         device="0" if config.client_resources.num_gpus else "cpu",
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
         round_timeout_s=config.round_timeout_s,

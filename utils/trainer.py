@@ -157,10 +157,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     def _build_train_pipeline(self) -> None:
         """Refuse Ultralytics' way out of memory shortage, which is a smaller batch."""
         if self.ema is not None:
-            raise MemoryError(
-                f"out of GPU memory with train.batch={self.args.batch}; lower it, or raise "
-                "client_resources.num_gpus so that fewer clients share the GPU"
-            )
+            raise MemoryError(f"with train.batch={self.settings.train.get('batch')}")
         super()._build_train_pipeline()
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
