@@ -1,4 +1,4 @@
-"""Clients that share a device: when its memory is short, fewer of them work, and nothing is lost."""
+"""Clients that share a device: where memory is short, fewer work at once, and nothing is lost."""
 
 import itertools
 import multiprocessing

@@ -16,6 +16,7 @@ from utils.arrays import Layout, layout_problems, negative_statistics
 from utils.config import ClientData, ClientResources, Config, InputError, nearest
 from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
 from utils.environment import num_cpus
+from utils.gpu_share import CudaMemory, MemoryProbe, with_gpu_share
 from utils.loggers import logger_problems, loggers_of_settings
 from utils.members import Members
 from utils.model import build_model, load_checkpoint_module, task_of, to_arrays
@@ -38,6 +39,7 @@ class Federation:
     no labels. names: classes by index; one, "item", with single_cls. summaries: by client.
     model: the global model before round 1. caches: label caches, a folder for each client.
     members: the sites that are there, if the clients are SuperNodes.
+    gpu_choice: how `num_gpus: auto` was decided, where something was tried.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Federation:
     model: torch.nn.Module
     caches: Path
     members: Members | None = None
+    gpu_choice: str = ""
 
 
 def with_demo_data(config: Config) -> Config:
@@ -71,17 +74,20 @@ def with_demo_data(config: Config) -> Config:
 
 
 @contextmanager
-def checked(config: Config, meet: Meet | None = None) -> Iterator[Federation]:
+def checked(
+    config: Config, meet: Meet | None = None, probe: MemoryProbe | None = None
+) -> Iterator[Federation]:
     """Check everything that can be checked before round 1, and nothing is left behind.
 
     meet: waits for the sites, where the clients are SuperNodes; called once all else is right.
+    probe: of the memory of what clients train on; None is the GPU's.
     Raises InputError with all problems at once.
     """
     with tempfile.TemporaryDirectory(prefix="federated-yolo-check-") as folder:
-        yield _check(config, Path(folder), meet)
+        yield _check(config, Path(folder), meet, probe or CudaMemory())
 
 
-def _check(config: Config, caches: Path, meet: Meet | None) -> Federation:
+def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) -> Federation:
     problems = strategy_problems(config.strategy, _most_per_round(config))
     problems += [] if config.has_sites else _min_clients_problems(config)
     problems += privacy_problems(config)
@@ -154,6 +160,9 @@ def _check(config: Config, caches: Path, meet: Meet | None) -> Federation:
     if problems:
         raise InputError(f"base_model '{config.base_model}': {problem}" for problem in problems[:3])
     config = _with_whole_strides(config, model)
+    gpu_choice = ""
+    if config.client_resources.num_gpus == "auto":
+        config, gpu_choice = with_gpu_share(config, task, model, summaries, caches, probe)
     server_data = None
     if config.evaluate.data is not None:
         server_data = read_data_yaml(Path(config.evaluate.data), where="evaluate.data")
@@ -161,7 +170,10 @@ def _check(config: Config, caches: Path, meet: Meet | None) -> Federation:
         if not (server_summary and server_summary.num_test):
             server_data.pop("test", None)
     names = tuple(model.names[index] for index in range(len(model.names)))
-    return Federation(config, task, names, summaries, server_data, model, caches, members)
+    return Federation(
+        config, task, names, summaries, server_data, model, caches, members, gpu_choice
+    )
+    return Federation(config, task, names, summaries, server_data, model, caches, gpu_choice)
 
 
 def _resource_problems(resources: ClientResources) -> list[str]:
@@ -335,10 +347,6 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str
     num_images = sum(summary.num_train for summary in summaries.values())
     num_classes = 1 if config.train.get("single_cls") else len(names)
     train = resolve_train(config, num_images, num_classes)
-    resources = config.client_resources
-    if resources.num_gpus == "auto":
-        gpus = 1.0 if torch.cuda.device_count() else 0.0
-        resources = resources.model_copy(update={"num_gpus": gpus})
     if isinstance(train.get("pretrained"), str):
         train["pretrained"] = _absolute(train["pretrained"])
     evaluate = config.evaluate
@@ -352,7 +360,6 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str
             "global_batch": None,  # train.batch has its share
             "save_dir": _absolute(config.save_dir),
             "train": train,
-            "client_resources": resources,
             "evaluate": evaluate,
             "loggers": loggers_of_settings() if config.loggers == "settings" else config.loggers,
         }

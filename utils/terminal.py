@@ -69,6 +69,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
             f"deviation {noise_of_mean(config.privacy, config.clients_per_round):.3g} in a round",
             soft_wrap=True,
         )
+    if federation.gpu_choice:
+        console.print(federation.gpu_choice, soft_wrap=True, markup=False)
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
     names = tuple(config.names or ())

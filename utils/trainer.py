@@ -11,10 +11,12 @@ folder, so that the next slice may run in another process and still be the same.
 """
 
 import copy
+import itertools
 import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -357,6 +359,30 @@ class SliceTrainer:
         kept = sorted(r for r in saved if r <= round_number)[-KEPT_STATES:]
         for other in set(saved) - set(kept):
             self._path(other).unlink(missing_ok=True)
+
+
+def try_batches(settings: SliceSettings, num_batches: int) -> Any:
+    """Train at most so many batches of the first slice, with a step; for what memory it takes.
+
+    Returns Ultralytics' trainer. Nothing is saved.
+    """
+    trainer = _slice_class(settings.task)(settings)
+    batches = itertools.count(1)
+
+    def leave(_: Any) -> None:
+        if next(batches) >= num_batches:
+            raise _SliceDone
+
+    trainer._setup_train()
+    trainer.nominal_accumulate = trainer.accumulate
+    shared = shared_names(trainer.model, settings.shared)
+    _place_schedules(trainer, 1, settings.local_epochs)
+    _place_options(trainer, 1, settings, shared, proximal_mu=0.0)
+    trainer.add_callback("on_train_batch_end", leave)
+    with suppress(_SliceDone):
+        trainer.train()
+    _apply_pending_gradients(trainer)  # optimisers take their memory in the first step
+    return trainer
 
 
 def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
