@@ -3,7 +3,7 @@
 import pytest
 
 from utils.config import Config
-from utils.simulation import _backend
+from utils.simulation import _local_backend
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 3, 40])
@@ -16,7 +16,7 @@ def test_no_more_workers_start_than_there_are_clients(num_clients: int, share: f
             "client_resources": {"num_cpus": share, "num_gpus": 0},
         }
     )
-    backend = _backend(config)
+    backend = _local_backend(config)
     available = backend["init_args"]["num_cpus"]
     taken = backend["client_resources"]["num_cpus"]
     assert 1 <= available // taken <= num_clients  # Flower starts as many as fit

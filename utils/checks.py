@@ -13,6 +13,7 @@ import torch
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.arrays import Layout, layout_problems, negative_statistics
+from utils.cluster import Machine, inspected, with_cluster_gpus
 from utils.config import ClientData, ClientResources, Config, InputError, nearest
 from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
 from utils.environment import num_cpus
@@ -92,7 +93,13 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
     problems += [] if config.has_sites else _min_clients_problems(config)
     problems += privacy_problems(config)
     problems += [] if config.loggers == "settings" else logger_problems(config.loggers)
-    problems += _resource_problems(config.client_resources) + _sharing_problems(config)
+    problems += _environment_problems() + _sharing_problems(config)
+    machines: list[Machine] = []
+    if config.ray.address is None:
+        problems += _resource_problems(config.client_resources)
+    else:
+        machines, cluster_problems = inspected(config)
+        problems += cluster_problems
     problems += _save_dir_problems(Path(config.save_dir))
     task, base_problems = _task(config)
     problems += base_problems
@@ -161,7 +168,9 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
         raise InputError(f"base_model '{config.base_model}': {problem}" for problem in problems[:3])
     config = _with_whole_strides(config, model)
     gpu_choice = ""
-    if config.client_resources.num_gpus == "auto":
+    if config.ray.address is not None:
+        config = with_cluster_gpus(config, machines)
+    elif config.client_resources.num_gpus == "auto":
         config, gpu_choice = with_gpu_share(config, task, model, summaries, caches, probe)
     server_data = None
     if config.evaluate.data is not None:
@@ -174,6 +183,20 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
         config, task, names, summaries, server_data, model, caches, members, gpu_choice
     )
     return Federation(config, task, names, summaries, server_data, model, caches, gpu_choice)
+
+
+def _environment_problems() -> list[str]:
+    """Ultralytics takes these for a training over several processes, whichever set them."""
+    found = [
+        f"{n}={os.environ[n]}" for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if n in os.environ
+    ]
+    if not found:
+        return []
+    return [
+        f"{', '.join(found)} in the environment: left by torchrun or a scheduler, for training in "
+        "several processes; a federation starts its own workers, on all GPUs: start it once, as "
+        "python federated.py, with these variables unset"
+    ]
 
 
 def _resource_problems(resources: ClientResources) -> list[str]:

@@ -25,7 +25,8 @@ OWNED_TRAIN_ARGS = {
     "task": "it comes from base_model",
     "mode": "a federation always trains",
     "seed": "use seed",
-    "device": "use client_resources (num_gpus: 0 trains on the CPU)",
+    "device": "use client_resources: each client trains on one GPU (num_gpus: 0 on the CPU), and "
+    "those at work at once share out all GPUs there are",
     "project": "use save_dir",
     "name": "use name",
     "exist_ok": "every run gets a directory of its own",
@@ -144,6 +145,15 @@ class ClientResources(_Frozen):
 
     num_cpus: Annotated[float, Field(strict=True, gt=0)] = 1.0
     num_gpus: Annotated[float, Field(strict=True, ge=0)] | Literal["auto"] = "auto"
+
+
+class RayConfig(_Frozen):
+    """address: of a running Ray cluster, HOST:PORT, or "auto" for that of this machine.
+
+    None starts a Ray of its own, on this machine.
+    """
+
+    address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:[0-9]{1,5})$")] | None = None
 
 
 class SharedConfig(_Frozen):
@@ -291,6 +301,7 @@ class Config(_Frozen):
     privacy: PrivacyConfig = PrivacyConfig()
     trust_checkpoint: Annotated[bool, Field(strict=True)] = False
     client_resources: ClientResources = ClientResources()
+    ray: RayConfig = RayConfig()
     train: dict[str, Any] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
     loggers: Annotated[Literal["settings"] | tuple[str, ...], BeforeValidator(_check_loggers)] = ()
@@ -327,7 +338,14 @@ class Config(_Frozen):
 
 # What a resumed run may be given anew: the weights do not depend on it, but that another number of
 # threads rounds differently.
-RESUME_SETTINGS = ("client_resources", "loggers", "min_clients", "round_timeout_s", "verbose")
+RESUME_SETTINGS = (
+    "client_resources",
+    "loggers",
+    "min_clients",
+    "ray",
+    "round_timeout_s",
+    "verbose",
+)
 
 
 def resume_problems(overrides: Sequence[str]) -> list[str]:
@@ -583,12 +601,15 @@ _EXPECTED = {
     "name": "letters, digits, '.', '_' and '-'",
     "train": "Ultralytics train arguments, one 'key: value' line each",
     "client_resources": "'num_cpus: ...' and 'num_gpus: ...' lines",
+    "ray": "an 'address: ...' line",
+    "address": "HOST:PORT of a Ray cluster, 'auto' for this machine's, or null for none",
     "evaluate": "'data: ...', 'every: ...', ... lines, as in configs/example.yaml",
     "strategy": "a name, or 'name: ...' and its options",
     "loggers": "a list of tensorboard, wandb and mlflow ([] for none), or 'settings'",
 }
 _SECTIONS = {
     "client_resources": ClientResources,
+    "ray": RayConfig,
     "evaluate": EvaluateConfig,
     "datasets": ClientData,
     "shared": SharedConfig,

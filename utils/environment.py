@@ -1,7 +1,7 @@
 """The process environment in which Ultralytics, Flower and Ray run: quiet, offline, private.
 
 All three read environment variables while they are imported, so `prepare_environment` must be
-called first. Ray's workers inherit the variables.
+called first. Ray's workers on this machine inherit the variables.
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     """
     for name, value in QUIET_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("RAY_ADDRESS", None)  # a simulation starts a Ray of its own
+    os.environ.pop("RAY_ADDRESS", None)  # the setting ray.address says which Ray
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return
@@ -67,6 +67,12 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     os.environ["FEDERATED_YOLO_USER_SETTINGS"] = str(_user_settings_file())
     _write_settings(folder / "Ultralytics", user_settings())
     os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
+
+
+def worker_variables() -> dict[str, str]:
+    """What `prepare_environment` has set for workers that do not inherit it; but for folders."""
+    names = (*QUIET_DEFAULTS, "ULTRALYTICS_SAFE_LOAD")
+    return {name: os.environ[name] for name in names}
 
 
 def num_cpus() -> int:

@@ -152,7 +152,7 @@ def with_gpu_share(
 
     Where there is no GPU, or sites have machines of their own, it is 0, and nothing is tried.
 
-    config: otherwise resolved. model: the global one. caches: label caches, a folder for each client.
+    config: otherwise resolved. model: the global one. caches: label caches, one folder a client.
     Raises InputError when a client does not fit on a GPU.
     """
     resources = config.client_resources

@@ -5,6 +5,8 @@ import math
 import platform
 import traceback
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from utils.arrays import Layout
 from utils.attempts import MAX_ATTEMPTS
 from utils.checks import SERVER_CACHES, Federation
 from utils.client import Instructions
+from utils.cluster import cpus_of_worker, joined
 from utils.config import ClientData, Config
 from utils.data import move_caches, write_private_yaml
 from utils.environment import num_cpus, quiet_stdout, set_verbosity
@@ -150,10 +153,8 @@ def _run_simulation(server: Server, config: Config, run_dir: RunDir) -> RunResul
     from flwr.simulation import run_simulation
 
     try:
-        with quiet_stdout(verbose=config.verbose):
-            run_simulation(
-                app, client_module.app, len(config.clients), backend_config=_backend(config)
-            )
+        with quiet_stdout(verbose=config.verbose), _backend(config, run_dir) as backend:
+            run_simulation(app, client_module.app, len(config.clients), backend_config=backend)
     except (FederationError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever Flower and Ray raise, the run can be resumed
@@ -205,28 +206,44 @@ def _server_evaluator(federation: Federation, run_dir: RunDir) -> Evaluator | No
     )
 
 
-def _backend(config: Config) -> Any:
-    """Flower's backend config: what Ray may use, and what each client takes of it."""
+@contextmanager
+def _backend(config: Config, run_dir: RunDir) -> Iterator[Any]:
+    """Flower's backend config; while it is used, the connection to a Ray cluster."""
+    if config.ray.address is None:
+        yield _local_backend(config)
+        return
+    with joined(config, run_dir.server) as machines:
+        cpus = config.client_resources.num_cpus
+        yield {
+            "client_resources": _worker(config, cpus_of_worker(machines, cpus, len(config.clients)))
+        }
+
+
+def _local_backend(config: Config) -> Any:
+    """What Ray may use of this machine, and what each worker takes of it."""
     resources = config.client_resources
-    gpus = float(resources.num_gpus)
     # Flower starts as many workers as fit, each with its own PyTorch, whether or not there are
     # clients for them; so Ray is told of no more CPUs than all clients together can use.
     cpus = min(num_cpus(), math.ceil(resources.num_cpus * len(config.clients)))
-    share = max(resources.num_cpus, cpus / len(config.clients))
     return {
         "init_args": {
+            "address": "local",  # else Ray joins a cluster that happens to run on this machine
             "num_cpus": cpus,
-            "num_gpus": torch.cuda.device_count() if gpus else 0,
+            "num_gpus": torch.cuda.device_count() if resources.num_gpus else 0,
             "include_dashboard": False,
             "log_to_driver": config.verbose,
             "logging_level": "info" if config.verbose else "critical",
         },
+        "client_resources": _worker(config, max(resources.num_cpus, cpus / len(config.clients))),
+    }
+
+
+def _worker(config: Config, cpus: float) -> dict[str, float]:
+    return {
+        "num_cpus": cpus,
+        "num_gpus": float(config.client_resources.num_gpus),
         # A worker that dies comes back and is given its message again (see utils/attempts.py); by
         # default it would fail that one and every later one.
-        "client_resources": {
-            "num_cpus": share,
-            "num_gpus": gpus,
-            "max_restarts": -1,
-            "max_task_retries": MAX_ATTEMPTS,
-        },
+        "max_restarts": -1,
+        "max_task_retries": MAX_ATTEMPTS,
     }
