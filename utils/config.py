@@ -140,7 +140,7 @@ class ClientResources(_Frozen):
     """What Ray reserves for one client at work; fractions let clients share.
 
     num_cpus: also the number of PyTorch threads, rounded down, at least 1.
-    num_gpus: "auto" shares the machine's GPUs among the clients and is 0 where there is none.
+    num_gpus: "auto" shares a GPU among as many clients as fit and is 0 where there is none.
     """
 
     num_cpus: Annotated[float, Field(strict=True, gt=0)] = 1.0
