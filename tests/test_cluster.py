@@ -1,31 +1,25 @@
 """A simulation on a running Ray cluster, and which GPU its workers see."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
 from helpers import assert_same, make_dataset, outcome
-from processes import federated
+from processes import federated, finished
 from test_checks import config_of, problems_of
 from test_command import write_config
 from test_exactness import TRAIN
 
 from utils.cluster import Machine, cpus_of_worker, resource_problems, with_cluster_gpus
 from utils.config import ClientResources, Config
-from utils.simulation import _local_backend
 
 
 def machines(*sizes: tuple[float, float]) -> list[Machine]:
@@ -119,6 +113,7 @@ def cluster() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cluster_is_that_of_this_machine_bit_for_bit(
     tmp_path: Path, cluster: str
 ) -> None:
@@ -137,58 +132,15 @@ def test_a_run_on_a_cluster_is_that_of_this_machine_bit_for_bit(
 # Placement
 
 
-def where(message: Message, _: Context) -> Message:
-    """The GPU that a worker sees, before and after Ultralytics has selected its device."""
-    from ultralytics.utils import torch_utils
-
-    from utils.room import device_name
-
-    visible = os.environ["CUDA_VISIBLE_DEVICES"]
-    torch.cuda.is_available = lambda: True  # in a worker of this test alone
-    torch.cuda.device_count = lambda: 1
-    torch.cuda.set_device = lambda index: None
-    torch_utils.get_gpu_info = lambda index: f"GPU {index}"
-    device = torch_utils.select_device("0")
-    time.sleep(2)  # so that every worker gets a client
-    seen = {
-        "process": str(os.getpid()),
-        "before": visible,
-        "after": os.environ["CUDA_VISIBLE_DEVICES"],
-        "device": str(device),
-        "room": device_name("0"),
-    }
-    return Message(RecordDict({"seen": ConfigRecord(dict(seen))}), reply_to=message)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "per_gpu"), [(1.0, 1), (0.5, 2)])
 def test_each_worker_uses_the_gpu_that_ray_gave_it_and_no_other(
-    monkeypatch: pytest.MonkeyPatch, share: float, per_gpu: int
+    tmp_path: Path, share: float, per_gpu: int
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    num_clients = 2 * per_gpu
-    config = Config.model_validate(
-        {
-            "base_model": "yolov8n.yaml",
-            "datasets": [f"{i}.yaml" for i in range(num_clients)],
-            "client_resources": {"num_cpus": 0.25, "num_gpus": share},
-        }
-    )
-    seen: list[Any] = []
-    server, client = ServerApp(), ClientApp()
-    client.query()(where)
-
-    @server.main()
-    def main(grid: Grid, _: Context) -> None:
-        nodes: list[int] = []
-        while len(nodes) < num_clients:
-            nodes = list(grid.get_node_ids())
-        messages = [Message(RecordDict(), node, "query") for node in nodes]
-        replies = grid.send_and_receive(messages, timeout=120)
-        seen.extend(dict(reply.content.config_records["seen"]) for reply in replies)
-
-    from flwr.simulation import run_simulation
-
-    run_simulation(server, client, num_clients, backend_config=_local_backend(config))
+    script = str(Path(__file__).with_name("placement.py"))
+    done = finished([sys.executable, script, str(share), str(2 * per_gpu)], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
     assert all(found["before"] == found["after"] for found in seen)
     assert {found["device"] for found in seen} == {"cuda:0"}
     by_process = {found["process"]: found["before"] for found in seen}
