@@ -109,6 +109,8 @@ train: {imgsz: "${vars.size}"}
         ("base_model=dir/a b.pt", "base_model", "dir/a b.pt"),
         ("base_model='a=b.pt'", "base_model", "a=b.pt"),
         ("strategy=fedavg", "strategy.name", "fedavg"),
+        ("codec=int8", "codec.name", "int8"),
+        ("codec={name: topk, fraction: 0.05}", "codec.fraction", 0.05),
         ("verbose=true", "verbose", True),
         (
             "datasets=[x.yaml]",

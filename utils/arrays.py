@@ -83,6 +83,11 @@ def select(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> Arrays:
     return {name: arrays[name] for name in names}
 
 
+def changed_names(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the arrays that are not the same to the bit: 0.0 and -0.0 are not."""
+    return [name for name, array in new.items() if array.tobytes() != old[name].tobytes()]
+
+
 def to_double(arrays: Mapping[str, np.ndarray]) -> Arrays:
     """Copy to float64, the precision to aggregate in.
 

@@ -87,6 +87,7 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
 }
 DEFAULT_SAVE_DIR = "runs/federated"
+DEFAULT_FRACTION = 0.2  # of topk, by benchmarks/traffic.py
 LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # utils/loggers.py has them
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -214,6 +215,24 @@ class PrivacyConfig(_Frozen):
     secure_aggregation: Annotated[bool, Field(strict=True)] = False
 
 
+class CodecConfig(_Frozen):
+    """How arrays travel: "none" sends them as they are, the others what has changed in them.
+
+    The change of the trainable arrays is rounded to half precision ("float16"), to 8 bits ("int8"),
+    or is the `fraction` of each array's values that have changed most, in a few bits ("topk"). What
+    is left out is added to the next round's (Karimireddy et al. 2019, arXiv 1901.09847).
+    fraction: None is DEFAULT_FRACTION.
+    """
+
+    name: Literal["none", "float16", "int8", "topk"] = "none"
+    fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+
+    @property
+    def kept(self) -> float:
+        """The fraction, with its default."""
+        return DEFAULT_FRACTION if self.fraction is None else self.fraction
+
+
 class EvaluateConfig(_Frozen):
     """data: a `data.yaml` held by the server, whose val split scores each global model.
 
@@ -253,7 +272,7 @@ def _check_loggers(value: Any) -> Any:
     return names
 
 
-def _name_strategy(value: Any) -> Any:
+def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -289,7 +308,8 @@ class Config(_Frozen):
     save_dir: str = DEFAULT_SAVE_DIR
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
     seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
-    strategy: Annotated[StrategyConfig, BeforeValidator(_name_strategy)] = StrategyConfig()
+    strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = StrategyConfig()
+    codec: Annotated[CodecConfig, BeforeValidator(_by_name)] = CodecConfig()
     shared: SharedConfig = SharedConfig()
     fraction_train: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
     global_batch: PositiveInt | None = None
@@ -504,7 +524,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
         if not value.strip():
             problems.append(f"'{override}': no value; write {key}=null for the default")
             continue
-        _name_strategy_of(loaded)
+        _name_sections(loaded)
         try:
             loaded.merge_with_dotlist([override])
         except (YAMLError, OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
@@ -521,12 +541,13 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
     return {key: value for key, value in settings.items() if value is not None}, []
 
 
-def _name_strategy_of(settings: DictConfig) -> None:
+def _name_sections(settings: DictConfig) -> None:
     """Write `strategy: NAME` as `strategy: {name: NAME}`, so that overrides add options to it."""
     unresolved = OmegaConf.to_container(settings, resolve=False)
     assert isinstance(unresolved, dict)
-    if isinstance(unresolved.get("strategy"), str):
-        settings["strategy"] = _name_strategy(unresolved["strategy"])
+    for section in ("strategy", "codec"):
+        if isinstance(unresolved.get(section), str):
+            settings[section] = _by_name(unresolved[section])
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -564,7 +585,7 @@ def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
         else:
             message = error["msg"].removeprefix("Input should be ").split(", unable")[0]
             last = "dataset" if isinstance(parts[-1], int) else str(parts[-1])
-            expected = _EXPECTED.get(last, message)
+            expected = _EXPECTED.get(where, _EXPECTED.get(last, message))
             text = f"found {error['input']!r}, expected {expected}"
         lines.setdefault(where, f"{path}: {where}: {text}")  # a union reports every branch
     if any(where.startswith("datasets[") for where in lines):
@@ -605,9 +626,13 @@ _EXPECTED = {
     "address": "HOST:PORT of a Ray cluster, 'auto' for this machine's, or null for none",
     "evaluate": "'data: ...', 'every: ...', ... lines, as in configs/example.yaml",
     "strategy": "a name, or 'name: ...' and its options",
+    "codec": "none, float16, int8 or topk, or 'name: topk' and 'fraction: ...' lines",
+    "codec.name": "none, float16, int8 or topk",
+    "codec.fraction": "a number greater than 0 and at most 1",
     "loggers": "a list of tensorboard, wandb and mlflow ([] for none), or 'settings'",
 }
 _SECTIONS = {
+    "codec": CodecConfig,
     "client_resources": ClientResources,
     "ray": RayConfig,
     "evaluate": EvaluateConfig,
