@@ -18,7 +18,7 @@ from utils import client as client_module
 from utils import server as server_module
 from utils.arrays import Arrays
 from utils.client import from_record, to_record
-from utils.config import PrivacyConfig, SharedConfig
+from utils.config import CodecConfig, PrivacyConfig, SharedConfig
 from utils.environment import ensure_torchvision_nms
 from utils.greeting import Seat
 from utils.model import load_into, to_arrays
@@ -317,6 +317,8 @@ def test_instructions_survive_json() -> None:
         num_threads=2,
         round_timeout_s=1.5,
         cross_client=True,
+        incremental=True,
+        codec=CodecConfig(name="topk", fraction=0.5),
         privacy=PrivacyConfig(mode="local", clipping_norm=0.1, noise_multiplier=1e-3),
     )
     assert client_module.Instructions.from_json(instructions.to_json()) == instructions

@@ -93,7 +93,7 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
     problems += [] if config.has_sites else _min_clients_problems(config)
     problems += privacy_problems(config)
     problems += [] if config.loggers == "settings" else logger_problems(config.loggers)
-    problems += _environment_problems() + _sharing_problems(config)
+    problems += _environment_problems() + _sharing_problems(config) + _codec_problems(config)
     machines: list[Machine] = []
     if config.ray.address is None:
         problems += _resource_problems(config.client_resources)
@@ -293,6 +293,22 @@ def _sharing_problems(config: Config) -> list[str]:
         problems.append(
             f"shared.freeze_after: has no effect with shared.batchnorm {shared.batchnorm}; "
             "set batchnorm to frozen, or remove it"
+        )
+    return problems
+
+
+def _codec_problems(config: Config) -> list[str]:
+    codec = config.codec
+    problems = []
+    if codec.fraction is not None and codec.name != "topk":
+        problems.append(
+            f"codec.fraction: has no effect with codec {codec.name}; set codec.name to topk, or "
+            "remove it"
+        )
+    if codec.name != "none" and config.server_ema:
+        problems.append(
+            f"server_ema: the average would have to travel whole in each round that is evaluated, "
+            f"and codec {codec.name} sends what has changed; set server_ema to 0 or codec to none"
         )
     return problems
 

@@ -31,18 +31,27 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 
-from utils.arrays import Arrays, Layout, select
+from utils.arrays import Arrays, Layout, changed_names, select
 from utils.attempts import LostWorkerError, attempt, reason_of
-from utils.config import CLIENT_NAME, InputError, PrivacyConfig, SharedConfig, nearest
+from utils.config import (
+    CLIENT_NAME,
+    CodecConfig,
+    InputError,
+    PrivacyConfig,
+    SharedConfig,
+    nearest,
+)
 from utils.data import check_dataset, in_label_space, read_data_yaml, write_private_yaml
 from utils.environment import num_cpus
 from utils.evaluation import Evaluation, Evaluator
 from utils.greeting import Hello, Introduction, Seat, version_problems
+from utils.increments import Encoding, HeldArrays, LackingArraysError, Residuals
 from utils.model import (
     build_model,
     load_checkpoint_module,
     load_into,
     moved_names,
+    parameter_names,
     save_checkpoint,
     shared_names,
     to_arrays,
@@ -51,10 +60,11 @@ from utils.privacy import noise_source, privatised
 from utils.room import OUT_OF_MEMORY, Room, device_name, with_room
 from utils.run_dir import write_atomically
 from utils.site import Site, is_site, read_site, without_paths
-from utils.trainer import SliceSettings, SliceTrainer, save_private_start
+from utils.trainer import KEPT_STATES, SliceSettings, SliceTrainer, save_private_start
 
 CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
+LACKS_ARRAYS, UNCHANGED = "lacks-arrays", "unchanged"  # in the "client" record of a reply
 MAX_ON_DEVICE = 256
 SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small numbers
 
@@ -66,9 +76,9 @@ class Instructions:
     run_id: unique for a run, and usable as the name of a folder. model_yaml: what the global model
     is built from, and digest of its layout. names: class names of the federation. train: resolved
     train arguments. num_clients: that may work on one machine. device, num_threads: of a client in
-    a simulation. round_timeout_s: for one
-    message. cross_client: without it no client gives its local model away. privacy: clients see to
-    its mode "local" themselves.
+    a simulation. round_timeout_s: for one message. cross_client: without it no client gives its
+    local model away. incremental: arrays travel as increments, see utils/increments.py, with the
+    differences that codec encodes. privacy: clients see to its mode "local" themselves.
     """
 
     run_id: str
@@ -87,6 +97,8 @@ class Instructions:
     num_threads: int
     round_timeout_s: float | None
     cross_client: bool
+    incremental: bool
+    codec: CodecConfig
     privacy: PrivacyConfig
 
     def to_json(self) -> str:
@@ -379,7 +391,11 @@ def _reporting_errors(handler: Handler) -> Handler:
             def work() -> tuple[Message, int]:
                 message_id, limit_s = message.metadata.message_id, instructions.round_timeout_s
                 with attempt(place.private_dir, message_id, limit_s) as number:
-                    return handler(message, context), number
+                    try:
+                        return handler(message, context), number
+                    except LackingArraysError:  # the server sends all of them
+                        lacks = ConfigRecord({LACKS_ARRAYS: True})
+                        return Message(RecordDict({"client": lacks}), reply_to=message), number
 
             # Waiting for room is not part of the client's time, so it is outside of the attempt.
             (reply, number), shortage = with_room(_room(instructions, place), work, _clients.clear)
@@ -498,20 +514,36 @@ def train(message: Message, context: Context) -> Message:
     """Train one slice."""
     client, arrays, config = _unpack(message, context)
     parameters, num_examples, metrics = client.fit(arrays, config)
-    note = metrics.pop("note", "")
-    trained = dict(zip(client.names, parameters, strict=True))
-    privacy = _instructions(message).privacy
-    if privacy.mode == "local":
-        received = dict(zip(client.names, arrays, strict=True))
-        trained = privatised(trained, received, client.moved_names, privacy, noise_source())
+    about = ConfigRecord({"note": metrics.pop("note", "")})
     record = RecordDict(
-        {
-            "client": ConfigRecord({"note": note}),
-            "arrays": to_record(trained),
-            "metrics": MetricRecord({"num-examples": num_examples, **metrics}),
-        }
+        {"client": about, "metrics": MetricRecord({"num-examples": num_examples, **metrics})}
     )
+    received = dict(zip(client.names, arrays, strict=True))
+    trained = dict(zip(client.names, parameters, strict=True))
+    instructions = _instructions(message)
+    if instructions.privacy.mode == "local":  # what is encoded is private already
+        trained = privatised(
+            trained, received, client.moved_names, instructions.privacy, noise_source()
+        )
+    if instructions.incremental:
+        residuals = Residuals(client.settings.private_dir, KEPT_STATES)
+        round_number = int(config["server-round"])
+        increment, residual = _encoding(client, instructions).increment(
+            trained, received, residuals.before(round_number)
+        )
+        if residual:
+            residuals.save(round_number, residual)
+        record["encoded"] = to_record(increment)
+    else:  # what has not changed, such as frozen layers, need not travel
+        changed = changed_names(trained, received)
+        about[UNCHANGED] = [name for name in client.names if name not in set(changed)]
+        record["arrays"] = to_record(select(trained, changed))
     return Message(record, reply_to=message)
+
+
+def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:
+    layout = Layout.of(select(to_arrays(client.model), client.names))
+    return Encoding(layout, instructions.codec, parameter_names(client.model))
 
 
 @app.evaluate()
@@ -589,13 +621,21 @@ def _unpack(
     message: Message, context: Context
 ) -> tuple[YoloClient, list[np.ndarray], dict[str, Any]]:
     """The client and its arguments: arrays in the order of its names, found by name."""
-    client = client_for(_instructions(message), place_of(message, context))
-    received = from_record(message.content.array_records["arrays"])
+    instructions = _instructions(message)
+    client = client_for(instructions, place_of(message, context))
+    config = dict(message.content.config_records["config"])
+    records = message.content.array_records
+    if "encoded" in records:
+        held = HeldArrays(client.settings.private_dir)
+        encoding = _encoding(client, instructions)
+        increment = from_record(records["encoded"])
+        received = held.receive(increment, str(config["checksum"]), encoding)
+    else:
+        received = from_record(records["arrays"])
     missing = [name for name in client.names if name not in received]
     if missing or len(received) != len(client.names):
         raise ValueError(
             f"client '{client.name}' received {len(received)} arrays, its model has "
             f"{len(client.names)} (missing: {', '.join(missing[:3]) or 'none'})"
         )
-    config = dict(message.content.config_records["config"])
     return client, [received[name] for name in client.names], config

@@ -11,11 +11,11 @@ from flwr.serverapp import Grid
 
 from utils.arrays import Arrays, Layout
 from utils.attempts import reason_of
-from utils.client import to_record
+from utils.client import from_record, to_record
 from utils.evaluation import Evaluation
 from utils.model import load_into, to_arrays
 from utils.run_dir import JPEG, SERVER, write_atomically
-from utils.server import Score, Server, read_arrays
+from utils.server import Score, Server, checked_arrays
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
 FINISHED = "server/finished"
@@ -111,7 +111,8 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
         kinds.append("personal")
 
     def read(_: str, reply: Message) -> Arrays:
-        return read_arrays(reply, layout, "model was")
+        arrays = from_record(reply.content.array_records["arrays"])
+        return checked_arrays(arrays, layout, "model was")
 
     for kind in kinds:
         for node in server.nodes:

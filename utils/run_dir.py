@@ -234,6 +234,18 @@ class RunDir:
         """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
         return load_arrays(self._strategy_path(round_number))[0]
 
+    def _downloads_path(self, round_number: int) -> Path:
+        return self.server / f"downloads{round_number}.npz"
+
+    def save_downloads(self, state: Arrays, meta: RoundMeta) -> None:
+        """Write what downloads carry from round to round; the last two rounds' are kept."""
+        save_arrays(self._downloads_path(meta.round), state, meta)
+        self._downloads_path(meta.round - 2).unlink(missing_ok=True)
+
+    def load_downloads(self, round_number: int) -> Arrays:
+        """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
+        return load_arrays(self._downloads_path(round_number))[0]
+
     def write_text(self, name: str, text: str) -> Path:
         """Write a small text file and return its path."""
         path = self.path / name

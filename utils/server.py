@@ -28,18 +28,20 @@ from utils.arrays import (
     shortened,
     to_double,
 )
-from utils.client import CLIENT_ERROR, Instructions, from_record, to_record
+from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, from_record, to_record
 from utils.config import Config, InputError
 from utils.data import DataSummary
+from utils.downloads import Downloads
 from utils.evaluation import Evaluation, Evaluator
 from utils.greeting import Seat
+from utils.increments import Encoding, Residuals
 from utils.loggers import Loggers
 from utils.members import Members
 from utils.model import load_into, moved_names, save_checkpoint, shared_names, to_arrays
 from utils.privacy import ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
-from utils.trainer import saved_states, state_path
+from utils.trainer import KEPT_STATES, saved_states, state_path
 
 POLL_S = 0.1
 ROUND_TRIES = 3
@@ -153,6 +155,8 @@ class Server:
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
         self.layout = Layout.of(self.arrays)
         self.privacy = self._make_privacy()
+        self.encoding = Encoding(self.layout, instructions.codec, aggregation.parameters)
+        self.downloads = Downloads(self.encoding, self.arrays) if instructions.incremental else None
         self.average: Arrays | None = None
         self.members = members
         self.summaries: dict[str, DataSummary] = {}  # by client
@@ -240,6 +244,8 @@ class Server:
                     self.average = run_dir.load_average(last, self.layout)
                 if self.aggregation.has_state:
                     self.aggregation.restore(run_dir.load_strategy(last))
+                if self.downloads:
+                    self.downloads.restore(run_dir.load_downloads(last), self.arrays)
             if self.privacy:
                 self.privacy.restore(last)
         except ValueError as error:
@@ -255,11 +261,16 @@ class Server:
         }
         for name, round_number in trained.items():
             folder = self.run_dir.client_dir(name)
-            if not any(round_number <= number <= last for number in saved_states(folder)):
-                raise ValueError(
-                    f"{state_path(folder, round_number)}: no such file, so client '{name}' cannot "
-                    "go on where it was; put it back, or start a new run from weights/last.pt"
-                )
+            kept = {state_path(folder, round_number): saved_states(folder)}
+            if self.encoding.encoded.entries:
+                residuals = Residuals(folder, KEPT_STATES)
+                kept[residuals.path(round_number)] = residuals.rounds()
+            for path, rounds in kept.items():
+                if not any(round_number <= number <= last for number in rounds):
+                    raise ValueError(
+                        f"{path}: no such file, so client '{name}' cannot go on where it was; put "
+                        "it back, or start a new run from weights/last.pt"
+                    )
 
     @property
     def best(self) -> RoundResult | None:
@@ -369,6 +380,8 @@ class Server:
         clock.stop("train_seconds")
         updates = self.limit_norms(round_number, updates)
         self.arrays = self.aggregate(round_number, updates)
+        if self.downloads:  # and what of it can be sent
+            self.arrays = self.downloads.advance(self.arrays)
         self.average = self.move_average()
         self.save_arrays(round_number)
         clock.stop("")
@@ -425,7 +438,7 @@ class Server:
         if evaluate.cross_client and evaluate.is_due(round_number, self.config.num_rounds):
             record["keep-local"] = True
         messages = self.aggregation.configure(round_number, self.arrays, record, nodes)
-        for reply in self.exchange(grid, self._seated(messages)):
+        for reply in self.exchange(grid, self.addressed(messages)):
             update = self.checked(reply, self._read_update)
             if update is not None:
                 loss = sum(update.losses.values())
@@ -543,7 +556,8 @@ class Server:
         config = self.config_record()
         config.update({"server-round": round_number, "split": split})
         record = RecordDict({"arrays": to_record(self.deployed), "config": config})
-        return self.read_scores(grid, self.messages(record, nodes, "evaluate"))
+        messages = [Message(record, node, "evaluate") for node in nodes]
+        return self.read_scores(grid, self.addressed(messages))
 
     def read_scores(self, grid: Grid, messages: list[Message]) -> list[Score]:
         """Send evaluate messages; the scores of those clients that gave one, ordered by name."""
@@ -599,6 +613,8 @@ class Server:
             self.run_dir.save_average(self.average, meta)
         if self.aggregation.has_state:
             self.run_dir.save_strategy(self.aggregation.state(), meta)
+        if self.downloads:
+            self.run_dir.save_downloads(self.downloads.state(), meta)
 
     def save_checkpoints(self, result: RoundResult) -> None:
         """Write last.pt, and best.pt if no round before scored higher."""
@@ -706,14 +722,32 @@ class Server:
             str(self.run_dir.client_dir(name)),
         )
 
+    def addressed(self, messages: Iterable[Message]) -> list[Message]:
+        """Messages with the global arrays for each client, as increments where these are used."""
+        seated = self._seated(messages)
+        if self.downloads is None:
+            return seated
+        return [self.downloads.addressed(message) for message in seated]
+
     def exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
         """Send messages and yield each reply when it arrives, counting the bytes of both."""
         messages = list(messages)
         for message in messages:
             self._traffic_of(message.metadata.dst_node_id).download_bytes += _num_bytes(message)
-        for reply in exchange(grid, messages, self.config.round_timeout_s, self._pause):
+        replies = exchange(
+            grid, messages, self.config.round_timeout_s, self._pause, self._sent_again
+        )
+        for reply in replies:
             self._traffic_of(reply.metadata.src_node_id).upload_bytes += _num_bytes(reply)
             yield reply
+
+    def _sent_again(self, message: Message, reply: Message) -> Message | None:
+        """The message with all arrays, for a client that lacked what it builds on."""
+        if self.downloads is None or self.downloads.confirm(message, reply):
+            return None
+        whole = self.downloads.whole(message)
+        self._traffic_of(message.metadata.dst_node_id).download_bytes += _num_bytes(whole)
+        return whole
 
     def _traffic_of(self, node: int) -> Traffic:
         return self.traffic[self.names_by_node.get(node, "")]
@@ -755,7 +789,7 @@ class Server:
     def _read_update(self, name: str, reply: Message) -> Update:
         if self.privacy:
             self.privacy.count(name)
-        arrays = read_arrays(reply, self.layout)
+        arrays = checked_arrays(self._rebuilt(reply), self.layout, "arrays were")
         numbers = _numbers(reply)
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
@@ -765,6 +799,15 @@ class Server:
         parameters = [name for name in self.arrays if name in self.aggregation.parameters]
         norm = distance(arrays, self.arrays, parameters)
         return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local)
+
+    def _rebuilt(self, reply: Message) -> Arrays:
+        """All arrays of an update, of which the client has sent what it has changed."""
+        if self.instructions.incremental:
+            increment = from_record(reply.content.array_records["encoded"])
+            return self.encoding.rebuilt(increment, self.arrays)
+        unchanged: Any = reply.content.config_records["client"].get(UNCHANGED, [])
+        arrays = {name: self.arrays[name] for name in unchanged}
+        return arrays | from_record(reply.content.array_records["arrays"])
 
     def _read_score(self, name: str, reply: Message) -> Score:
         numbers = _numbers(reply)
@@ -792,29 +835,41 @@ def exchange(
     messages: Iterable[Message],
     timeout_s: float | None,
     pause: Callable[[float], object],
+    again: Callable[[Message, Message], Message | None] = lambda message, reply: None,
 ) -> Iterator[Message]:
     """Send messages and yield each reply when it arrives; an error stands for one that does not.
 
     timeout_s: that a client may take, after which its worker ends itself; the limit here is for one
-    that cannot even do that. pause: waits so many seconds, or raises to stop.
+    that cannot even do that. pause: waits so many seconds, or raises to stop. again: gives what to
+    send in place of a message, if its reply asks for that.
     """
-    messages = list(messages)
-    for message in messages:
-        message.metadata.ttl = TTL_S
-    waiting = dict(zip(grid.push_messages(messages), messages, strict=True)) if messages else {}
-    latest = float("inf") if timeout_s is None else timeout_s * len(messages) + GRACE_S
+    waiting = _push(grid, messages)
+    latest = float("inf") if timeout_s is None else timeout_s * len(waiting) + GRACE_S
     started = time.monotonic()
     while waiting:
         pause(0)
         for reply in grid.pull_messages(list(waiting)):
             message = waiting.pop(reply.metadata.reply_to_message_id)
-            # An error that Flower makes, for a node that has gone, does not name the node.
-            yield Message(reply.error, reply_to=message) if reply.has_error() else reply
+            if reply.has_error():  # one that Flower makes, for a node that has gone, names no node
+                reply = Message(reply.error, reply_to=message)
+            other = again(message, reply)
+            if other is None:
+                yield reply
+            else:
+                waiting.update(_push(grid, [other]))
         if waiting and time.monotonic() - started > latest:
             error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
             yield from [Message(error, reply_to=message) for message in waiting.values()]
             return
         pause(POLL_S if waiting else 0)
+
+
+def _push(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
+    """Send messages; by the ids that replies will refer to."""
+    messages = list(messages)
+    for message in messages:
+        message.metadata.ttl = TTL_S
+    return dict(zip(grid.push_messages(messages), messages, strict=True)) if messages else {}
 
 
 class Clock:
@@ -836,13 +891,12 @@ class Clock:
         return round(time.perf_counter() - self._started, 3)
 
 
-def read_arrays(reply: Message, layout: Layout, what: str = "arrays were") -> Arrays:
-    """The arrays of a reply. Raises ValueError for those that this model cannot take."""
-    arrays = from_record(reply.content.array_records["arrays"])
+def checked_arrays(arrays: Arrays, layout: Layout, what: str) -> Arrays:
+    """A client's arrays, in order. Raises ValueError for those that this model cannot take."""
     problems = layout_problems(arrays, layout) + negative_statistics(arrays)
     if problems:
         raise ValueError(f"its {what} refused: " + "; ".join(problems[:3]))
-    return arrays
+    return select(arrays, layout.names)
 
 
 def _num_bytes(message: Message) -> int:

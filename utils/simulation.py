@@ -188,6 +188,8 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
         round_timeout_s=config.round_timeout_s,
         cross_client=config.evaluate.cross_client,
         privacy=config.privacy,
+        incremental=config.codec.name != "none" or (config.has_sites and not config.server_ema),
+        codec=config.codec,
     )
 
 
