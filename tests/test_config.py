@@ -289,6 +289,12 @@ def test_what_must_be_there_is_named(tmp_path: Path, text: str) -> None:
             "client_resources.num_gpus: found 'all', expected a number of at least 0 (a fraction "
             "shares a GPU) or 'auto'",
         ),
+        ("codec: zip", "codec.name: found 'zip', expected none, float16, int8 or topk"),
+        (
+            "codec: {name: topk, fraction: 0}",
+            "codec.fraction: found 0, expected a number greater than 0 and at most 1",
+        ),
+        ("codec: {topk: 0.1}", "codec.topk: unknown setting"),
         ("strategy: [a]", "strategy: found ['a'], expected a name, or 'name: ...' and its options"),
         (
             "train: [1]",
