@@ -56,7 +56,7 @@ class LocalGrid:
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         # The last client answers first: nothing may depend on the order of replies.
-        replies = [self._replies.pop(i) for i in set(message_ids) if i in self._replies]
-        replies.sort(key=lambda reply: -reply.metadata.src_node_id)
+        last = max(self._replies, key=lambda i: self._replies[i].metadata.src_node_id, default="")
+        replies = [self._replies.pop(last)] if last in set(message_ids) else []
         self.received += replies
         return replies

@@ -6,13 +6,14 @@ which names, shapes and dtypes there must be. Nothing is ever found by position.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+CHUNK = 1 << 16  # values to work on at once: 512 KB in float64, which stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -100,30 +101,66 @@ def distance(
     arrays: Mapping[str, np.ndarray], origin: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> float:
     """L2 norm of the difference over the arrays of these names together, in float64."""
-    differences = (arrays[n].astype(np.float64) - origin[n] for n in names)
-    return float(np.sqrt(sum(np.vdot(d, d) for d in differences)))
+    total = 0.0
+    for name in names:
+        new, old = arrays[name].reshape(-1), origin[name].reshape(-1)
+        for start in range(0, new.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            difference = np.subtract(new[part], old[part], dtype=np.float64)
+            total += np.vdot(difference, difference)
+    return float(np.sqrt(total))
 
 
-def shortened(
-    arrays: Mapping[str, np.ndarray], origin: Mapping[str, np.ndarray], factor: float
-) -> Arrays:
-    """origin + factor * (arrays - origin), in float64."""
-    new, old = to_double(arrays), to_double(origin)
-    return {name: old[name] + factor * (new[name] - old[name]) for name in new}
+def add_scaled(total: np.ndarray, array: np.ndarray, weight: float) -> None:
+    """total += weight * array, in float64 and without a copy of the array.
+
+    total: float64, contiguous. Exact for float32 values and whole weights below 2^29.
+    """
+    assert total.shape == array.shape  # NumPy would broadcast
+    sums, values = total.reshape(-1), array.reshape(-1)
+    buffer = np.empty(min(CHUNK, sums.size))
+    for start in range(0, sums.size, CHUNK):
+        part = sums[start : start + CHUNK]
+        scaled = buffer[: part.size]
+        scaled[:] = values[start : start + CHUNK]
+        scaled *= weight
+        part += scaled
+
+
+class Shortened(Mapping[str, np.ndarray]):
+    """origin + factor * (arrays - origin), from float64; each array is made when asked for."""
+
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], origin: Mapping[str, np.ndarray], factor: float
+    ) -> None:
+        self.arrays = arrays
+        self.origin = origin
+        self.factor = factor
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array, old = self.arrays[name], self.origin[name].astype(np.float64)
+        return cast(old + self.factor * (array.astype(np.float64) - old), array.dtype.name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+def cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Cast to this dtype; integers are rounded to the nearest, never truncated."""
+    if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f":
+        array = np.rint(array)
+    return np.asarray(array, dtype)  # rint makes 0-d arrays scalars
 
 
 def cast_to(arrays: Mapping[str, np.ndarray], layout: Layout) -> Arrays:
     """Cast aggregated arrays back to the dtypes of the layout, in its order.
 
-    Integers (BatchNorm's batch counters) are rounded to the nearest, never truncated.
+    Integers are BatchNorm's batch counters.
     """
-    result: Arrays = {}
-    for name, _, dtype in layout.entries:
-        array = np.asarray(arrays[name])
-        if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f":
-            array = np.rint(array)
-        result[name] = np.asarray(array, dtype)  # rint makes 0-d arrays scalars
-    return result
+    return {name: cast(np.asarray(arrays[name]), dtype) for name, _, dtype in layout.entries}
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:

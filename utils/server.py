@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +19,13 @@ from flwr.serverapp import Grid
 from utils.arrays import (
     Arrays,
     Layout,
-    cast_to,
+    Shortened,
+    cast,
     checksum,
     distance,
     layout_problems,
     negative_statistics,
     select,
-    shortened,
-    to_double,
 )
 from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, from_record, to_record
 from utils.config import Config, InputError
@@ -42,7 +41,9 @@ from utils.privacy import ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
 from utils.trainer import KEPT_STATES, saved_states, state_path
+from utils.updates import Inbox, views
 
+Again = Callable[[Message, Message], Message | None]
 POLL_S = 0.1
 ROUND_TRIES = 3
 JOIN_WAIT_S = 300.0  # after which a run starts with the sites that are there, if they are enough
@@ -158,6 +159,7 @@ class Server:
         self.encoding = Encoding(self.layout, instructions.codec, aggregation.parameters)
         self.downloads = Downloads(self.encoding, self.arrays) if instructions.incremental else None
         self.average: Arrays | None = None
+        self.inbox = Inbox(run_dir.server / "updates")
         self.members = members
         self.summaries: dict[str, DataSummary] = {}  # by client
         self.greeted: set[int] = set()  # nodes that have the model
@@ -309,7 +311,7 @@ class Server:
                 self.run_dir.save_round(self.arrays, self._meta(0))
             self.greet(grid)
         for round_number in range(first, self.config.num_rounds + 1):
-            with self.disk_errors(f"round {round_number}"):
+            with self.disk_errors(f"round {round_number}"), closing(self.inbox):
                 self.run_round(grid, round_number)
         return self.result
 
@@ -406,19 +408,23 @@ class Server:
     def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
         """Send the global arrays, receive and check the clients' updates.
 
+        They are added to the mean as soon as those of all clients before them, by name, are there
+        (utils/updates.py); what a client that failed would hold up waits for the end of the round.
+
         While there are too few of them, the clients that gave none are asked again: from the same
         arrays, they do the same work.
         """
         nodes = self.sample(round_number)
         needed = self.min_updates
-        updates: dict[str, Update] = {}
+        add = None if self.needs_all_updates else self._add
+        self.inbox.start([self.names_by_node[node] for node in nodes], add)
+        updates = self.inbox.updates
         found = ""
         for tries_left in reversed(range(ROUND_TRIES)):
             missing = [node for node in nodes if self.names_by_node[node] not in updates]
-            for update in self._train(grid, round_number, missing):
-                updates[update.name] = update
+            self._train(grid, round_number, missing)
             if len(updates) >= needed:
-                return [updates[name] for name in sorted(updates)]  # sums depend on the order
+                return [updates[name] for name in sorted(updates)]
             found = f"{len(updates)} of {len(nodes)} clients returned a usable update"
             if tries_left:
                 self.display.notice(
@@ -431,7 +437,19 @@ class Server:
             f"{ROUND_TRIES} times, the reasons are above and in {self.run_dir.path}/clients.csv"
         )
 
-    def _train(self, grid: Grid, round_number: int, nodes: list[int]) -> Iterator[Update]:
+    @property
+    def needs_all_updates(self) -> bool:
+        """Whether a round's updates are combined at its end; else they can be added one by one."""
+        return (
+            self.aggregation.entry.needs_all
+            or self.config.update_norm.outliers != "keep"
+            or self.config.privacy.mode == "central"
+        )
+
+    def _add(self, update: Update) -> None:
+        self.aggregation.add(update, self.absent.get(update.name, ()))
+
+    def _train(self, grid: Grid, round_number: int, nodes: list[int]) -> None:
         self.display.step(round_number, "train", sorted(self.names_by_node[n] for n in nodes))
         record = self.config_record()
         evaluate = self.config.evaluate
@@ -439,11 +457,15 @@ class Server:
             record["keep-local"] = True
         messages = self.aggregation.configure(round_number, self.arrays, record, nodes)
         for reply in self.exchange(grid, self.addressed(messages)):
-            update = self.checked(reply, self._read_update)
-            if update is not None:
-                loss = sum(update.losses.values())
-                self.display.client_done(update.name, f"loss {loss:.3g}, {update.seconds:.1f} s")
-                yield update
+            self._take_in(reply)
+            del reply  # its arrays, which would stay until the next one is there
+
+    def _take_in(self, reply: Message) -> None:
+        update: Update | None = self.checked(reply, self._read_update)
+        if update is not None:
+            self.inbox.put(update)
+            loss = sum(update.losses.values())
+            self.display.client_done(update.name, f"loss {loss:.3g}, {update.seconds:.1f} s")
 
     def sample(self, round_number: int) -> list[int]:
         """Node ids of the clients that train in this round: by name, so that a rerun agrees."""
@@ -472,8 +494,8 @@ class Server:
                 self._fail(update.name, f"{found}; refused")
                 continue
             self._note(update.name, f"{found}; shortened to {setting.times_median:g} times")
-            arrays = shortened(update.arrays, self.arrays, limit / update.norm)
-            result.append(replace(update, arrays=cast_to(arrays, self.layout)))
+            arrays = Shortened(update.arrays, self.arrays, limit / update.norm)
+            result.append(replace(update, arrays=arrays))
         if len(result) < self.min_updates:
             self.write_client_rows(round_number, result, [])
             raise FederationError(
@@ -495,7 +517,8 @@ class Server:
                 f"round {round_number}: {len(updates)} updates are too few for strategy "
                 f"'{self.config.strategy.name}'"
             )
-        arrays = cast_to(combined, self.layout)
+        # One by one, so that they need not be in memory as a whole in both precisions.
+        arrays = {name: cast(combined.pop(name), dtype) for name, _, dtype in self.layout.entries}
         problems = layout_problems(arrays, self.layout)
         if problems:
             raise FederationError(f"round {round_number}: aggregation: {'; '.join(problems[:3])}")
@@ -514,9 +537,11 @@ class Server:
             return None
         if self.average is None:
             return self.arrays
-        new, old = to_double(self.arrays), to_double(self.average)
-        mixed = {name: decay * old[name] + (1 - decay) * new[name] for name in new}
-        return cast_to(mixed, self.layout)
+        result: Arrays = {}
+        for name, new in self.arrays.items():
+            old = self.average[name].astype(np.float64)
+            result[name] = cast(decay * old + (1 - decay) * new.astype(np.float64), new.dtype.name)
+        return result
 
     @property
     def deployed(self) -> Arrays:
@@ -740,6 +765,7 @@ class Server:
         for reply in replies:
             self._traffic_of(reply.metadata.src_node_id).upload_bytes += _num_bytes(reply)
             yield reply
+            del reply  # its arrays, which would stay until the next one is there
 
     def _sent_again(self, message: Message, reply: Message) -> Message | None:
         """The message with all arrays, for a client that lacked what it builds on."""
@@ -807,7 +833,7 @@ class Server:
             return self.encoding.rebuilt(increment, self.arrays)
         unchanged: Any = reply.content.config_records["client"].get(UNCHANGED, [])
         arrays = {name: self.arrays[name] for name in unchanged}
-        return arrays | from_record(reply.content.array_records["arrays"])
+        return arrays | views(reply.content.array_records["arrays"])
 
     def _read_score(self, name: str, reply: Message) -> Score:
         numbers = _numbers(reply)
@@ -835,7 +861,7 @@ def exchange(
     messages: Iterable[Message],
     timeout_s: float | None,
     pause: Callable[[float], object],
-    again: Callable[[Message, Message], Message | None] = lambda message, reply: None,
+    again: Again = lambda message, reply: None,
 ) -> Iterator[Message]:
     """Send messages and yield each reply when it arrives; an error stands for one that does not.
 
@@ -847,21 +873,31 @@ def exchange(
     latest = float("inf") if timeout_s is None else timeout_s * len(waiting) + GRACE_S
     started = time.monotonic()
     while waiting:
-        pause(0)
-        for reply in grid.pull_messages(list(waiting)):
-            message = waiting.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():  # one that Flower makes, for a node that has gone, names no node
-                reply = Message(reply.error, reply_to=message)
-            other = again(message, reply)
-            if other is None:
-                yield reply
-            else:
-                waiting.update(_push(grid, [other]))
+        before = set(waiting)
+        for message_id in before:
+            pause(0)
+            # Alone: asked for all, the grid would give all that have come, however many.
+            yield from _pull(grid, message_id, waiting, again)
         if waiting and time.monotonic() - started > latest:
             error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
             yield from [Message(error, reply_to=message) for message in waiting.values()]
             return
-        pause(POLL_S if waiting else 0)
+        pause(POLL_S if waiting.keys() == before else 0)
+
+
+def _pull(
+    grid: Grid, message_id: str, waiting: dict[str, Message], again: Again
+) -> Iterator[Message]:
+    """The reply to a message, if it has come; or send what stands in place of the message."""
+    for reply in grid.pull_messages([message_id]):
+        message = waiting.pop(message_id)
+        if reply.has_error():  # one that Flower makes, for a node that has gone, names no node
+            reply = Message(reply.error, reply_to=message)
+        other = again(message, reply)
+        if other is None:
+            yield reply
+        else:
+            waiting.update(_push(grid, [other]))
 
 
 def _push(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:

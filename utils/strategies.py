@@ -4,6 +4,9 @@ A strategy turns checked updates into the next global arrays. It sees only the a
 combine: server optimisers get the trainable parameters, and buffers (BatchNorm's statistics and
 counters, of which an optimiser would make nonsense) are means weighted by images; robust strategies
 get everything, since a hostile update may lie in any array.
+
+Means are running ones (utils/mean.py): an update is added and need not be kept, and a server
+optimiser gets the mean as if it were one client's update. The other strategies need all updates.
 """
 
 import math
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.multikrum import select_multikrum
@@ -21,6 +24,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from utils.arrays import Arrays, select, to_double
 from utils.client import from_record, to_record
 from utils.config import InputError, StrategyConfig, nearest
+from utils.mean import RunningMean, Share
 
 Options = dict[str, Any]
 EXAMPLES_KEY = "num-examples"  # Flower's name for an update's weight
@@ -39,30 +43,6 @@ class FedAvgM(flower.FedAvgM):
         """Forget the arrays of the round before; Flower's then takes those given."""
         self.current_arrays = None
         return super().configure_train(*args, **kwargs)
-
-
-def step_normalised(updates: "list[Update]", origin: Arrays) -> "list[Update]":
-    """FedNova: each client's update is divided by its number of optimiser steps.
-
-        w + tau * sum_k p_k (w_k - w) / tau_k,   tau = sum_k p_k tau_k
-
-    with p_k a client's share of the images and tau_k its steps, so that a client that takes more
-    steps does not pull the model towards its own optimum (Wang et al. 2020, arXiv 2007.07481,
-    equations 8 and 9, with a_k = tau_k: exact for SGD without momentum, and the steps themselves
-    for optimisers that normalise theirs, such as Adam). Here update k is scaled by tau / tau_k; the
-    mean is FedAvg's.
-
-    origin: the arrays to scale, float64; the others of an update stay.
-    """
-    images = np.array([update.num_examples for update in updates], float)
-    steps = np.array([update.num_steps for update in updates], float)
-    effective_steps = float(images @ steps / images.sum())
-    result = []
-    for update in updates:
-        scale = effective_steps / update.num_steps
-        scaled = {n: start + scale * (update.arrays[n] - start) for n, start in origin.items()}
-        result.append(replace(update, arrays={**update.arrays, **scaled}))
-    return result
 
 
 def _nearest_updates(
@@ -113,9 +93,10 @@ class Entry:
     build: makes it from `options`, and Flower's min_*_nodes. options: with their defaults.
     sees_buffers: gets all arrays and not the trainable parameters alone.
     needs_parameters: build also takes the names of the trainable arrays.
-    prepare: changes the updates before they are combined, given what the strategy sees of the
-    global arrays. state: attributes of Flower's class that it carries from round to round, None or
-    float64 arrays.
+    needs_all: combines all updates at once, so that they have to be in memory together; else it
+    takes their mean, to which they are added one by one.
+    per_step: the mean of the trainable arrays is FedNova's. state: attributes of Flower's class
+    that it carries from round to round, None or float64 arrays.
     min_clients: how many updates a round needs at least, by the options. paper: where it is from.
     """
 
@@ -124,7 +105,8 @@ class Entry:
     options: Options = field(default_factory=dict)
     sees_buffers: bool = False
     needs_parameters: bool = False
-    prepare: "Callable[[list[Update], Arrays], list[Update]] | None" = None
+    needs_all: bool = False
+    per_step: bool = False
     state: tuple[str, ...] = ()
     min_clients: Callable[[Options], int] = lambda options: 1
 
@@ -160,16 +142,18 @@ STRATEGIES: dict[str, Entry] = {
         state=("m_t", "v_t"),
     ),
     "fedprox": Entry(flower.FedProx, "Li et al. 2020, arXiv 1812.06127", {"proximal_mu": 0.01}),
-    "fednova": Entry(FedAvg, "Wang et al. 2020, arXiv 2007.07481", prepare=step_normalised),
+    "fednova": Entry(FedAvg, "Wang et al. 2020, arXiv 2007.07481", per_step=True),
     "qfedavg": Entry(
         lambda **kwargs: flower.QFedAvg(train_loss_key=LOSS_KEY, **kwargs),
         "Li et al. 2020, arXiv 1905.10497",
         {"q": 0.1, "client_learning_rate": 1.0},
+        needs_all=True,
     ),
     "fedmedian": Entry(
         flower.FedMedian,
         "Yin et al. 2018, arXiv 1803.01498",
         sees_buffers=True,
+        needs_all=True,
         min_clients=lambda options: 3,
     ),
     "fedtrimmedavg": Entry(
@@ -177,6 +161,7 @@ STRATEGIES: dict[str, Entry] = {
         "Yin et al. 2018, arXiv 1803.01498",
         {"beta": 0.2},
         sees_buffers=True,
+        needs_all=True,
         # With fewer nothing would be trimmed.
         min_clients=lambda options: math.ceil(1 / options["beta"]),
     ),
@@ -185,6 +170,7 @@ STRATEGIES: dict[str, Entry] = {
         "Blanchard et al. 2017, arXiv 1703.02757",
         {"num_malicious_nodes": 0},
         sees_buffers=True,
+        needs_all=True,
         needs_parameters=True,
         min_clients=_krum_clients,
     ),
@@ -193,6 +179,7 @@ STRATEGIES: dict[str, Entry] = {
         "Blanchard et al. 2017, arXiv 1703.02757",
         {"num_malicious_nodes": 0, "num_nodes_to_select": 2},
         sees_buffers=True,
+        needs_all=True,
         needs_parameters=True,
         min_clients=lambda options: max(_krum_clients(options), options["num_nodes_to_select"]),
     ),
@@ -201,6 +188,7 @@ STRATEGIES: dict[str, Entry] = {
         "El Mhamdi et al. 2018, arXiv 1802.07927",
         {"num_malicious_nodes": 0},
         sees_buffers=True,
+        needs_all=True,
         needs_parameters=True,
         min_clients=lambda options: 4 * options["num_malicious_nodes"] + 3,
     ),
@@ -230,13 +218,14 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 class Update:
     """A client's checked reply to a train message.
 
-    arrays: float32 and integers, of the shared layout. losses: by Ultralytics' name.
+    arrays: float32 and integers, of the shared layout; empty once they are in the mean. losses: by
+    Ultralytics' name.
     num_steps: of the client's optimiser. norm: L2 of the change of the trainable arrays.
     local: "local/..." scores of these arrays on the client's val split, if it was asked for them.
     """
 
     name: str
-    arrays: Arrays
+    arrays: Mapping[str, np.ndarray]
     num_examples: int
     num_steps: int
     losses: dict[str, float]
@@ -302,6 +291,7 @@ class Aggregation:
         self.parameters = parameters
         self.class_rows = class_rows
         self.origin: Arrays = {}
+        self._mean: RunningMean | None = None  # of the round's updates so far
         options = options_of(config)
         extra: Options = {"parameters": parameters} if self.entry.needs_parameters else {}
         self.min_clients = self.entry.min_clients(options)
@@ -317,7 +307,8 @@ class Aggregation:
         The strategy remembers of the arrays what it is going to combine.
         """
         self.origin = arrays
-        seen = to_record(to_double(self._seen(arrays)))
+        looks_at_them = self.entry.needs_all or self.has_state
+        seen = to_record(to_double(self._seen(arrays)) if looks_at_them else {})
         grid: Any = _Nodes(list(nodes))
         messages = list(self.strategy.configure_train(round_number, seen, config, grid))
         everything = to_record(arrays)
@@ -325,33 +316,63 @@ class Aggregation:
             message.content["arrays"] = everything
         return messages
 
+    def add(self, update: Update, absent: Sequence[int]) -> None:
+        """Add an update to the mean, of a strategy that takes one. absent: of `abstain`.
+
+        Sums depend on the order of updates.
+        """
+        if self._mean is None:
+            per_step = self.parameters if self.entry.per_step else ()
+            self._mean = RunningMean(self.origin, self.class_rows, per_step)
+        share = Share(update.num_examples, update.num_steps, frozenset(absent))
+        self._mean.add(update.arrays, share)
+
     def aggregate(
         self,
         round_number: int,
-        updates: list[Update],
+        updates: Iterable[Update],
         absent: Mapping[str, Sequence[int]] | None = None,
     ) -> Arrays | None:
         """Combine updates in float64; None when the strategy wants more of them.
 
-        updates: in a fixed order, on which sums depend. absent: of `abstain`.
+        updates: in a fixed order, with those that were added before. absent: of `abstain`.
         """
-        if self.entry.prepare:
-            updates = self.entry.prepare(updates, to_double(self._seen(self.origin)))
+        if self.entry.needs_all:
+            return self._combine(round_number, list(updates), absent or {})
+        for update in updates:
+            if update.arrays:
+                self.add(update, (absent or {}).get(update.name, ()))
+        assert self._mean is not None
+        arrays, self._mean = self._mean.result(), None
+        if self.has_state:
+            # Taken out of the sums, which are large, while Flower's form of them is made.
+            seen = {name: Array(arrays.pop(name)) for name in self._seen(arrays)}
+            combined = self._aggregate(round_number, [_as_message(ArrayRecord(seen), 1, 0.0)])
+            arrays.update(combined or {})
+        return arrays
+
+    def _combine(
+        self, round_number: int, updates: list[Update], absent: Mapping[str, Sequence[int]]
+    ) -> Arrays | None:
+        """Let the strategy have all updates at once."""
         rows = [name for name in self.class_rows if name in self.origin]
         robust = self.entry.sees_buffers
-        updates = abstain(updates, absent or {}, rows, self.origin, robust=robust)
-        combined, _ = self.strategy.aggregate_train(
-            round_number, [_as_message(update, self._seen(update.arrays)) for update in updates]
+        updates = abstain(updates, absent, rows, self.origin, robust=robust)
+        arrays = self._aggregate(
+            round_number, [_message_of(update, self._seen(update.arrays)) for update in updates]
         )
-        if combined is None:
+        if arrays is None:
             return None
-        arrays = from_record(combined)
         unseen = [name for name in updates[0].arrays if name not in arrays]
         if unseen:
-            replies = [_as_message(update, select(update.arrays, unseen)) for update in updates]
+            replies = [_message_of(update, select(update.arrays, unseen)) for update in updates]
             buffers = aggregate_arrayrecords([reply.content for reply in replies], EXAMPLES_KEY)
             arrays.update(from_record(buffers))
         return arrays
+
+    def _aggregate(self, round_number: int, replies: list[Message]) -> Arrays | None:
+        combined, _ = self.strategy.aggregate_train(round_number, replies)
+        return None if combined is None else from_record(combined)
 
     @property
     def has_state(self) -> bool:
@@ -377,9 +398,9 @@ class Aggregation:
             value = list(named.values()) if is_list else named
             setattr(self.strategy, attribute, value or None)
 
-    def _seen(self, arrays: Arrays) -> Arrays:
+    def _seen(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         if self.entry.sees_buffers:
-            return arrays
+            return dict(arrays)
         return select(arrays, [name for name in arrays if name in self.parameters])
 
 
@@ -394,10 +415,16 @@ class _Nodes:
         return self.node_ids
 
 
-def _as_message(update: Update, arrays: Arrays) -> Message:
-    """Arrays of a checked update in the form that Flower's strategies aggregate, in float64."""
-    numbers = {EXAMPLES_KEY: update.num_examples, LOSS_KEY: sum(update.losses.values())}
-    content = RecordDict({"arrays": to_record(to_double(arrays)), "metrics": MetricRecord(numbers)})
+def _message_of(update: Update, arrays: Arrays) -> Message:
+    """Arrays of a checked update as a message, in float64."""
+    record = to_record(to_double(arrays))
+    return _as_message(record, update.num_examples, sum(update.losses.values()))
+
+
+def _as_message(arrays: ArrayRecord, num_examples: int, loss: float) -> Message:
+    """The form of an update that Flower's strategies aggregate."""
+    numbers = MetricRecord({EXAMPLES_KEY: num_examples, LOSS_KEY: loss})
+    content = RecordDict({"arrays": arrays, "metrics": numbers})
     return Message(content, dst_node_id=0, message_type="train")
 
 
