@@ -1,7 +1,8 @@
 """The round: what clients send, how it is combined, and what ends up on disk."""
 
 import errno
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from utils.greeting import Seat
 from utils.model import load_into, to_arrays
 from utils.run_dir import RoundMeta, RunDir, load_arrays, read_csv
 from utils.server import FederationError
+from utils.strategies import Update
+from utils.updates import Inbox
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +202,81 @@ def with_arrays(change: Callable[[Arrays], Any], node: int = 1000) -> Callable[[
         return reply
 
     return tamper
+
+
+class ForgetfulGrid(LocalGrid):
+    """Checks that nobody keeps a reply; the first client may answer first."""
+
+    def __init__(self, num_nodes: int, *, first_first: bool) -> None:
+        super().__init__(num_nodes)
+        self.first_first = first_first
+        self.pulled: list[weakref.ref[Any]] = []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        held = [reference for reference in self.pulled if reference() is not None]
+        assert not held, "the server holds a reply while it asks for the next"
+        if not self.first_first:
+            replies = super().pull_messages(message_ids)
+        else:
+            replies = [self._replies.pop(i) for i in message_ids if i in self._replies]
+        self.sent.clear()
+        self.received.clear()
+        for reply in replies:
+            record: Any = reply.content.get("arrays")
+            if record is not None:
+                self.pulled.append(weakref.ref(record[WEIGHT]))
+        return replies
+
+
+@pytest.mark.parametrize("outliers", ["keep", "clip"])
+def test_whoever_answers_first_the_result_has_the_same_bits_and_one_reply_is_held(
+    outliers: str, tmp_path: Path
+) -> None:
+    data = [make_dataset(tmp_path / f"c{i}", num_train=n, seed=i) for i, n in enumerate((2, 6, 4))]
+    results = []
+    for first_first in (True, False):
+        grid = ForgetfulGrid(3, first_first=first_first)
+        result = federation(
+            data,
+            tmp_path / str(first_first),
+            TRAIN,
+            grid=grid,
+            num_rounds=1,
+            update_norm={"outliers": outliers, "times_median": 1.01},
+        )
+        assert len(grid.pulled) == 3
+        assert not (result.run_dir / "server" / "updates").exists()
+        results.append(final_arrays(result))
+    assert_identical(results[0], results[1])
+
+
+def test_an_update_damaged_while_it_waited_ends_the_run_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    original = Inbox.put
+
+    def damaging(self: Inbox, update: Update) -> None:
+        original(self, update)
+        for path in self.folder.glob(".c1.tmp"):
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    monkeypatch.setattr(Inbox, "put", damaging)
+    with pytest.raises(FederationError, match=r"round 1: .*c1\.tmp: .*: damaged while it waited"):
+        federation([data] * 2, tmp_path / "runs", TRAIN, num_rounds=1)
+    assert not (tmp_path / "runs" / "run" / "server" / "updates").exists()
+
+
+def test_a_worker_that_holds_one_client_at_a_time_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [make_dataset(tmp_path / f"c{i}", num_train=4, seed=i) for i in range(2)]
+    usual = federation(data, tmp_path / "usual", TRAIN, num_rounds=2)
+    monkeypatch.setattr(client_module, "MAX_CLIENTS", 1)
+    client_module._clients.clear()
+    bounded = federation(data, tmp_path / "bounded", TRAIN, num_rounds=2)
+    assert len(client_module._clients) == 1
+    assert_identical(final_arrays(bounded), final_arrays(usual))
 
 
 WEIGHT = "model.0.conv.weight"

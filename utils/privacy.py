@@ -118,7 +118,7 @@ class ServerPrivacy:
         self.num_updates[client] = self.num_updates.get(client, 0) + 1
         self._save()
 
-    def release(self, models: Iterable[Arrays], origin: Arrays) -> Arrays:
+    def release(self, models: Iterable[Mapping[str, np.ndarray]], origin: Arrays) -> Arrays:
         """origin + (sum of the clipped changes + noise) / number of models, in float64.
 
         models: trained arrays, of which one at a time is needed. Each counts the same: the noise

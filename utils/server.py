@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from utils.arrays import (
@@ -44,6 +44,7 @@ from utils.trainer import KEPT_STATES, saved_states, state_path
 from utils.updates import Inbox, views
 
 Again = Callable[[Message, Message], Message | None]
+RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord, MetricRecord)
 POLL_S = 0.1
 ROUND_TRIES = 3
 JOIN_WAIT_S = 300.0  # after which a run starts with the sites that are there, if they are enough
@@ -800,7 +801,7 @@ class Server:
             if reply.has_error():
                 raise ValueError(reply.error.reason or "no reason given")
             result = read(name, reply)
-            client = reply.content.config_records["client"]
+            client = _record(reply, "client", ConfigRecord)
             if int(str(client["attempt"])) > 1:
                 self._note(name, "its worker died at work; it did the work again in another one")
             if client.get("note"):
@@ -829,11 +830,11 @@ class Server:
     def _rebuilt(self, reply: Message) -> Arrays:
         """All arrays of an update, of which the client has sent what it has changed."""
         if self.instructions.incremental:
-            increment = from_record(reply.content.array_records["encoded"])
+            increment = from_record(_record(reply, "encoded", ArrayRecord))
             return self.encoding.rebuilt(increment, self.arrays)
-        unchanged: Any = reply.content.config_records["client"].get(UNCHANGED, [])
+        unchanged: Any = _record(reply, "client", ConfigRecord).get(UNCHANGED, [])
         arrays = {name: self.arrays[name] for name in unchanged}
-        return arrays | views(reply.content.array_records["arrays"])
+        return arrays | views(_record(reply, "arrays", ArrayRecord))
 
     def _read_score(self, name: str, reply: Message) -> Score:
         numbers = _numbers(reply)
@@ -939,8 +940,20 @@ def _num_bytes(message: Message) -> int:
     """Bytes of all arrays of a message."""
     if not message.has_content():
         return 0
-    records = message.content.array_records.values()
+    records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
     return sum(len(array.data) for record in records for array in record.values())
+
+
+def _record(reply: Message, name: str, kind: type[RecordT]) -> RecordT:
+    """A record of a reply. Raises KeyError where there is none of this name and kind.
+
+    Flower 1.41's `array_records` and the like leave a cycle of references, so that the arrays of
+    each reply would stay in memory until Python's garbage collection comes by.
+    """
+    record = reply.content[name]
+    if not isinstance(record, kind):
+        raise KeyError(name)
+    return record
 
 
 def _weighted_means(rows: list[dict[str, float]], weights: list[int]) -> dict[str, float]:
@@ -962,7 +975,7 @@ def _result_of(row: Mapping[str, str]) -> RoundResult:
 
 def _numbers(reply: Message) -> dict[str, float]:
     """The numbers of a reply, which must be finite."""
-    record = reply.content.metric_records["metrics"]
+    record = _record(reply, "metrics", MetricRecord)
     numbers = {name: float(value) for name, value in record.items() if not isinstance(value, list)}
     if not np.isfinite(list(numbers.values())).all():
         raise ValueError(f"its numbers are not finite: {numbers}")

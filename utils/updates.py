@@ -11,6 +11,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -127,19 +128,22 @@ def views(record: ArrayRecord) -> Arrays:
 
 
 def _view(name: str, array: Array) -> np.ndarray:
-    file = BytesIO(array.data)  # shares them
     try:
-        if array.stype != "numpy.ndarray" or np.lib.format.read_magic(file) != (1, 0):
+        if array.stype != "numpy.ndarray" or array.data[:8] != b"\x93NUMPY\1\0":
             raise ValueError("expected the NumPy format, version 1.0")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        offset = 10 + int.from_bytes(array.data[8:10], "little")
+        shape, fortran, dtype = _header(array.data[8:offset])
     except Exception as error:  # a header is parsed as Python, with errors of its tokenizer
         raise ValueError(f"{name}: not a readable array ({error})") from error
-    offset, size = file.tell(), math.prod(shape)
+    num_bytes = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError(f"{name}: dtype {dtype} of shape {shape}, expected numbers")
-    if offset + size * dtype.itemsize != len(array.data):
-        raise ValueError(
-            f"{name}: {len(array.data) - offset} bytes, expected {size * dtype.itemsize}"
-        )
-    flat = np.frombuffer(array.data, dtype, size, offset)
+    if offset + num_bytes != len(array.data):
+        raise ValueError(f"{name}: {len(array.data) - offset} bytes, expected {num_bytes}")
+    flat = np.frombuffer(array.data, dtype, math.prod(shape), offset)
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=1024)  # a model's arrays have few, and parsing takes longer than adding
+def _header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    return np.lib.format.read_array_header_1_0(BytesIO(header))
