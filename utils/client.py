@@ -4,10 +4,12 @@ Subclass `YoloClient` to change what a client does; the handlers below it only u
 from a message, call it, and pack the reply.
 """
 
+import gc
 import json
 import logging
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
@@ -66,6 +68,7 @@ CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
 LACKS_ARRAYS, UNCHANGED = "lacks-arrays", "unchanged"  # in the "client" record of a reply
 MAX_ON_DEVICE = 256
+MAX_CLIENTS = 4  # held by a worker: each has a model, an optimiser and its data set
 SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small numbers
 
 
@@ -291,12 +294,14 @@ def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str,
     return 1.0 - result.fitness, result.num_examples, metrics
 
 
-# The YoloClients of this process, by run and name: they live from round to round.
-_clients: dict[tuple[str, str], YoloClient] = {}
+# The YoloClients of this process, by run and name, the last used at the end. They live from round
+# to round, which then need no set-up; beyond MAX_CLIENTS the one unused for longest goes, and is
+# made again from its saved state.
+_clients: OrderedDict[tuple[str, str], YoloClient] = OrderedDict()
 
 
 def client_for(instructions: Instructions, place: Place) -> YoloClient:
-    """The YoloClient of a place, made on its first message in this process."""
+    """The YoloClient of a place, made where this process does not hold it."""
     key = (instructions.run_id, place.name)
     if key not in _clients:
         data = read_data_yaml(place.data, where=f"client '{place.name}'")
@@ -315,9 +320,13 @@ def client_for(instructions: Instructions, place: Place) -> YoloClient:
             shared=instructions.shared,
             keep_optimizer=instructions.keep_optimizer,
         )
+        while len(_clients) >= MAX_CLIENTS:
+            _clients.popitem(last=False)
+            gc.collect()  # trainers are in cycles, whose tensors Python does not see as large
         client = YoloClient(place.name, settings, show_images=place.show_images)
         client.keeps_models = place.is_site
         _clients[key] = client
+    _clients.move_to_end(key)
     return _clients[key]
 
 
