@@ -82,7 +82,7 @@ def memory(free: float, peak: float, kept: float = 0.0) -> ClientMemory:
         (memory(20, 4), 10, 1, 2, 2),  # no more than have CPUs
         (memory(20, 4), 10, 1, 0.5, 1),
         (memory(80, 1), 5, 2, 16, 3),  # 5 clients on 2 GPUs: at most 3 on one
-        (memory(20, 4, 0.5), 5, 1, 16, 3),  # each worker keeps 4 other clients' 0.5: 18 / 6
+        (memory(20, 4, 0.6), 5, 1, 16, 3),  # each worker keeps 3 other clients' 0.6: 18 / 5.8
         (memory(20, 19), 10, 1, 16, 1),  # the margin is for company
         (memory(20, 10, 2), 10, 1, 16, 1),
         (memory(20, 20.1), 10, 1, 16, 0),

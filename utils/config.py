@@ -483,6 +483,8 @@ def _site_problems(config: Config) -> list[str]:
         if config.new_clients:
             problems.append("new_clients: only SuperNodes can join a run; remove it")
         return problems
+    if config.ray.address is not None:
+        problems.append("ray.address: for simulations; SuperNodes use no Ray; remove it")
     for index, data in enumerate(config.clients):
         where = f"datasets[{index}] '{data.name}'"
         if data.data is not None:

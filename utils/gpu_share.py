@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from utils.attempts import reason_of
+from utils.client import MAX_CLIENTS
 from utils.config import ClientData, Config, InputError
 from utils.data import DataSummary, in_label_space, read_data_yaml, write_private_yaml
 from utils.environment import num_cpus
@@ -96,11 +97,11 @@ def clients_per_gpu(
     """How many workers share a GPU; 0 when not even one client fits.
 
     num_clients: of the federation; more workers have no use. num_workers: as many as have CPUs.
-    Any worker may come to train every client, and keep something of each.
+    Any worker may come to train every client, and keeps something of the last MAX_CLIENTS.
     """
     if memory.peak > memory.free:
         return 0
-    of_worker = memory.peak + (num_clients - 1) * memory.kept
+    of_worker = memory.peak + (min(num_clients, MAX_CLIENTS) - 1) * memory.kept
     wanted = math.ceil(min(num_clients, max(1, math.floor(num_workers))) / num_gpus)
     return max(1, min(wanted, math.floor(memory.free * (1 - MARGIN) / of_worker)))
 
