@@ -1,7 +1,8 @@
 """Flower's grid without processes: each message goes straight to the real ClientApp."""
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -17,16 +18,21 @@ def identify_process() -> None:
 class LocalGrid:
     """Delivers messages to `utils.client.app`, one node for each partition.
 
+    sites: node configs of SuperNodes, in place of partitions. gone: nodes that are not there.
     tamper: may replace a reply on its way back. sent and received: every message, in order.
     """
 
     def __init__(
-        self, num_nodes: int, tamper: Callable[[Message], Message] = lambda reply: reply
+        self,
+        num_nodes: int,
+        tamper: Callable[[Message], Message] = lambda reply: reply,
+        sites: Sequence[dict[str, Any]] = (),
     ) -> None:
         identify_process()
         # Node ids do not start at the partition number, so that nobody takes one for the other.
         self.partitions = {1000 + 7 * i: i for i in range(num_nodes)}
         self.tamper = tamper
+        self.gone: set[int] = set()
         self.sent: list[Message] = []
         self.received: list[Message] = []
         self._replies: dict[str, Message] = {}
@@ -34,7 +40,9 @@ class LocalGrid:
             node: Context(
                 run_id=1,
                 node_id=node,
-                node_config={"partition-id": partition, "num-partitions": num_nodes},
+                node_config=sites[partition]
+                if sites
+                else {"partition-id": partition, "num-partitions": num_nodes},
                 state=RecordDict(),
                 run_config={},
             )
@@ -42,7 +50,7 @@ class LocalGrid:
         }
 
     def get_node_ids(self) -> Iterable[int]:
-        return list(self.partitions)
+        return [node for node in self.partitions if node not in self.gone]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []

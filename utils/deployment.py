@@ -13,9 +13,10 @@ from utils.final_evaluation import finish, is_finished
 from utils.greeting import hello
 from utils.members import Members
 from utils.run_dir import RunDir
-from utils.server import JOIN_WAIT_S, Display, RunResult, exchange
+from utils.server import Display, RunResult, exchange
 from utils.simulation import make_server
 
+JOIN_WAIT_S = 300.0  # after the last of them has come
 POLL_S = 1.0
 SETTLE_S = 15.0  # SuperNodes that were started together are there within this
 
@@ -42,29 +43,37 @@ def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> M
     members = Members(config.clients, hello(task), is_open=is_open, has_sites=True)
     members.names = tuple(config.names) if config.names else None
 
-    def ask(messages: Iterable[Message]) -> Iterator[Message]:
-        return exchange(grid, messages, config.round_timeout_s, time.sleep)
+    def tell(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
 
-    patience_s = JOIN_WAIT_S if config.clients else SETTLE_S
+    def ask(messages: Iterable[Message]) -> Iterator[Message]:
+        return exchange(grid, messages, config.round_timeout_s, time.sleep, poll_s=POLL_S)
+
+    waits_for_all = bool(config.clients)
     told: list[str] | None = None
     last_change = time.monotonic()
     while True:
         before = members.present
         for who, reason in members.refresh(grid, ask):
-            console.print(f"{who} is refused: {reason}")
+            tell(f"{who} is refused: {reason}")
         present = members.present
+        for name in sorted(set(present) - set(before)):
+            tell(f"site '{name}' is there")
         if present != before:
             last_change = time.monotonic()
-            for name in set(present) - set(before):
-                console.print(f"site '{name}' is there")
-        if config.clients and not members.missing:
+        patience_s = JOIN_WAIT_S if waits_for_all else SETTLE_S
+        is_enough = len(present) >= config.min_clients
+        if waits_for_all and not members.missing:
             return members
-        if len(present) >= config.min_clients and time.monotonic() - last_change > patience_s:
+        if is_enough and time.monotonic() - last_change > patience_s:
+            if not waits_for_all:
+                members.order_seats()
             return members
         if told != present:
             told = present
             expected = ", ".join(members.missing) or (
-                f"{config.min_clients} SuperNodes (min_clients), {len(present)} there"
+                f"{config.min_clients} SuperNodes (min_clients), found {len(present)}"
             )
-            console.print(f"waiting for {expected}")
+            if members.missing or not is_enough:
+                tell(f"waiting for {expected}")
         time.sleep(POLL_S)

@@ -71,6 +71,10 @@ class Members:
         found = {name: self.by_name[name].summary for name in self.present}
         return {name: summary for name, summary in found.items() if summary is not None}
 
+    def order_seats(self) -> None:
+        """By name, so that a run does not depend on who came first; only before it starts."""
+        self.clients.sort(key=lambda data: data.name)
+
     def seat(self, name: str) -> int:
         """Index of a client, by which its seed differs from the others'."""
         return [data.name for data in self.clients].index(name)

@@ -47,7 +47,7 @@ Again = Callable[[Message, Message], Message | None]
 RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord, MetricRecord)
 POLL_S = 0.1
 ROUND_TRIES = 3
-JOIN_WAIT_S = 300.0  # after which a run starts with the sites that are there, if they are enough
+SITE_POLL_S = 1.0  # over a network
 RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
 TTL_S = 10 * 365 * 86400.0  # Flower's own lets a message expire after 12 hours
 GRACE_S = 60.0  # beyond round_timeout_s, within which a client's worker answers by itself
@@ -317,22 +317,15 @@ class Server:
         return self.result
 
     def greet(self, grid: Grid) -> None:
-        """Before the first round: wait until the clients are there and have the model."""
-        latest = time.monotonic() + JOIN_WAIT_S
-        told: list[str] = []
-        while True:
-            self.meet(grid)
-            missing = self.members.missing
-            if not missing:
-                return
-            if self.members.has_sites:
-                if len(self.members.present) >= self.min_updates and time.monotonic() > latest:
-                    self.display.notice(f"going on without {', '.join(missing)}")
-                    return
-                if missing != told:
-                    self.display.notice(f"waiting for {', '.join(missing)}")
-                    told = missing
+        """Before the first round: give the clients the model.
+
+        Those of a simulation are all there soon. Sites have been waited for (utils/deployment.py);
+        others join later.
+        """
+        self.meet(grid)
+        while self.members.missing and not self.members.has_sites:
             self._pause(POLL_S)
+            self.meet(grid)
 
     def meet(self, grid: Grid) -> None:
         """Look which clients are there, and give those that are new the model.
@@ -357,6 +350,16 @@ class Server:
             self.display.notice(f"{who} is refused: {reason}")
         self._record_new_clients()
 
+    def wait_for_enough(self, grid: Grid) -> None:
+        """Look who is there before a round; sites that have gone may come back."""
+        self.meet(grid)
+        if self.members.has_sites and len(self.members.present) < self.min_updates:
+            there = ", ".join(self.members.present) or "none"
+            self.display.notice(f"waiting: a round needs {self.min_updates} clients, found {there}")
+            while len(self.members.present) < self.min_updates:
+                self._pause(SITE_POLL_S)
+                self.meet(grid)
+
     def greeting(self, node: int) -> RecordDict:
         """What a client gets before its first round: all of the model but the global arrays."""
         record = RecordDict({"config": self.config_record(node)})
@@ -374,8 +377,8 @@ class Server:
 
     def run_round(self, grid: Grid, round_number: int) -> RoundResult:
         """One round: train, aggregate, evaluate, save. Its row in results.csv makes it complete."""
+        self.wait_for_enough(grid)
         clock = Clock()
-        self.meet(grid)
         self.notes.clear()
         self.failed.clear()
         self.traffic.clear()
@@ -761,7 +764,12 @@ class Server:
         for message in messages:
             self._traffic_of(message.metadata.dst_node_id).download_bytes += _num_bytes(message)
         replies = exchange(
-            grid, messages, self.config.round_timeout_s, self._pause, self._sent_again
+            grid,
+            messages,
+            self.config.round_timeout_s,
+            self._pause,
+            poll_s=SITE_POLL_S if self.members.has_sites else POLL_S,
+            again=self._sent_again,
         )
         for reply in replies:
             self._traffic_of(reply.metadata.src_node_id).upload_bytes += _num_bytes(reply)
@@ -862,13 +870,14 @@ def exchange(
     messages: Iterable[Message],
     timeout_s: float | None,
     pause: Callable[[float], object],
+    poll_s: float = POLL_S,
     again: Again = lambda message, reply: None,
 ) -> Iterator[Message]:
     """Send messages and yield each reply when it arrives; an error stands for one that does not.
 
     timeout_s: that a client may take, after which its worker ends itself; the limit here is for one
-    that cannot even do that. pause: waits so many seconds, or raises to stop. again: gives what to
-    send in place of a message, if its reply asks for that.
+    that cannot even do that. pause: waits so many seconds, or raises to stop. poll_s: between two
+    looks for replies. again: gives what to send in place of a message, if its reply asks for that.
     """
     waiting = _push(grid, messages)
     latest = float("inf") if timeout_s is None else timeout_s * len(waiting) + GRACE_S
@@ -883,7 +892,7 @@ def exchange(
             error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
             yield from [Message(error, reply_to=message) for message in waiting.values()]
             return
-        pause(POLL_S if waiting.keys() == before else 0)
+        pause(poll_s if waiting.keys() == before else 0)
 
 
 def _pull(

@@ -103,7 +103,11 @@ def describe(federation: Federation) -> dict[str, Any]:
             **{name: version(name) for name in packages},
             "python": platform.python_version(),
         },
-        "clients": {data.name: _counts(data, federation) for data in config.clients},
+        "clients": {
+            data.name: _counts(data, federation)
+            for data in config.clients
+            if data.name in federation.summaries
+        },
     }
 
 

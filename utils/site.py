@@ -12,7 +12,8 @@ from typing import Any
 from utils.config import CLIENT_NAME, InputError, nearest
 
 DEFAULT_FOLDER = "~/.federated-yolo"
-ABSOLUTE_PATH = re.compile(r"(?<![\w/])~?/[^\s'\":,;()\[\]]+")
+# Up to what cannot be of a path: file names have spaces, and a sentence may lose a few words.
+ABSOLUTE_PATH = re.compile(r"(?:(?<![\w/])~?/|\b[A-Za-z]:\\)[^:'\"()\[\];,\n]*")
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         table.add_column(escape(name), justify="right")
     has_gaps = False
     for data in config.clients:
-        summary = federation.summaries[data.name]
+        summary = federation.summaries.get(data.name)
+        if summary is None:  # a site that has not come yet
+            continue
         boxes = dict(zip(summary.names, map(str, summary.class_counts), strict=True))
         boxes.update(dict.fromkeys(data.not_annotated, "–"))
         counts = (summary.num_train, summary.num_val)
