@@ -64,6 +64,7 @@ def test_nodes_of_a_simulation_are_no_sites_unless_they_have_data() -> None:
         ("train: /srv/Jane Doe/a b.jpg: no image", "train: (a path): no image"),
         ("No such file: '/home/x y/p.jpg'", "No such file: '(a path)'"),
         ("see ~/scans/p.jpg", "see (a path)"),
+        ("see ../scans/p.jpg", "see (a path)"),
         ("C:\\scans\\p.jpg: broken", "(a path): broken"),
         ("2 of 3 images/s, and/or none", "2 of 3 images/s, and/or none"),
     ],

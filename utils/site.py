@@ -13,7 +13,7 @@ from utils.config import CLIENT_NAME, InputError, nearest
 
 DEFAULT_FOLDER = "~/.federated-yolo"
 # Up to what cannot be of a path: file names have spaces, and a sentence may lose a few words.
-ABSOLUTE_PATH = re.compile(r"(?:(?<![\w/])~?/|\b[A-Za-z]:\\)[^:'\"()\[\];,\n]*")
+ABSOLUTE_PATH = re.compile(r"(?:(?<![\w/.])(?:~|\.{1,2})?/|\b[A-Za-z]:\\)[^:'\"()\[\];,\n]*")
 
 
 @dataclass(frozen=True)

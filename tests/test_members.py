@@ -1,0 +1,197 @@
+"""Sites that come, are refused, go and come back; in one process, through the real messages."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import assert_same, make_dataset, outcome
+from local_grid import LocalGrid
+from rich.console import Console
+from test_exactness import TRAIN, Silent
+
+from utils import deployment
+from utils import greeting as greeting_module
+from utils.checks import checked
+from utils.config import Config
+from utils.run_dir import RunDir, read_csv
+from utils.server import RunResult
+from utils.simulation import make_server
+
+SETTINGS: dict[str, Any] = {"base_model": "yolov8n.yaml", "num_rounds": 2, "train": TRAIN}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JOIN_WAIT_S", "POLL_S", "SETTLE_S"):
+        monkeypatch.setattr(deployment, name, 0.0)
+
+
+def node_config(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    data = folder / name / "data.yaml"
+    private = folder / "private" / name
+    return {"data": str(data), "name": name, "folder": str(private), "num-threads": 1, **more}
+
+
+def sites(folder: Path, *names: str, **more: Any) -> LocalGrid:
+    """A grid of sites, each with a data set of its own."""
+    for seed, name in enumerate(names):
+        if not (folder / name).exists():
+            make_dataset(folder / name, num_train=4, num_val=2, seed=seed)
+    return LocalGrid(len(names), sites=[node_config(folder, name, **more) for name in names])
+
+
+def run(
+    grid: LocalGrid, folder: Path, display: Silent | None = None, **settings: Any
+) -> tuple[RunResult, str]:
+    """A run on these sites, and what the console said while it waited for them."""
+    config = Config.model_validate(
+        {"datasets": "supernodes", "save_dir": str(folder / "runs"), **SETTINGS, **settings}
+    )
+    console = Console(record=True, width=500, file=io.StringIO())
+    local: Any = grid
+
+    def meet(config: Config, task: str) -> Any:
+        return deployment.wait_for_sites(local, console, config, task)
+
+    with checked(config, meet) as federation:
+        run_dir = RunDir.create(folder / "runs", config.name)
+        result = deployment.run_on(local, federation, display or Silent(), run_dir)
+    return result, console.export_text()
+
+
+def test_sites_train_as_the_clients_of_a_simulation_do_bit_for_bit(tmp_path: Path) -> None:
+    grid = sites(tmp_path, "south", "north")  # the order in which they come does not matter
+    deployed, _ = run(grid, tmp_path)
+    listed = [{"name": n, "data": str(tmp_path / n / "data.yaml")} for n in ("north", "south")]
+    config = Config.model_validate(
+        {"datasets": listed, "save_dir": str(tmp_path / "simulated"), **SETTINGS}
+    )
+    with checked(config) as federation:
+        run_dir = RunDir.create(tmp_path / "simulated", "run")
+        local: Any = LocalGrid(2)
+        simulated = make_server(federation, Silent(), run_dir).run(local)
+    found, expected = outcome(deployed.run_dir), outcome(simulated.run_dir)
+    for table in ("results.csv", "clients.csv"):  # a site is sent what it lacks, a simulation all
+        for row in (*found[table], *expected[table]):
+            row.pop("download_bytes"), row.pop("upload_bytes")
+    assert_same({k: v for k, v in found.items() if k in expected}, expected)
+
+
+def test_a_site_keeps_the_global_model_and_its_paths_to_itself(tmp_path: Path) -> None:
+    grid = sites(tmp_path, "north")
+    result, _ = run(grid, tmp_path)
+    (private,) = (tmp_path / "private" / "north").glob("train-*")
+    assert (private / "best.pt").exists()
+    assert (private / "last.pt").exists()
+    assert not (result.run_dir / "clients" / "north").exists()
+    for message in (*grid.received, *grid.sent):
+        records = message.content.config_records if message.has_content() else {}
+        assert str(tmp_path / "north") not in str([dict(r) for r in records.values()])
+
+
+def test_a_site_that_fails_says_why_without_paths(tmp_path: Path) -> None:
+    grid = sites(tmp_path, "north", "south")
+
+    def lose_the_data(reply: Any) -> Any:
+        if reply.metadata.message_type == "query":
+            (tmp_path / "north" / "data.yaml").unlink(missing_ok=True)
+        return reply
+
+    grid.tamper = lose_the_data
+    display = Silent()
+    run(grid, tmp_path, display, num_rounds=1)
+    (name, reason), *_ = display.failures
+    assert name == "north"
+    assert "(a path)" in reason
+    assert str(tmp_path) not in reason
+
+
+def test_a_site_that_goes_is_left_out_and_comes_back(tmp_path: Path) -> None:
+    grid = sites(tmp_path, "north", "south")
+    display = Silent()
+
+    def come_and_go(result: Any) -> None:
+        grid.gone = {1007} if result.round == 1 else set()
+
+    display.round_done = come_and_go  # type: ignore[method-assign]
+    result, _ = run(grid, tmp_path, display, num_rounds=3)
+    rows = [(r["round"], r["client"]) for r in read_csv(result.run_dir / "clients.csv")]
+    assert rows == [("1", "north"), ("1", "south"), ("2", "north"), ("3", "north"), ("3", "south")]
+    assert not display.failures
+
+
+def test_a_site_that_comes_late_takes_part_and_keeps_its_seat(tmp_path: Path) -> None:
+    grid = sites(tmp_path, "south", "north")
+    grid.gone = {1007}
+    display = Silent()
+
+    def come(_: Any) -> None:
+        grid.gone = set()
+
+    display.round_done = come  # type: ignore[method-assign]
+    result, _ = run(grid, tmp_path, display)
+    rows = [(r["round"], r["client"]) for r in read_csv(result.run_dir / "clients.csv")]
+    assert rows == [("1", "south"), ("2", "north"), ("2", "south")]
+    text = (result.run_dir / "args.yaml").read_text()
+    assert text.index("south") < text.index("north")
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "reason"),
+    [
+        (
+            {"datasets": [{"name": "north"}, {"name": "east"}], "min_clients": 1},
+            {},
+            "SuperNode 'south' is not one of the federation's clients [north, east]",
+        ),
+        ({"names": ["a", "b"]}, {}, "class 'c' is not one of the federation's [a, b]"),
+        ({}, {"name": "../up"}, "name: found '(a path)', expected letters"),
+        ({}, {"name": "NORTH"}, "another one of that name is there"),
+        ({}, {"not-annotated": "z"}, "not-annotated: 'z' is not one of its classes"),
+    ],
+)
+def test_a_site_that_does_not_fit_is_refused_with_the_reason(
+    settings: dict[str, Any], change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    make_dataset(tmp_path / "north", 4, 2, names=("a", "b"))
+    grid = sites(tmp_path, "north", "south")
+    grid._contexts[1007].node_config.update(change)
+    result, said = run(grid, tmp_path, num_rounds=1, **settings)
+    assert "is refused: " in said
+    assert reason in said
+    clients = {row["client"].lower() for row in read_csv(result.run_dir / "clients.csv")}
+    assert clients == {"north"}
+
+
+def test_a_site_with_other_packages_is_refused_here_and_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = sites(tmp_path, "north")
+    real = greeting_module.versions()
+    asked = 0
+
+    def versions() -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        return {**real, "torch": "1.0"} if asked == 2 else real  # the first is the server's
+
+    monkeypatch.setattr(greeting_module, "versions", versions)
+    monkeypatch.setattr("utils.members.ASK_AGAIN_S", 0.0)  # until it has been mended
+    _, said = run(grid, tmp_path, num_rounds=1)
+    expected = f"torch is 1.0 here and {real['torch']} at the server; install what the server has"
+    assert expected in said
+    assert expected in caplog.text
+
+
+def test_nodes_of_a_simulation_and_sites_are_not_mixed(tmp_path: Path) -> None:
+    grid = sites(tmp_path, "north")
+    listed = [{"name": "north", "data": str(tmp_path / "north" / "data.yaml")}]
+    config = Config.model_validate(
+        {"datasets": listed, "save_dir": str(tmp_path / "runs"), **SETTINGS}
+    )
+    local: Any = grid
+    with checked(config) as federation:
+        server = make_server(federation, Silent(), RunDir.create(tmp_path / "runs", "run"))
+        with pytest.raises(RuntimeError, match="write datasets: supernodes"):
+            server.run(local)
