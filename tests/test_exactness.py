@@ -1,5 +1,6 @@
 """The law of this project: a federation of one client equals plain Ultralytics training."""
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ class AlternatingGrid(LocalGrid):
 
     def __init__(self, num_nodes: int) -> None:
         super().__init__(num_nodes)
-        self.workers: list[dict[Any, Any]] = [{}, {}]
+        self.workers: list[OrderedDict[Any, Any]] = [OrderedDict(), OrderedDict()]
         self.calls = 0
 
     def push_messages(self, messages: Any) -> list[str]:
@@ -246,7 +247,7 @@ class AlternatingGrid(LocalGrid):
 def test_a_client_that_returns_to_an_old_worker_equals_plain_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_clients", {})
+    monkeypatch.setattr(client_module, "_clients", OrderedDict())
     data = make_dataset(tmp_path / "data")
     train = {**TRAIN, "close_mosaic": 2}
     expected = plain_training("yolov8n.yaml", data, train, epochs=4, folder=tmp_path)

@@ -447,7 +447,8 @@ def test_a_client_that_shows_no_images_is_not_drawn_even_if_asked(
 ) -> None:
     _, grid, result = run
     assert [p.name for p in result.run_dir.glob("*.jpg")] == ["predictions.jpg"]  # the server's
-    config = grid.sent[-1].content.config_records["config"]
+    last = [message for message in grid.sent if message.metadata.dst_node_id == 1000][-1]
+    config = last.content.config_records["config"]
     record = RecordDict({"config": config, "round 1": to_record(final_arrays(result))})
     reply = grid.pull_messages(grid.push_messages([Message(record, 1000, "query.pictures")]))[0]
     assert "'c0' shows no images: its show_images is 0" in (reply.error.reason or "")
@@ -469,7 +470,8 @@ def test_the_bytes_of_a_round_are_those_of_the_arrays_in_its_messages(
     for row, sent in zip(rows, (sum(down[:4]), sum(down[4:8])), strict=True):
         headers = int(row["download_bytes"]) / sent - 1
         assert 0 <= headers < 0.01  # NumPy's, of each array
-        assert int(row["upload_bytes"]) * 2 == int(row["download_bytes"])
+        # But for arrays that training has left as they were.
+        assert 0.9 < int(row["upload_bytes"]) * 2 / int(row["download_bytes"]) <= 1
         assert 0 <= int(row["upload_bytes"]) / sum(up[:2]) - 1 < 0.01
     clients = [r for r in read_csv(result.run_dir / "clients.csv") if r["round"] == "1"]
     total = sum(int(row["download_bytes"]) for row in clients)

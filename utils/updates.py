@@ -105,7 +105,8 @@ class Inbox:
             self._path(waiting.name).unlink()
 
     def close(self) -> None:
-        """End the round: remove what has waited."""
+        """End the round: remove what has waited, and let go of the server."""
+        self._add = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _take(self, update: Update) -> None:

@@ -138,13 +138,13 @@ class Deployment:
             return False
 
     def start_supernode(
-        self, site: str, *options: str, superlink: str = "", **node_config: str
+        self, site: str, *options: str, superlink: str = "", **node_config: str | int | bool
     ) -> None:
         """Start a site's SuperNode; again, with the same key, after `wait_offline`.
 
         superlink: another address than the SuperLink's own, such as a proxy's.
         """
-        config = " ".join(f'{key}="{value}"' for key, value in node_config.items())
+        config = " ".join(f"{k}={json.dumps(v)}" for k, v in node_config.items())
         self.start(
             site,
             *("flower-supernode", "--superlink", superlink or self.address),
