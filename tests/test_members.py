@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import assert_same, make_dataset, outcome
+from helpers import assert_same_training, make_dataset, outcome
 from local_grid import LocalGrid
 from rich.console import Console
 from test_exactness import TRAIN, Silent
@@ -71,11 +71,7 @@ def test_sites_train_as_the_clients_of_a_simulation_do_bit_for_bit(tmp_path: Pat
         run_dir = RunDir.create(tmp_path / "simulated", "run")
         local: Any = LocalGrid(2)
         simulated = make_server(federation, Silent(), run_dir).run(local)
-    found, expected = outcome(deployed.run_dir), outcome(simulated.run_dir)
-    for table in ("results.csv", "clients.csv"):  # a site is sent what it lacks, a simulation all
-        for row in (*found[table], *expected[table]):
-            row.pop("download_bytes"), row.pop("upload_bytes")
-    assert_same({k: v for k, v in found.items() if k in expected}, expected)
+    assert_same_training(outcome(deployed.run_dir), outcome(simulated.run_dir))
 
 
 def test_a_site_keeps_the_global_model_and_its_paths_to_itself(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import assert_same, make_checkpoint, make_dataset, outcome
+from helpers import assert_same_training, make_checkpoint, make_dataset, outcome
 from loopback import COMPLETED, Deployment, Run, deployment
 from processes import ROOT, federated
 
@@ -62,4 +62,4 @@ def test_two_sites_train_as_a_simulation_does_bit_for_bit(tmp_path: Path) -> Non
         assert ended.status == COMPLETED, ended.log
         assert str(tmp_path / "data") not in ended.log
     found, expected = (outcome(tmp_path / "runs" / n) for n in ("deployed", "simulated"))
-    assert_same(found, expected)
+    assert_same_training(found, expected)
