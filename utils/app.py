@@ -6,6 +6,7 @@ pyproject.toml names the two apps. `arguments` are those of federated.py.
 """
 
 import shlex
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -19,9 +20,16 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation on this grid; the run is called failed when federated.py's exit is not 0."""
     import federated
 
-    code = federated.main(shlex.split(str(context.run_config["arguments"])), grid)
+    arguments = shlex.split(str(context.run_config["arguments"]))
+    code = federated.main([_in_bundle(argument) for argument in arguments], grid)
     if code:
         raise RuntimeError(f"the run ended with exit code {code}; the reason stands above")
+
+
+def _in_bundle(argument: str) -> str:
+    """A config file that came with the app, if the working directory has none of that name."""
+    in_bundle = Path(__file__).resolve().parents[1] / argument
+    return str(in_bundle) if not Path(argument).exists() and in_bundle.is_file() else argument
 
 
 class _PreparedClientApp(ClientApp):
