@@ -386,6 +386,7 @@ def test_a_client_with_another_model_is_refused_before_round_1(
 def test_instructions_survive_json() -> None:
     instructions = client_module.Instructions(
         run_id="r",
+        start_id="s",
         model_yaml={"nc": 2, "backbone": [[-1, 1, "Conv", [64, 3, 2]]], "activation": None},
         task="detect",
         digest="d",

@@ -76,15 +76,18 @@ SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small nu
 class Instructions:
     """What the server tells every client, in each message; JSON on the wire.
 
-    run_id: unique for a run, and usable as the name of a folder. model_yaml: what the global model
-    is built from, and digest of its layout. names: class names of the federation. train: resolved
-    train arguments. num_clients: that may work on one machine. device, num_threads: of a client in
-    a simulation. round_timeout_s: for one message. cross_client: without it no client gives its
-    local model away. incremental: arrays travel as increments, see utils/increments.py, with the
-    differences that codec encodes. privacy: clients see to its mode "local" themselves.
+    run_id: unique for a run, and usable as the name of a folder. start_id: unique for each start of
+    its server; what processes remember is of one start, so that a resumed run goes on from disk.
+    model_yaml: what the global model is built from, and digest of its layout. names: class names of
+    the federation. train: resolved train arguments. num_clients: that may work on one machine.
+    device, num_threads: of a client in a simulation. round_timeout_s: for one message.
+    cross_client: without it no client gives its local model away. incremental: arrays travel as
+    increments, see utils/increments.py, with the differences that codec encodes. privacy: clients
+    see to its mode "local" themselves.
     """
 
     run_id: str
+    start_id: str
     model_yaml: dict[str, Any]
     task: str
     digest: str
@@ -294,7 +297,7 @@ def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str,
     return 1.0 - result.fitness, result.num_examples, metrics
 
 
-# The YoloClients of this process, by run and name, the last used at the end. They live from round
+# The YoloClients of this process, by start and name, the last used at the end. They live from round
 # to round, which then need no set-up; beyond MAX_CLIENTS the one unused for longest goes, and is
 # made again from its saved state.
 _clients: OrderedDict[tuple[str, str], YoloClient] = OrderedDict()
@@ -302,7 +305,7 @@ _clients: OrderedDict[tuple[str, str], YoloClient] = OrderedDict()
 
 def client_for(instructions: Instructions, place: Place) -> YoloClient:
     """The YoloClient of a place, made where this process does not hold it."""
-    key = (instructions.run_id, place.name)
+    key = (instructions.start_id, place.name)
     if key not in _clients:
         data = read_data_yaml(place.data, where=f"client '{place.name}'")
         data = in_label_space(data, instructions.names, place.not_annotated)

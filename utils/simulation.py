@@ -176,6 +176,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
     train = {name: value for name, value in config.train.items() if name != "pretrained"}
     return Instructions(
         run_id=run_id,
+        start_id=uuid.uuid4().hex,
         model_yaml=yaml_of(federation.model),
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
