@@ -156,6 +156,18 @@ def test_a_client_that_lost_its_folder_gets_whole_arrays_and_the_round_goes_on(
     assert_identical(final_arrays(result), final_arrays(with_topk[1]))
 
 
+def one_round(folder: Path, grid: LocalGrid, display: Silent) -> None:
+    federation(
+        sites(folder),
+        folder / "runs",
+        TRAIN,
+        grid=grid,
+        display=display,
+        codec="int8",
+        num_rounds=1,
+    )
+
+
 def test_a_client_that_always_lacks_arrays_is_left_out(tmp_path: Path) -> None:
     grid, display = LocalGrid(2), Silent()
 
@@ -166,15 +178,7 @@ def test_a_client_that_always_lacks_arrays_is_left_out(tmp_path: Path) -> None:
         return reply
 
     grid.tamper = lie
-    federation(
-        sites(tmp_path),
-        tmp_path / "runs",
-        TRAIN,
-        grid=grid,
-        display=display,
-        codec="int8",
-        num_rounds=1,
-    )
+    one_round(tmp_path, grid, display)
     assert display.failures == [("c0", "its reply has no 'encoded'")]
 
 
@@ -189,15 +193,7 @@ def test_a_damaged_encoding_is_refused_and_named(tmp_path: Path) -> None:
         return reply
 
     grid.tamper = damage
-    federation(
-        sites(tmp_path),
-        tmp_path / "runs",
-        TRAIN,
-        grid=grid,
-        display=display,
-        codec="int8",
-        num_rounds=1,
-    )
+    one_round(tmp_path, grid, display)
     ((name, reason),) = display.failures
     assert name == "c0"
     assert re.match(r"the encoded arrays (are cut off|have \d+ bytes or more)", reason)

@@ -222,29 +222,20 @@ class RunDir:
         """Read it. Raises as `load_round`."""
         return _load_layout(self.average_path(round_number), layout)
 
-    def _strategy_path(self, round_number: int) -> Path:
-        return self.server / f"strategy{round_number}.npz"
+    def _state_path(self, what: str, round_number: int) -> Path:
+        return self.server / f"{what}{round_number}.npz"
 
-    def save_strategy(self, state: Arrays, meta: RoundMeta) -> None:
-        """Write what a strategy carries from round to round; the last two rounds' are kept."""
-        save_arrays(self._strategy_path(meta.round), state, meta)
-        self._strategy_path(meta.round - 2).unlink(missing_ok=True)
+    def save_state(self, what: str, state: Arrays, meta: RoundMeta) -> None:
+        """Write what the server carries from round to round; the last two rounds' are kept.
 
-    def load_strategy(self, round_number: int) -> Arrays:
+        what: "strategy" or "downloads", whose state it is.
+        """
+        save_arrays(self._state_path(what, meta.round), state, meta)
+        self._state_path(what, meta.round - 2).unlink(missing_ok=True)
+
+    def load_state(self, what: str, round_number: int) -> Arrays:
         """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
-        return load_arrays(self._strategy_path(round_number))[0]
-
-    def _downloads_path(self, round_number: int) -> Path:
-        return self.server / f"downloads{round_number}.npz"
-
-    def save_downloads(self, state: Arrays, meta: RoundMeta) -> None:
-        """Write what downloads carry from round to round; the last two rounds' are kept."""
-        save_arrays(self._downloads_path(meta.round), state, meta)
-        self._downloads_path(meta.round - 2).unlink(missing_ok=True)
-
-    def load_downloads(self, round_number: int) -> Arrays:
-        """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
-        return load_arrays(self._downloads_path(round_number))[0]
+        return load_arrays(self._state_path(what, round_number))[0]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a small text file and return its path."""

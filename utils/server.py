@@ -246,9 +246,9 @@ class Server:
                 if self.config.server_ema:
                     self.average = run_dir.load_average(last, self.layout)
                 if self.aggregation.has_state:
-                    self.aggregation.restore(run_dir.load_strategy(last))
+                    self.aggregation.restore(run_dir.load_state("strategy", last))
                 if self.downloads:
-                    self.downloads.restore(run_dir.load_downloads(last), self.arrays)
+                    self.downloads.restore(run_dir.load_state("downloads", last), self.arrays)
             if self.privacy:
                 self.privacy.restore(last)
         except ValueError as error:
@@ -641,9 +641,9 @@ class Server:
         if self.average is not None:
             self.run_dir.save_average(self.average, meta)
         if self.aggregation.has_state:
-            self.run_dir.save_strategy(self.aggregation.state(), meta)
+            self.run_dir.save_state("strategy", self.aggregation.state(), meta)
         if self.downloads:
-            self.run_dir.save_downloads(self.downloads.state(), meta)
+            self.run_dir.save_state("downloads", self.downloads.state(), meta)
 
     def save_checkpoints(self, result: RoundResult) -> None:
         """Write last.pt, and best.pt if no round before scored higher."""
