@@ -4,10 +4,11 @@
     python federated.py resume=RUN_DIR    go on with a stopped run; resume=true: with the newest
 
 Without a config, the demo in configs/demo.yaml runs. Exit codes: 0 done, 1 failed while running
-(finished rounds stay usable), 2 wrong input (nothing was started), 130 interrupted.
+(finished rounds stay usable), 2 wrong input (nothing was started), 130 interrupted (or SIGTERM).
 """
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a scheduler: as Ctrl-C
     try:
         exit_code = main(sys.argv[1:])
     except KeyboardInterrupt:  # while the libraries are imported, or a second one
@@ -152,5 +154,8 @@ if __name__ == "__main__":
     sys.stderr.flush()
     if exit_code in (1, 130):
         # Flower's threads may wait for ever for workers that are gone, and Python for the threads.
+        from utils.environment import kill_children
+
+        kill_children()
         os._exit(exit_code)
     sys.exit(exit_code)

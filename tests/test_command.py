@@ -137,8 +137,13 @@ def test_help_names_the_arguments_and_exit_codes() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
-@pytest.mark.parametrize("moment", ["while workers start", "within round 2"])
-def test_ctrl_c_ends_with_130_and_leaves_no_process(moment: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("moment", "interrupt"),
+    [("while workers start", signal.SIGTERM), ("within round 2", signal.SIGINT)],
+)
+def test_an_interrupt_ends_with_130_and_leaves_no_process(
+    moment: str, interrupt: signal.Signals, tmp_path: Path
+) -> None:
     make_dataset(tmp_path / "north", num_train=40)
     config = write_config(tmp_path, num_rounds=500, train={**TRAIN, "imgsz": 64})
     weights = tmp_path / "runs" / "train" / "weights"
@@ -146,7 +151,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(moment: str, tmp_path: Path)
         awaited = weights / ("round0.npz" if moment == "while workers start" else "round1.npz")
         assert wait_until(awaited.exists, 120)
         time.sleep(1)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, interrupt)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, output + errors
     assert "error: interrupted\n" in errors

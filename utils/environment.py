@@ -11,9 +11,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 # Off by default; whoever sets one of these before starting is obeyed.
 QUIET_DEFAULTS = {
@@ -87,6 +89,13 @@ def remove_private_settings() -> None:
         del os.environ["FEDERATED_YOLO_CONFIG"], os.environ["YOLO_CONFIG_DIR"]
         del os.environ["FEDERATED_YOLO_USER_SETTINGS"]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_children() -> None:
+    """Kill what Ray has started for this process; some of it would outlive it by a minute."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def set_verbosity(*, verbose: bool) -> None:

@@ -3,9 +3,11 @@
 import json
 import math
 import platform
+import threading
 import traceback
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -142,6 +144,27 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
 
 
 def _run_simulation(server: Server, config: Config, run_dir: RunDir) -> RunResult:
+    """Run Flower's simulation in a thread of its own, so that an interrupt does not unwind it.
+
+    In the main thread, Ctrl-C would make Flower shut Ray down below its own threads, which wait for
+    replies in Ray's native code; now and then that ended the process with a segmentation fault
+    (flwr 1.41, ray 2.55) before it had said how to go on.
+    """
+    outcome: Future[RunResult] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(_simulated(server, config, run_dir))
+        except BaseException as error:  # raised again by the caller
+            outcome.set_exception(error)
+
+    set_verbosity(verbose=config.verbose)
+    with quiet_stdout(verbose=config.verbose):
+        threading.Thread(target=run, name="simulation", daemon=True).start()
+        return outcome.result()
+
+
+def _simulated(server: Server, config: Config, run_dir: RunDir) -> RunResult:
     results: list[RunResult] = []
     app = ServerApp()
 
@@ -151,15 +174,14 @@ def _run_simulation(server: Server, config: Config, run_dir: RunDir) -> RunResul
         finish(server, grid)
         results.append(result)
 
-    set_verbosity(verbose=config.verbose)
     # The one place that knows how a simulation is started: Flower deprecates `run_simulation` in
     # favour of `flwr run`, which wants a package of its own and a daemon.
     from flwr.simulation import run_simulation
 
     try:
-        with quiet_stdout(verbose=config.verbose), _backend(config, run_dir) as backend:
+        with _backend(config, run_dir) as backend:
             run_simulation(app, client_module.app, len(config.clients), backend_config=backend)
-    except (FederationError, OSError, KeyboardInterrupt):
+    except (FederationError, OSError):
         raise
     except Exception as error:  # whatever Flower and Ray raise, the run can be resumed
         path = run_dir.write_text("server/error.txt", traceback.format_exc())
