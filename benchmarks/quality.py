@@ -89,7 +89,27 @@ class Job:
 
 def main() -> None:
     """Run what is missing in OUT/results.csv, then write the table and the plot."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, Path("runs/quality"))
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS))
+    parser.add_argument("--settings", nargs="+", default=["defaults"], choices=list(SETTINGS))
+    parser.add_argument("--masking", action="store_true")
+    parser.add_argument("--federated", action="store_true", help="leave out the plain trainings")
+    parser.add_argument("--job", help=argparse.SUPPRESS)  # a plain training in its own process
+    options = parse(parser)
+    if options.job:
+        train_plainly(Job(**json.loads(options.job)), options)
+        return
+    prepare_environment()  # before Ultralytics is imported
+    run_missing(masking_jobs(options) if options.masking else quality_jobs(options), options)
+    rows = read_rows(options.out)
+    print(markdown(rows))
+    plot(rows, options.out / "quality.png")
+    remove_private_settings()
+
+
+def make_parser(description: str, out: Path) -> argparse.ArgumentParser:
+    """The arguments of all benchmarks that train on BCCD. description: a module's docstring."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/bccd")
     parser.add_argument(
         "--pretrained",
@@ -97,27 +117,19 @@ def main() -> None:
         default=ROOT.parent / "shared/weights/yolov8n-cls-imagenet-ft.pt",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--splits", nargs="+", default=list(SPLITS))
-    parser.add_argument("--settings", nargs="+", default=["defaults"], choices=list(SETTINGS))
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--imgsz", type=int, default=160)
-    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--masking", action="store_true")
-    parser.add_argument("--federated", action="store_true", help="leave out the plain trainings")
-    parser.add_argument("--job", help=argparse.SUPPRESS)  # a plain training in its own process
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with absolute paths."""
     options = parser.parse_args()
     options.data, options.out = options.data.resolve(), options.out.resolve()
     options.pretrained = options.pretrained.resolve()
-    if options.job:
-        train_plainly(Job(**json.loads(options.job)), options)
-        return
     options.out.mkdir(parents=True, exist_ok=True)
-    prepare_environment()  # before Ultralytics is imported
-    run_missing(masking_jobs(options) if options.masking else quality_jobs(options), options)
-    rows = read_rows(options.out)
-    print(markdown(rows))
-    plot(rows, options.out / "quality.png")
-    remove_private_settings()
+    return options
 
 
 def quality_jobs(options: argparse.Namespace) -> list[Job]:
@@ -215,20 +227,21 @@ def run_job(job: Job, options: argparse.Namespace) -> None:
     if done.returncode:
         raise SystemExit(f"{job.key} failed, see {log}")
     seconds = time.perf_counter() - started
-    weights = folder / "run" / "weights" / "last.pt"
     with ONE_AT_A_TIME:  # libraries set themselves up on first use, and results.csv is one file
         row = {
             "name": job.name,
             "kind": job.kind,
             "split": job.split,
             "seed": job.seed,
-            **score(weights, options, folder),
+            **mean_score(models_of(folder / "run"), options, folder),
             "seconds": round(seconds, 1),
         }
         append(row, options.out)
-    for path in (folder / "run").rglob("*.npz"):
-        path.unlink()
-    shutil.rmtree(folder / "run" / "clients", ignore_errors=True)
+    for path in [*(folder / "run").rglob("*.npz"), *(folder / "run" / "clients").glob("*/*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "last.pt":
+            path.unlink(missing_ok=True)
     print(json.dumps(row), flush=True)
 
 
@@ -296,6 +309,18 @@ def private_trainer(caches: Path) -> type:
             return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches)
 
     return Trainer
+
+
+def models_of(run: Path) -> list[Path]:
+    """The last model of a run; where parts of it stay with the clients, that of each."""
+    weights = run / "weights" / "last.pt"
+    return [weights] if weights.exists() else sorted(run.glob("clients/*/last.pt"))
+
+
+def mean_score(models: list[Path], options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Means of the metrics of several models."""
+    scores = [score(path, options, folder) for path in models]
+    return {name: round(statistics.mean(s[name] for s in scores), 4) for name in scores[0]}
 
 
 def score(weights: Path, options: argparse.Namespace, folder: Path) -> dict[str, float]:

@@ -1,15 +1,16 @@
 """How many bytes a federation's arrays take by codec, and what the model loses by it.
 
     python benchmarks/traffic.py [--data BCCD] [--pretrained BACKBONE.pt] [--seeds 0 1 2]
+        [--codecs none float16 int8 topk] [--shares all "head alone"]
 
 Federations as those of quality.py: BCCD's iid3, one round an epoch, 25 rounds, scored on the test
-split after the last. Bytes are those of results.csv, over all rounds and with the first download,
-beside all arrays in float32 (and int64 counters) once each way in each round.
+split after the last; where parts stay with the clients (--shares), the mean of their models. Bytes
+are those of results.csv, over all rounds and with the first download, beside all arrays in float32
+(and int64 counters) once each way in each round.
 
 Writes OUT/results.csv as it goes (a rerun continues there), and prints a table at the end.
 """
 
-import argparse
 import statistics
 import sys
 from collections import defaultdict
@@ -18,38 +19,44 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.quality import ROOT, Job, client_data, read_rows, run_missing, spread
+from benchmarks.quality import (
+    Job,
+    client_data,
+    make_parser,
+    models_of,
+    parse,
+    read_rows,
+    run_missing,
+    spread,
+)
 from utils.environment import prepare_environment, remove_private_settings
 from utils.run_dir import read_csv
 
 SPLIT = "iid3"
+# What travels: name -> settings of federated.py. Where parts stay with the clients, each has a
+# model of its own, which it keeps when it is evaluated.
+SHARES: dict[str, list[str]] = {
+    "all": [],
+    "head alone": ["shared.parts=[head]", "evaluate.every=1000"],
+    "backbone and neck": ["shared.parts=[backbone,neck]", "evaluate.every=1000"],
+    "all but BatchNorm": ["shared.batchnorm=local", "evaluate.every=1000"],
+}
 
 
 def main() -> None:
     """Run what is missing in OUT/results.csv, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/bccd")
-    parser.add_argument(
-        "--pretrained",
-        type=Path,
-        default=ROOT.parent / "shared/weights/yolov8n-cls-imagenet-ft.pt",
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = make_parser(__doc__, Path("runs/traffic"))
     parser.add_argument(
         "--codecs", nargs="+", default=["none", "topk"], help="names, or topk:FRACTION"
     )
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--imgsz", type=int, default=160)
-    parser.add_argument("--out", type=Path, default=Path("runs/traffic"))
-    options = parser.parse_args()
-    options.data, options.out = options.data.resolve(), options.out.resolve()
-    options.pretrained = options.pretrained.resolve()
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--shares", nargs="+", default=["all"], choices=list(SHARES))
+    options = parse(parser)
     prepare_environment()  # before Ultralytics is imported
     clients = client_data(options.data, SPLIT)
     jobs = [
-        Job("federated", codec.replace(":", " "), SPLIT, seed, clients, codec_settings(codec))
+        Job("federated", name_of(codec, share), SPLIT, seed, clients, settings_of(codec, share))
         for seed in options.seeds
+        for share in options.shares
         for codec in options.codecs
     ]
     run_missing(jobs, options)
@@ -57,10 +64,16 @@ def main() -> None:
     remove_private_settings()
 
 
-def codec_settings(codec: str) -> tuple[str, ...]:
-    """Settings of federated.py for `NAME` or `NAME:FRACTION`."""
+def name_of(codec: str, share: str) -> str:
+    """What the table calls a run."""
+    name = codec.replace(":", " ")
+    return name if share == "all" else f"{name}, {share}"
+
+
+def settings_of(codec: str, share: str) -> tuple[str, ...]:
+    """Settings of federated.py. codec: `NAME` or `NAME:FRACTION`."""
     name, _, fraction = codec.partition(":")
-    return (f"codec={name}", *([f"codec.fraction={fraction}"] if fraction else []))
+    return (f"codec={name}", *([f"codec.fraction={fraction}"] if fraction else []), *SHARES[share])
 
 
 def markdown(out: Path, num_clients: int) -> str:
@@ -90,8 +103,8 @@ def size_of_model(out: Path, row: dict[str, str]) -> int:
     """Bytes of all arrays of a run's model as they are, in float32 and int64."""
     from utils.model import load_checkpoint_module, to_arrays
 
-    path = run_folder(out, row) / "weights/last.pt"
-    module = load_checkpoint_module(str(path), where="last.pt").float()
+    path = models_of(run_folder(out, row))[0]
+    module = load_checkpoint_module(str(path), where=path.name).float()
     return sum(array.nbytes for array in to_arrays(module).values())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.arrays import Arrays, Layout
-from utils.codec import decode, encode, pack, unpack
+from utils.codec import decode, encode, halved, pack, unpack
 from utils.config import CodecConfig
 
 CODECS = [
@@ -65,14 +65,44 @@ def test_int8_rounds_to_127_steps_of_each_array() -> None:
     np.testing.assert_allclose(found["b"], [0.0127, 0.0006], atol=1e-9)  # 5.5 steps: to even
 
 
-def test_topk_sends_the_largest_of_a_matrix_and_all_of_a_vector_in_7_steps() -> None:
+def test_topk_sends_the_largest_of_a_matrix_in_steps_of_twice_the_smallest_sent() -> None:
+    """Six of ten values are sent; the smallest, 3.3, makes a step of 6.6. Less 0.1 steps each."""
     arrays = {
-        "matrix": np.array([[7.0, -0.9, 0.0, 3.2, -5.6]] * 2, np.float32),
-        "vector": np.array([0.7, -0.2, 0.04], np.float32),
+        "matrix": np.array([[7.0, -0.9, 0.0, 3.4, -20.0], [7.0, -0.9, 0.0, 3.3, -20.0]]),
+        "vector": np.array([1.27, -0.2, 0.004]),
     }
-    found = through(arrays, CodecConfig(name="topk", fraction=0.4))
-    assert found["matrix"].tolist() == [[7.0, 0.0, 0.0, 0.0, -6.0]] * 2
-    np.testing.assert_allclose(found["vector"], [0.7, -0.2, 0.0], atol=1e-7)
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    found = through(arrays, CodecConfig(name="topk", fraction=0.6))
+    np.testing.assert_allclose(
+        found["matrix"][0], [0.9 * 6.6, 0.0, 0.0, 0.9 * 6.6, -2.9 * 6.6], rtol=1e-6
+    )
+    np.testing.assert_allclose(found["vector"], [1.269, -0.199, 0.0], atol=1e-6)
+
+
+def test_topk_reaches_the_largest_value_where_few_are_sent() -> None:
+    """Twice the smallest sent would be a step of 2, and the largest 500 of them: no int8."""
+    matrix = np.array([[1000.0, 1.0], [0.1, 0.0]], np.float32)
+    found = through({"a": matrix}, CodecConfig(name="topk", fraction=0.5))["a"]
+    np.testing.assert_allclose(found, [[126.9 / 127 * 1000, 0.0], [0.0, 0.0]], rtol=1e-6)
+
+
+def test_topk_with_more_zeros_than_it_leaves_out_sends_the_rest_finely() -> None:
+    matrix = np.array([[0.0, 0.0], [12.7, -0.3]], np.float32)
+    found = through({"a": matrix}, CodecConfig(name="topk", fraction=0.75))["a"]
+    np.testing.assert_allclose(found, [[0.0, 0.0], [12.69, -0.29]], atol=1e-6)
+
+
+def test_halving_rounds_parameters_that_half_precision_holds_and_nothing_else() -> None:
+    arrays: Arrays = {
+        "weight": np.array([1 / 3, 2.0], np.float32),
+        "huge": np.array([1 / 3, 1e6], np.float32),
+        "statistic": np.array([1 / 3], np.float32),
+    }
+    found = halved(arrays, ["weight", "huge", "private"])
+    assert found["weight"].tolist() == [float(np.float16(1 / 3)), 2.0]
+    assert found["weight"].dtype == np.float32
+    assert found["huge"] is arrays["huge"]
+    assert found["statistic"] is arrays["statistic"]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=NAMES)
@@ -143,20 +173,11 @@ def test_a_zip_bomb_is_not_inflated(codec: CodecConfig) -> None:
     assert peak < 10**6
 
 
-def test_topk_refuses_more_positions_than_values_and_scales_that_are_none() -> None:
-    codec, layout = CODECS[2], Layout((("a", (2, 5), "float32"),))
-    one = np.float32(1).tobytes()
-    good = zlib.compress(one + b"\x80\x00" + b"\x05")
-    assert decode(good, layout, codec)["a"][0].tolist() == [5.0, 0, 0, 0, 0]
-    for body in (
-        one + b"\xc0\x00" + b"\x05",
-        one + b"\x80\x00" + b"\x05\x05",
-        one + b"\x80\x20" + b"\x05\x05",  # a position beyond the last
-    ):
-        with pytest.raises(ValueError, match=r"marks [12] of 10 positions and has [12] values"):
-            decode(zlib.compress(body), layout, codec)
-    for scale in (np.nan, np.inf, -1.0, 3e38):
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, 3e38])
+def test_steps_that_are_none_are_refused(scale: float) -> None:
+    layout = Layout((("a", (2,), "float32"),))
+    for codec, expected in zip(CODECS[1:], ([10.0, -2.0], [9.8, -1.8]), strict=True):
+        good = zlib.compress(np.float32(2).tobytes() + b"\x05\xff")
+        np.testing.assert_allclose(decode(good, layout, codec)["a"], expected, rtol=1e-6)
         with pytest.raises(ValueError, match="negative, huge or NaN"):
-            decode(
-                zlib.compress(np.float32(scale).tobytes() + b"\x80\x00" + b"\x05"), layout, codec
-            )
+            decode(zlib.compress(np.float32(scale).tobytes() + b"\x05\xff"), layout, codec)

@@ -51,14 +51,15 @@ def test_what_is_left_out_of_a_round_arrives_in_later_ones() -> None:
     rng = np.random.default_rng(0)
     total = held = model()
     residual: Arrays = {}
+    coding = encoding(CodecConfig(name="topk", fraction=0.3))
     distances = []
     for number in range(60):
         scale = 0.1 if number < 20 else 0.0
         steps = {n: rng.normal(0, scale, total[n].shape).astype(np.float32) for n in PARAMETERS}
         total = total | {name: total[name] + step for name, step in steps.items()}
         trained = held | {name: held[name] + step for name, step in steps.items()}
-        increment, residual = encoding().increment(trained, held, residual)
-        held = encoding().rebuilt(increment, held)
+        increment, residual = coding.increment(trained, held, residual)
+        held = coding.rebuilt(increment, held)
         distances.append(max(float(np.abs(held[n] - total[n]).max()) for n in PARAMETERS))
     assert distances[19] > 0.1
     assert distances[-1] < 0.001

@@ -87,7 +87,7 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
 }
 DEFAULT_SAVE_DIR = "runs/federated"
-DEFAULT_FRACTION = 0.5  # of topk, by benchmarks/traffic.py
+DEFAULT_FRACTION = 0.65  # of topk, by benchmarks/traffic.py
 LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # utils/loggers.py has them
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -28,6 +28,7 @@ from utils.arrays import (
     select,
 )
 from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, from_record, to_record
+from utils.codec import halved
 from utils.config import Config, InputError
 from utils.data import DataSummary
 from utils.downloads import Downloads
@@ -155,6 +156,8 @@ class Server:
         self.evaluator = evaluator
         self.loggers: Loggers | None = None
         self.arrays = select(to_arrays(model), shared_names(model, config.shared))
+        if instructions.codec.name != "none":  # half the bytes of the first download
+            self.arrays = halved(self.arrays, aggregation.parameters)
         self.layout = Layout.of(self.arrays)
         self.privacy = self._make_privacy()
         self.encoding = Encoding(self.layout, instructions.codec, aggregation.parameters)

@@ -38,6 +38,7 @@ COMPLETED = "finished:completed"
 FAILED = "finished:failed"
 STOPPED = "finished:stopped"
 HOST = "127.0.0.1"
+LOCAL = ":local:"  # a SuperLink that `flwr` starts itself, for simulations
 START_S = 120  # 5 s where nothing else runs; a machine that is busy took ten times as long
 COMMAND_S = 120  # one `flwr` command
 MARKER = "DEPLOYMENT_OF_TEST"  # the variable by which all processes of a deployment are found
@@ -72,6 +73,7 @@ class Deployment:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         }
         make_certificates(self.certificates, [HOST, "localhost"], sites)
         self.connect("operator", self.address)
@@ -80,9 +82,10 @@ class Deployment:
         """Give a user of `flwr` this address of the SuperLink, and the CA's certificate."""
         config = self.home(user) / "flwr" / "config.toml"
         config.parent.mkdir(parents=True, exist_ok=True)
+        certificate = f'root-certificates = "{self.certificates / "ca.crt"}"\n'
         config.write_text(
             '[superlink]\ndefault = "test"\n[superlink.test]\n'
-            f'address = "{address}"\nroot-certificates = "{self.certificates / "ca.crt"}"\n'
+            f'address = "{address}"\n{"" if address == LOCAL else certificate}'
         )
 
     def home(self, part: str) -> Path:
@@ -166,9 +169,9 @@ class Deployment:
         """Wait until a part's main process has ended by itself, and return its exit code."""
         return self._processes.pop(part).wait(START_S)
 
-    def processes(self) -> list[str]:
-        """Command lines of all processes that are there."""
-        return list(process_ids_with(self._variable).values())
+    def processes(self, name: str = "") -> list[str]:
+        """Command lines of the processes that are there, with this in them."""
+        return [line for line in process_ids_with(self._variable).values() if name in line]
 
     def end(self) -> None:
         """Kill everything.
@@ -219,10 +222,16 @@ class Deployment:
         """
         assert wait_until(lambda: not self.online() & set(sites), START_S), self.online()
 
-    def submit(self, app: Path, **run_config: str | int | float | bool) -> str:
-        """`flwr run` an app with these settings, and return the ID of the run."""
+    def submit(
+        self, app: Path, federation: str = "", **run_config: str | int | float | bool
+    ) -> str:
+        """`flwr run` an app with these settings, and return the ID of the run.
+
+        federation: settings of a simulation, as `flwr` takes them.
+        """
         config = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
         options = ["--run-config", config] if config else []
+        options += ["--federation-config", federation] if federation else []
         return self._ask("run", str(app), *options)["run-id"]
 
     def wait(self, run_id: str, timeout_s: float = 300) -> Run:
