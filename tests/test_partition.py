@@ -1,6 +1,5 @@
 """Splitting one data set into clients: nothing lost, each scheme's character, what is refused."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers import make_dataset
+from helpers import file_digests, make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import ROOT, finished
@@ -51,14 +50,6 @@ def listed(folder: Path, split: str = "train") -> list[list[str]]:
     """The images of each client, by the lists of its data.yaml."""
     clients = sorted(folder.glob("client_*"))
     return [(client / f"{split}.txt").read_text().splitlines() for client in clients]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -206,8 +197,8 @@ def test_groups_stay_whole_and_new_ones_of_val_go_where_fewest_are() -> None:
     train = images_of([0] * 11, ["a"] * 5 + ["b"] * 3 + ["c"] * 3)
     assign = SCHEMES["group"](train, 2, 0.3, np.random.default_rng(0))
     assert assign(train).tolist() == [0] * 5 + [1] * 6
-    val = images_of([0] * 4, ["c", "a", "new", "newer"])
-    assert assign(val).tolist() == [1, 0, 0, 1]
+    val = images_of([0] * 6, ["c", "c", "c", "a", "new", "newer"])
+    assert assign(val).tolist() == [1, 1, 1, 0, 0, 0]
 
 
 # What is written
@@ -217,7 +208,7 @@ def test_groups_stay_whole_and_new_ones_of_val_go_where_fewest_are() -> None:
 def test_every_image_is_at_one_client_and_the_counts_are_true(
     scheme: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = digests(source.parent)
+    before = file_digests(source.parent)
     output = tmp_path / "parts"
     arguments = (source, "-o", output, "--clients", 2, "--scheme", scheme)
     code, shown, errors = run(capsys, *arguments)
@@ -233,7 +224,7 @@ def test_every_image_is_at_one_client_and_the_counts_are_true(
             counts = Counter("abc"[int(line.split()[0])] for lines in labels for line in lines)
             assert entry[f"{split}_images"] == len(images)
             assert entry[f"{split}_classes"] == {name: counts[name] for name in "abc"}
-    assert digests(source.parent) == before
+    assert file_digests(source.parent) == before
     assert f"python federated.py {output}/federated.yaml" in shown
     again = tmp_path / "again"
     assert run(capsys, source, "-o", again, *arguments[3:])[0] == 0
@@ -501,7 +492,7 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
     polygons: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco_of(source, tmp_path / "coco", polygons=polygons)
-    before = digests(tmp_path / "coco")
+    before = file_digests(tmp_path / "coco")
     for name, path in (("yolo", source), ("coco", tmp_path / "coco")):
         code, _, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
         assert (code, errors) == (0, [])
@@ -511,7 +502,7 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
     ]
     assert results[1]["clients"] == results[0]["clients"]
     assert results[1]["task"] == ("segment" if polygons else "detect")
-    assert digests(tmp_path / "coco") == before
+    assert file_digests(tmp_path / "coco") == before
     data = tmp_path / "parts_coco" / "client_0" / "data.yaml"
     summary = check_dataset(data, "detect", tmp_path, where="x", splits=("train", "val"))
     assert summary.names == ("a", "b", "c")
@@ -687,7 +678,7 @@ def test_a_folder_with_something_in_it_is_left_as_it_is(
     code, _, errors = run(capsys, source, "-o", tmp_path)
     assert (code, len(errors)) == (2, 1)
     assert errors[0].endswith("is there and is left as it is; choose a new or empty folder")
-    assert digests(tmp_path).keys() == {"mine.txt"}
+    assert file_digests(tmp_path).keys() == {"mine.txt"}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ data set, and would bring 18 packages for it.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def by_class(train: Images, num_clients: int, alpha: float, rng: np.random.Gener
     counts = Counter(c for c in train.classes.tolist() if c != NO_CLASS)
     ranked = sorted(counts, key=lambda c: (-counts[c], c))
     if len(ranked) >= num_clients:
-        owners_of = {c: [client] for c, client in _pack(counts, num_clients).items()}
+        owners_of = {c: [client] for c, client in _pack(counts, [0] * num_clients).items()}
     else:
         owners_of = {c: list(range(i, num_clients, len(ranked))) for i, c in enumerate(ranked)}
 
@@ -122,11 +123,15 @@ def by_group(train: Images, num_clients: int, alpha: float, rng: np.random.Gener
             f"{'s' * (len(counts) != 1)} ({shown}); use at most as many clients, or another "
             "--group-by, e.g. --group-by 'cam(\\d+)_' for names like cam3_0001.jpg"
         )
-    owner_of = _pack(counts, num_clients)
+    owner_of = _pack(counts, [0] * num_clients)
 
     def assign(images: Images) -> np.ndarray:
+        load = [0] * num_clients
+        for group in images.groups:
+            if group in owner_of:
+                load[owner_of[group]] += 1
         new = Counter(group for group in images.groups if group not in owner_of)
-        owners = {**_pack(new, num_clients), **owner_of}
+        owners = {**_pack(new, load), **owner_of}
         return np.array([owners[group] for group in images.groups], int)
 
     return assign
@@ -178,9 +183,12 @@ def _deal(num_images: int, shares: np.ndarray, rng: np.random.Generator) -> np.n
     return rng.permutation(np.repeat(np.arange(len(shares)), counts))
 
 
-def _pack(counts: "Counter[str] | Counter[int]", num_clients: int) -> dict:
-    """Give each key whole to a client, the largest first to the one with least so far."""
-    load = [0] * num_clients
+def _pack(counts: Counter[Any], load: list[int]) -> dict[Any, int]:
+    """Give each key whole to a client, the largest first to the one with least so far.
+
+    load: what each client has before.
+    """
+    load = list(load)
     owner_of = {}
     for key, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         client = load.index(min(load))
