@@ -29,5 +29,5 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --editable ".[onnx,tensorboard,wandb,dp,dev]"
+	$(RUN) -m pip install --quiet --editable ".[onnx,tensorboard,wandb,dp,supervision,dev]"
 	touch $@ $(VENV)/.demo

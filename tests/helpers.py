@@ -1,5 +1,6 @@
 """Small real data sets and checkpoints, made where a test wants them: `import helpers`."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ def make_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, build_model(base, task, data, seed=seed))
     return path
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:

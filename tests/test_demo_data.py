@@ -1,6 +1,5 @@
 """The demo's data: reproducible, truthful labels, clients that differ, readable by Ultralytics."""
 
-import hashlib
 import math
 import shutil
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers import file_digests
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset
 
@@ -37,15 +37,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = {name: replace(scene, num_train=4, num_val=2) for name, scene in SCENES.items()}
     monkeypatch.setattr(demo_data, "SCENES", scenes)
     monkeypatch.setattr(demo_data, "NUM_HELD_OUT", 6)
-
-
-def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def read_split(folder: Path, part: str) -> list[Example]:

@@ -337,14 +337,14 @@ def check_dataset(
     cache_dir.mkdir(parents=True, exist_ok=True)
     for split in splits:
         try:
-            datasets[split] = _scan(data, task, split, cache_dir)
+            datasets[split] = scan_split(data, task, split, cache_dir)
         except InputError as error:
             problems += [f"{where}: {split}: {line}" for line in error.problems]
     num_test = 0
     test_is_unlabelled = False
     if data.get("test"):
         try:
-            num_test = len(_scan(data, task, "test", cache_dir))
+            num_test = len(scan_split(data, task, "test", cache_dir))
         except _NoLabelError:
             test_is_unlabelled = True
         except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
@@ -369,7 +369,12 @@ def check_dataset(
     )
 
 
-def _scan(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> PrivateDataset:
+def scan_split(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> PrivateDataset:
+    """Read every image header and label of one split.
+
+    Raises InputError with a line for each damaged file, for an empty split, and for one without
+    any label.
+    """
     from ultralytics.cfg import get_cfg
 
     args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})

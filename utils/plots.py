@@ -41,12 +41,17 @@ def write_pictures(run: Run) -> list[Path]:
         "cross_client.png": _draw_matrix(run),
     }
     pictures = {run.path / name: figure for name, figure in figures.items() if figure is not None}
+    for path, figure in pictures.items():
+        save_figure(path, figure)
+    return list(pictures)
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Write a figure as a PNG."""
     with warnings.catch_warnings():
         # Names in a script that Matplotlib's font lacks become boxes; report.html has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for path, figure in pictures.items():
-            write_atomically(path, partial(figure.savefig, dpi=120, format="png"))
-    return list(pictures)
+        write_atomically(path, partial(figure.savefig, dpi=120, format="png"))
 
 
 def new_figure(width: float, height: float, **look: Any) -> Any:
@@ -142,11 +147,12 @@ def _draw_clients(run: Run) -> Any:
         draw(axes)
         axes.set_ylim(len(results) - 0.4, -0.6)
         axes.tick_params(labelsize=8, left=False)
-        _name_ticks(axes.yaxis, [result.name if number == 0 else "" for result in results])
+        name_ticks(axes.yaxis, [result.name if number == 0 else "" for result in results])
     return figure
 
 
-def _finish_bars(axes: Any, title: str) -> None:
+def finish_bars(axes: Any, title: str) -> None:
+    """Give horizontal bars their title and look."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -163,7 +169,7 @@ def _draw_scores(axes: Any, results: Sequence[ClientResult], metric: str) -> Non
             axes.plot(result.final, y, "o", color=INK, ms=7, clip_on=False)
         if result.own is not None:
             axes.plot(result.own, y, "o", color=INK, ms=6, mfc="white", zorder=2, clip_on=False)
-    _finish_bars(axes, f"{metric} on its own val split")
+    finish_bars(axes, f"{metric} on its own val split")
     handles = {"last model of the federation": axes.plot([], [], "o", color=INK, ms=7)[0]}
     if any(result.own is not None for result in results):
         own = axes.plot([], [], "o", color=INK, ms=6, mfc="white")[0]
@@ -180,7 +186,7 @@ def _draw_seconds(axes: Any, results: Sequence[ClientResult]) -> None:
             axes.plot(result.seconds, [y] * len(result.seconds), "o", color=color, alpha=0.3, ms=5)
             median = statistics.median(result.seconds)
             axes.plot([median, median], [y - 0.3, y + 0.3], color=INK, lw=2)
-    _finish_bars(axes, "seconds of each round, median")
+    finish_bars(axes, "seconds of each round, median")
 
 
 def _draw_images(axes: Any, results: Sequence[ClientResult]) -> None:
@@ -188,7 +194,7 @@ def _draw_images(axes: Any, results: Sequence[ClientResult]) -> None:
     colors = [look_of(number)[0] for number in range(len(results))]
     bars = axes.barh(range(len(results)), images, height=0.6, color=colors)
     axes.bar_label(bars, fontsize=8, padding=3)
-    _finish_bars(axes, "training images")
+    finish_bars(axes, "training images")
 
 
 def _draw_boxes(axes: Any, results: Sequence[ClientResult], names: Sequence[str]) -> None:
@@ -204,11 +210,11 @@ def _draw_boxes(axes: Any, results: Sequence[ClientResult], names: Sequence[str]
             axes.text(x, y, text, ha="center", va="center", fontsize=8)
     axes.set_title("training boxes", fontsize=10, loc="left")
     axes.set_xlim(-0.5, len(names) - 0.5)
-    _name_ticks(axes.xaxis, names, rotation=40 if len(names) > 1 else 0)
+    name_ticks(axes.xaxis, names, rotation=40 if len(names) > 1 else 0)
     axes.spines[:].set_visible(False)
 
 
-def _name_ticks(axis: Any, names: Sequence[str], rotation: float = 0) -> None:
+def name_ticks(axis: Any, names: Sequence[str], rotation: float = 0) -> None:
     """Names beside an axis, as they are: Matplotlib would read $...$ as a formula."""
     axis.set_ticks(
         range(len(names)), [short(name) for name in names], rotation=rotation,
@@ -234,8 +240,8 @@ def _draw_matrix(run: Run) -> Any:
         for x, text in enumerate(row):
             color = "white" if values[y][x] > middle else INK
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=color)
-    _name_ticks(axes.xaxis, grid.columns, rotation=40)
-    _name_ticks(axes.yaxis, grid.rows)
+    name_ticks(axes.xaxis, grid.columns, rotation=40)
+    name_ticks(axes.yaxis, grid.rows)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_title(f"{title_of(str(run.metric))}: model (row) on val split (column)", fontsize=10)

@@ -1,0 +1,199 @@
+"""COCO and Pascal VOC data sets as Ultralytics data sets, by Ultralytics and supervision.
+
+Takes a folder and gives a data.yaml; images stay where they are and are linked. As they come:
+
+    COCO  FOLDER/annotations/instances_train2017.json and ..._val2017.json (or others with `train`
+          and `val` in their names), images in FOLDER/train2017 or FOLDER/images/train2017
+    VOC   FOLDER/Annotations, FOLDER/JPEGImages, FOLDER/ImageSets/Main/train.txt and val.txt
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config import InputError
+
+SPLITS = ("train", "val")
+MAX_LINES = 5
+
+
+def is_coco(folder: Path) -> bool:
+    """Whether a folder looks as a COCO data set."""
+    return (folder / "annotations").is_dir()
+
+
+def is_voc(folder: Path) -> bool:
+    """Whether a folder looks as a Pascal VOC data set."""
+    return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
+
+
+def convert_coco(folder: Path, target: Path) -> Path:
+    """Write the labels of a COCO data set below `target`, and a data.yaml, whose path is returned.
+
+    Polygons and keypoints are kept where all objects have them; else it is a data set of boxes.
+    Crowds are left out. Raises InputError.
+    """
+    files = {split: _annotation_file(folder, split) for split in SPLITS}
+    contents = {split: _read_coco(path) for split, path in files.items()}
+    images = {split: _image_folder(folder, path, split) for split, path in files.items()}
+    categories = [
+        {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+        for content in contents.values()
+    ]
+    if categories[0] != categories[1]:
+        raise InputError(
+            f"{files['val']}: its categories differ from those of {files['train']}; a data set has "
+            "one list of classes for both"
+        )
+    objects = [
+        o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)
+    ]
+    keypoints = all(o.get("keypoints") for o in objects)
+    polygons = not keypoints and all(isinstance(o.get("segmentation"), list) for o in objects)
+    _convert_coco_labels(contents, list(categories[0]), target, polygons, keypoints)
+    form: dict[str, Any] = {"names": list(categories[0].values())}
+    if keypoints:
+        form["kpt_shape"] = [len(objects[0]["keypoints"]) // 3, 3]
+    listed = {
+        split: [f"{split}/{image['file_name']}" for image in content["images"]]
+        for split, content in contents.items()
+    }
+    return _write(target, images, listed, form)
+
+
+def _annotation_file(folder: Path, split: str) -> Path:
+    found = sorted(p for p in (folder / "annotations").glob("*.json") if split in p.stem)
+    found = [p for p in found if p.stem.startswith("instances_")] or found
+    if len(found) != 1:
+        names = f"{len(found)}: {', '.join(p.name for p in found)}" if found else "none"
+        raise InputError(
+            f"{folder / 'annotations'}: found {names}, expected one .json with '{split}' in its "
+            f"name, e.g. instances_{split}2017.json"
+        )
+    return found[0]
+
+
+def _read_coco(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {i["id"] for i in content["images"] if i["file_name"] and i["width"] * i["height"]}
+        ids = {category["id"] for category in content["categories"] if category["name"]}
+        lost = [
+            o
+            for o in content["annotations"]
+            if o["image_id"] not in known or o["category_id"] not in ids or len(o["bbox"]) != 4
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a COCO annotation file ({type(error).__name__}: {error}); expected "
+            "'images', 'annotations' and 'categories'"
+        ) from error
+    if lost:
+        raise InputError(
+            f"{path}: {len(lost)} annotations have no box, or are of an image or category that it "
+            f"does not list, e.g. the one of image_id {lost[0]['image_id']}; correct or remove them"
+        )
+    return content
+
+
+def _image_folder(folder: Path, annotations: Path, split: str) -> Path:
+    name = annotations.stem.rpartition("_")[2]
+    candidates = [
+        folder / part for part in (name, f"images/{name}", split, f"images/{split}", "images")
+    ]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise InputError(
+        f"{annotations}: no folder with its images; expected {candidates[0]} or {candidates[1]}"
+    )
+
+
+def _convert_coco_labels(
+    contents: dict[str, Any], ids: list[int], target: Path, polygons: bool, keypoints: bool
+) -> None:
+    from ultralytics.data import converter
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for split, content in contents.items():
+            # The converter takes category 1 for class 0; many files begin at 0, or leave some out.
+            renumbered = [
+                {**o, "category_id": ids.index(o["category_id"]) + 1}
+                for o in content["annotations"]
+            ]
+            text = json.dumps({**content, "annotations": renumbered})
+            (Path(scratch) / f"{split}.json").write_text(text, encoding="utf-8")
+        converter.convert_coco(scratch, str(target), polygons, keypoints, cls91to80=False)
+
+
+def convert_voc(folder: Path, target: Path) -> Path:
+    """Write the boxes of a VOC data set below `target`, and a data.yaml, whose path is returned.
+
+    Raises InputError, also where the package supervision is missing.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise InputError(
+            f'{folder}: Pascal VOC is read by supervision: pip install -e ".[supervision]"'
+        ) from error
+    lists = {split: folder / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS}
+    missing = [
+        f"{path}: no such file; it lists the {split} images, one name without its ending a line"
+        for split, path in lists.items()
+        if not path.is_file()
+    ]
+    if missing:
+        raise InputError(missing)
+    images = folder / "JPEGImages"
+    try:
+        data = supervision.DetectionDataset.from_pascal_voc(
+            str(images), str(folder / "Annotations")
+        )
+        data.as_yolo(annotations_directory_path=str(target / "labels" / images.name))
+    except Exception as error:  # XML of any shape meets its code here
+        raise InputError(
+            f"{folder}: not read as Pascal VOC: {' '.join(str(error).split())}"
+        ) from error
+    file_of = {Path(path).stem: Path(path).name for path in data.image_paths}
+    listed = {s: [line.split()[0] for line in _lines(path)] for s, path in lists.items()}
+    unknown = [
+        f"{lists[split]}: '{stem}' is not among the images of {images}; correct the list"
+        for split, stems in listed.items()
+        for stem in stems
+        if stem not in file_of
+    ]
+    if unknown:
+        raise InputError(unknown[:MAX_LINES])
+    files = {s: [f"{images.name}/{file_of[stem]}" for stem in stems] for s, stems in listed.items()}
+    return _write(target, {images.name: images}, files, {"names": data.classes})
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _write(
+    target: Path,
+    folders: dict[str, Path],
+    images: Mapping[str, Sequence[str]],
+    form: dict[str, Any],
+) -> Path:
+    """Link the folders of images beside the labels, and write the lists and the data.yaml.
+
+    folders: by the name of their link. images: of each split, LINK/FILE.
+    """
+    (target / "images").mkdir(exist_ok=True)
+    for name, folder in folders.items():
+        (target / "images" / name).symlink_to(folder.absolute(), target_is_directory=True)
+    for split, files in images.items():
+        text = "".join(f"./images/{file}\n" for file in files)
+        (target / f"{split}.txt").write_text(text, encoding="utf-8")
+    path = target / "data.yaml"
+    data = {**{split: f"{split}.txt" for split in images}, **form}
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path

@@ -1,0 +1,62 @@
+"""partitions.png: how many images and which classes each client has."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.plots import finish_bars, name_ticks, new_figure, save_figure
+from utils.run_numbers import ACCENT, INK, SHADES
+
+MAX_CLASSES, MAX_CLIENTS = 80, 100  # shown; names of more could not be read
+MAX_NUMBERS = 20  # classes, up to which each count is written
+
+
+def draw_partitions(
+    path: Path, num_images: Mapping[str, int], counts: np.ndarray, names: Sequence[str], unit: str
+) -> None:
+    """Draw a row for each client: a bar of its train images, and its counts of each class.
+
+    Counts are shaded by their part of the class, so that a common class does not hide the others.
+
+    num_images: train images by client. counts: (clients, classes) int, of the train split.
+    names: of the classes. unit: what is counted, e.g. "objects".
+    """
+    clients = list(num_images)[:MAX_CLIENTS]
+    most = np.sort(np.argsort(-counts.sum(axis=0), kind="stable")[:MAX_CLASSES])
+    shown = counts[: len(clients), most]
+    wide = len(most) <= MAX_NUMBERS
+    width = max((0.62 if wide else 0.19) * len(most), 3.2)
+    figure = new_figure(3.2 + width + 1, 0.3 * len(clients) + 1.8)
+    grid = figure.add_gridspec(1, 2, width_ratios=[3.2, width])
+    bars, table = (figure.add_subplot(grid[0, i]) for i in range(2))
+    drawn = bars.barh(
+        range(len(clients)), [num_images[name] for name in clients], height=0.6, color=ACCENT
+    )
+    bars.bar_label(drawn, fontsize=8, padding=3)
+    finish_bars(bars, "train images")
+    _draw_table(table, shown, [names[int(i)] for i in most], with_numbers=wide)
+    more = f" ({len(most)} of {len(names)} classes)" if len(most) < len(names) else ""
+    title = f"train {unit} of each class{more}\ndarker: a larger part of the class"
+    table.set_title(title, fontsize=10, loc="left")
+    for axes, labels in ((bars, clients), (table, [""] * len(clients))):
+        axes.set_ylim(len(clients) - 0.4, -0.6)
+        axes.tick_params(labelsize=8, left=False)
+        name_ticks(axes.yaxis, labels)
+    save_figure(path, figure)
+
+
+def _draw_table(axes: Any, counts: np.ndarray, names: Sequence[str], *, with_numbers: bool) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    highest = max(shares.max(initial=0), 1e-9)
+    shades = LinearSegmentedColormap.from_list("shades", ("#ffffff", *SHADES))
+    axes.imshow(shares, cmap=shades, vmin=0, vmax=highest, aspect="auto")
+    if with_numbers:
+        for (y, x), count in np.ndenumerate(counts):
+            color = "white" if shares[y, x] > 0.6 * highest else INK
+            axes.text(x, y, str(count), ha="center", va="center", fontsize=8, color=color)
+    name_ticks(axes.xaxis, names, rotation=40 if with_numbers else 90)
+    axes.spines[:].set_visible(False)
