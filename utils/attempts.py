@@ -22,6 +22,10 @@ STACK = "stack.txt"  # there while a client works with a time limit; filled when
 HANG = "hang.txt"  # the stack of the last time that this happened
 
 
+class AbortedError(Exception):
+    """A client takes no part in this round, for the reason that is the text; raise it in a hook."""
+
+
 class LostWorkerError(RuntimeError):
     """Earlier attempts at this message ended with their worker."""
 

@@ -13,6 +13,7 @@ import torch
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.arrays import Layout, layout_problems, negative_statistics
+from utils.client import client_class
 from utils.cluster import Machine, inspected, with_cluster_gpus
 from utils.config import ClientData, ClientResources, Config, InputError, nearest
 from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
@@ -94,6 +95,7 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
     problems += privacy_problems(config)
     problems += [] if config.loggers == "settings" else logger_problems(config.loggers)
     problems += _environment_problems() + _sharing_problems(config) + _codec_problems(config)
+    problems += _client_problems(config)
     machines: list[Machine] = []
     if config.ray.address is None:
         problems += _resource_problems(config.client_resources)
@@ -182,7 +184,6 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
     return Federation(
         config, task, names, summaries, server_data, model, caches, members, gpu_choice
     )
-    return Federation(config, task, names, summaries, server_data, model, caches, gpu_choice)
 
 
 def _environment_problems() -> list[str]:
@@ -297,6 +298,26 @@ def _sharing_problems(config: Config) -> list[str]:
     return problems
 
 
+def _client_problems(config: Config) -> list[str]:
+    if config.client is None:
+        return []
+    if config.has_sites and Path(config.client).is_absolute():
+        return [
+            f"client: found {config.client}, which is on this machine only; put the file below "
+            "utils/, which travels to the SuperNodes, and name it as utils/FILE.py:CLASS"
+        ]
+    try:
+        client_class(config.client if config.has_sites else _absolute_client(config.client))
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def _absolute_client(client: str) -> str:
+    """FILE.py:CLASS from any directory, if the file is there; else as it is in the project."""
+    return str(Path(client).absolute()) if Path(client.rpartition(":")[0]).exists() else client
+
+
 def _codec_problems(config: Config) -> list[str]:
     codec = config.codec
     problems = []
@@ -398,6 +419,9 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str
             "names": list(names),
             "global_batch": None,  # train.batch has its share
             "save_dir": _absolute(config.save_dir),
+            "client": config.client
+            if config.client is None or config.has_sites
+            else _absolute_client(config.client),
             "train": train,
             "evaluate": evaluate,
             "loggers": loggers_of_settings() if config.loggers == "settings" else config.loggers,

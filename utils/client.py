@@ -1,12 +1,15 @@
 """The client: `YoloClient(NumPyClient)` does the work, the ClientApp carries messages to it.
 
-Subclass `YoloClient` to change what a client does; the handlers below it only unpack named arrays
-from a message, call it, and pack the reply.
+Subclass `YoloClient` to change what a client does (its hooks are `prepare`, `train`, `evaluate` and
+`finish`), and name the class in the config as `client: FILE.py:CLASS`. The handlers below it only
+unpack named arrays from a message, call it, and pack the reply.
 """
 
 import gc
+import importlib.util
 import json
 import logging
+import sys
 import time
 import traceback
 from collections import OrderedDict
@@ -34,7 +37,7 @@ from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 
 from utils.arrays import Arrays, Layout, changed_names, select
-from utils.attempts import LostWorkerError, attempt, reason_of
+from utils.attempts import AbortedError, LostWorkerError, attempt, reason_of
 from utils.config import (
     CLIENT_NAME,
     CodecConfig,
@@ -47,6 +50,7 @@ from utils.data import check_dataset, in_label_space, read_data_yaml, write_priv
 from utils.environment import num_cpus
 from utils.evaluation import Evaluation, Evaluator
 from utils.greeting import Hello, Introduction, Seat, version_problems
+from utils.history import recall, remember
 from utils.increments import Encoding, HeldArrays, LackingArraysError, Residuals
 from utils.model import (
     build_model,
@@ -62,8 +66,15 @@ from utils.privacy import noise_source, privatised
 from utils.room import OUT_OF_MEMORY, Room, device_name, with_room
 from utils.run_dir import write_atomically
 from utils.site import Site, is_site, read_site, without_paths
-from utils.trainer import KEPT_STATES, SliceSettings, SliceTrainer, save_private_start
+from utils.trainer import (
+    KEPT_STATES,
+    SliceResult,
+    SliceSettings,
+    SliceTrainer,
+    save_private_start,
+)
 
+ROOT = Path(__file__).resolve().parents[1]
 CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
 LACKS_ARRAYS, UNCHANGED = "lacks-arrays", "unchanged"  # in the "client" record of a reply
@@ -81,7 +92,8 @@ class Instructions:
     model_yaml: what the global model is built from, and digest of its layout. names: class names of
     the federation. train: resolved train arguments. num_clients: that may work on one machine.
     device, num_threads: of a client in a simulation. round_timeout_s: for one message.
-    cross_client: without it no client gives its local model away. incremental: arrays travel as
+    cross_client: without it no client gives its local model away. client: see `client_class`.
+    incremental: arrays travel as
     increments, see utils/increments.py, with the differences that codec encodes. privacy: clients
     see to its mode "local" themselves.
     """
@@ -103,6 +115,7 @@ class Instructions:
     num_threads: int
     round_timeout_s: float | None
     cross_client: bool
+    client: str
     incremental: bool
     codec: CodecConfig
     privacy: PrivacyConfig
@@ -146,6 +159,17 @@ class YoloClient(NumPyClient):
     Parameters and results are lists of arrays in the order of `names`, which are those that are
     shared. Holds the trainer and the evaluator, so that data sets, loaders and optimiser live
     through the run.
+
+    A subclass may override these and nothing else; each has something of use to call by `super()`:
+
+        prepare()    before a process first works for this client
+        train()      the epochs of a round
+        evaluate()   the score of the global model, or of this client's own
+        finish()     after the run
+
+    Raise AbortedError (utils/attempts.py) in any of them to leave this client out of the round.
+    state: Flower's `Context.state`, for whatever should live from round to round; `history` is in
+    it. A run that is resumed begins with an empty one.
     """
 
     def __init__(self, name: str, settings: SliceSettings, *, show_images: int = 0) -> None:
@@ -155,6 +179,38 @@ class YoloClient(NumPyClient):
         self.keeps_models = False  # also those that are not its own
         self.trainer = SliceTrainer(settings)
         self.data = read_data_yaml(settings.data, where=f"client '{name}'")
+        self.state = RecordDict()
+
+    def prepare(self) -> None:
+        """Get ready; called once in each process that works for this client."""
+
+    def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
+        """Train the epochs of this round, starting from these global arrays; config as for `fit`.
+
+        A subclass may change the result, or call this with other arrays; what is kept for the
+        next round (optimiser, private arrays) is kept here.
+        """
+        proximal_mu = float(config.get("proximal-mu", 0.0))
+        return self.trainer.train(round_number, arrays, proximal_mu)
+
+    def finish(self) -> None:
+        """Clean up; called once after the last round, in any one process."""
+
+    def abort(self, reason: str) -> None:
+        """Leave this client out of the round that it is training, after the present batch.
+
+        The server is told the reason and asks it again in the next round. It may be called from a
+        callback of Ultralytics, from another thread or a signal handler.
+        """
+        self.trainer.abort(reason)
+
+    def history(self, kind: str) -> dict[str, list[float]]:
+        """Numbers of all rounds so far that this client took part in, oldest first.
+
+        kind: "train" (losses, seconds, ...) or "evaluate" (metrics on the val split, "fitness").
+        Returns a list for each name, with NaN where a round has no such number, and "round".
+        """
+        return recall(self.state, kind)
 
     @cached_property
     def model(self) -> torch.nn.Module:
@@ -202,14 +258,13 @@ class YoloClient(NumPyClient):
         started = time.perf_counter()
         round_number = int(config["server-round"])
         arrays = dict(zip(self.names, parameters, strict=True))
-        proximal_mu = float(config.get("proximal-mu", 0.0))
-        result = self.trainer.train(round_number, arrays, proximal_mu)
+        result = self.train(round_number, arrays, config)
         seconds = time.perf_counter() - started
         metrics = {**result.losses, "num-steps": result.num_steps, "seconds": seconds}
         if config.get("keep-local"):
             try:
                 metrics.update(self._score_local_model(round_number, result.arrays))
-            except OUT_OF_MEMORY:  # the round is done again with more room
+            except (AbortedError, *OUT_OF_MEMORY):  # the latter is done again with more room
                 raise
             except Exception as error:  # whatever it is, the training was good
                 metrics["note"] = f"its local model was not scored: {reason_of(error)}"
@@ -303,8 +358,49 @@ def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str,
 _clients: OrderedDict[tuple[str, str], YoloClient] = OrderedDict()
 
 
-def client_for(instructions: Instructions, place: Place) -> YoloClient:
-    """The YoloClient of a place, made where this process does not hold it."""
+@lru_cache
+def client_class(name: str) -> type[YoloClient]:
+    """The class that does the clients' work.
+
+    name: of a subclass of YoloClient, as FILE.py:CLASS, relative to the project's folder, which
+    travels to SuperNodes; empty for YoloClient. Raises InputError when it cannot be had.
+    """
+    if not name:
+        return YoloClient
+    file, _, class_name = name.rpartition(":")
+    path = ROOT / file
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError(
+            f"client: found '{name}', and {path} is no Python file that is there; expected "
+            "FILE.py:CLASS, the class being a subclass of utils.client.YoloClient"
+        )
+    found = vars(_module_of(path))
+    classes = {n: v for n, v in found.items() if isinstance(v, type) and issubclass(v, YoloClient)}
+    if class_name not in classes:
+        own = ", ".join(sorted(set(classes) - {"YoloClient"})) or "none"
+        raise InputError(
+            f"client: '{class_name}' is not a subclass of YoloClient in {path} (there: {own})"
+            f"{nearest(class_name, classes)}"
+        )
+    return classes[class_name]
+
+
+def _module_of(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"client_of_config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it may do anything
+        raise InputError(f"client: {path}: {reason_of(error)}; correct it") from error
+    return module
+
+
+def client_for(message: Message, context: Context) -> YoloClient:
+    """The YoloClient that this message is for, made where this process does not hold it."""
+    instructions, place = _instructions(message), place_of(message, context)
     key = (instructions.start_id, place.name)
     if key not in _clients:
         data = read_data_yaml(place.data, where=f"client '{place.name}'")
@@ -326,10 +422,14 @@ def client_for(instructions: Instructions, place: Place) -> YoloClient:
         while len(_clients) >= MAX_CLIENTS:
             _clients.popitem(last=False)
             gc.collect()  # trainers are in cycles, whose tensors Python does not see as large
-        client = YoloClient(place.name, settings, show_images=place.show_images)
+        kind = client_class(instructions.client)
+        client = kind(place.name, settings, show_images=place.show_images)
         client.keeps_models = place.is_site
+        client.state = context.state
+        client.prepare()
         _clients[key] = client
     _clients.move_to_end(key)
+    _clients[key].state = context.state
     return _clients[key]
 
 
@@ -416,9 +516,10 @@ def _reporting_errors(handler: Handler) -> Handler:
             identity.update({"name": place.name, "attempt": number, "note": "; ".join(notes)})
             return reply
         except Exception as error:  # whatever it is, the server must be told
-            kind = "" if isinstance(error, LostWorkerError) else f"{type(error).__name__}: "
+            is_plain = isinstance(error, LostWorkerError | AbortedError)
+            kind = "" if is_plain else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())
-            if folder is not None:
+            if folder is not None and not isinstance(error, AbortedError):
                 reason += _keep_traceback(folder)
             return _error_reply(reason, message, context)
 
@@ -527,6 +628,7 @@ def train(message: Message, context: Context) -> Message:
     client, arrays, config = _unpack(message, context)
     parameters, num_examples, metrics = client.fit(arrays, config)
     about = ConfigRecord({"note": metrics.pop("note", "")})
+    remember(context.state, "train", int(config["server-round"]), metrics)
     record = RecordDict(
         {"client": about, "metrics": MetricRecord({"num-examples": num_examples, **metrics})}
     )
@@ -563,14 +665,17 @@ def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model."""
     client, arrays, config = _unpack(message, context)
-    return _score_message(client.evaluate(arrays, config), message)
+    loss, num_examples, metrics = client.evaluate(arrays, config)
+    if config.get("split", "val") == "val":
+        remember(context.state, "evaluate", int(config["server-round"]), metrics)
+    return _score_message((loss, num_examples, metrics), message)
 
 
 @app.evaluate("whole")
 @_reporting_errors
 def evaluate_whole(message: Message, context: Context) -> Message:
     """Evaluate a whole model that may be another client's."""
-    client = client_for(_instructions(message), place_of(message, context))
+    client = client_for(message, context)
     arrays = from_record(message.content.array_records["arrays"])
     return _score_message(client.evaluate_whole(arrays), message)
 
@@ -579,7 +684,7 @@ def evaluate_whole(message: Message, context: Context) -> Message:
 @_reporting_errors
 def local(message: Message, context: Context) -> Message:
     """Give the client's best local model away, if the federation's config allows it."""
-    client = client_for(_instructions(message), place_of(message, context))
+    client = client_for(message, context)
     _refuse_without_consent(message, context)
     return Message(RecordDict({"arrays": to_record(client.local_model())}), reply_to=message)
 
@@ -606,10 +711,18 @@ def _refuse_without_consent(message: Message, context: Context) -> None:
 @_reporting_errors
 def pictures(message: Message, context: Context) -> Message:
     """Draw predictions of the models sent on images that others may see."""
-    client = client_for(_instructions(message), place_of(message, context))
+    client = client_for(message, context)
     records = message.content.array_records
     picture = client.draw({title: from_record(record) for title, record in records.items()})
     return Message(RecordDict({"picture": ConfigRecord({"jpeg": picture})}), reply_to=message)
+
+
+@app.query("finish")
+@_reporting_errors
+def finish(message: Message, context: Context) -> Message:
+    """The run has ended."""
+    client_for(message, context).finish()
+    return Message(RecordDict(), reply_to=message)
 
 
 def _room(instructions: Instructions, place: Place) -> Room:
@@ -634,7 +747,7 @@ def _unpack(
 ) -> tuple[YoloClient, list[np.ndarray], dict[str, Any]]:
     """The client and its arguments: arrays in the order of its names, found by name."""
     instructions = _instructions(message)
-    client = client_for(instructions, place_of(message, context))
+    client = client_for(message, context)
     config = dict(message.content.config_records["config"])
     records = message.content.array_records
     if "encoded" in records:

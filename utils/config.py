@@ -286,6 +286,7 @@ class Config(_Frozen):
     appearance. global_batch: images per step of a round's clients together, shared out equally;
     None is Ultralytics' 16. `train.batch` says instead what each client takes.
     fraction_train: share of the clients that train in a round, drawn anew from `seed`.
+    client: FILE.py:CLASS, a subclass of YoloClient that does the clients' work; None is YoloClient.
     local_optimizer: whether a client's optimiser keeps its state between rounds.
     server_ema: decay per round of an average of the global models; 0 is none.
     min_clients: usable updates without which a round is tried again, and in the end the run stops.
@@ -313,6 +314,7 @@ class Config(_Frozen):
     shared: SharedConfig = SharedConfig()
     fraction_train: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
     global_batch: PositiveInt | None = None
+    client: str | None = None
     local_optimizer: Literal["keep", "reset"] = "keep"
     server_ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     min_clients: PositiveInt = 1

@@ -30,10 +30,17 @@ def is_finished(server: Server) -> bool:
 def finish(server: Server, grid: Grid) -> None:
     """Do all of it, for the model of the last round; the files are written when all is known.
 
-    Where a client has failed, a resumed run does it again.
+    Where a client has failed, a resumed run does it again. Then the clients are told of the end.
     """
-    if is_finished(server):
-        return
+    if not is_finished(server):
+        _evaluate(server, grid)
+    if server.config.client:
+        record = RecordDict({"config": server.config_record()})
+        for reply in server.exchange(grid, server.messages(record, server.nodes, "query.finish")):
+            server.checked(reply, lambda _, reply: reply)
+
+
+def _evaluate(server: Server, grid: Grid) -> None:
     server.failed.clear()
     with server.disk_errors("after the last round"):
         evaluate_on_test(server, grid)

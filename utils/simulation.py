@@ -214,6 +214,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
         round_timeout_s=config.round_timeout_s,
         cross_client=config.evaluate.cross_client,
+        client=config.client or "",
         privacy=config.privacy,
         incremental=config.codec.name != "none" or (config.has_sites and not config.server_ema),
         codec=config.codec,

@@ -28,6 +28,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from utils.arrays import Arrays, select
+from utils.attempts import AbortedError
 from utils.config import SharedConfig
 from utils.data import NOT_ANNOTATED, build_dataset
 from utils.environment import ensure_torchvision_nms
@@ -102,10 +103,12 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         self.proximal_mu = 0.0
         self.proximal_pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self.batchnorm_is_frozen = False
+        self.abort_reason = ""
         super().__init__(overrides=self._overrides(settings))
         # Ultralytics' integrations (loggers, its platform) have no business in a client.
         self.callbacks = defaultdict(list)
         self.add_callback("on_train_start", self._set_threads)
+        self.add_callback("on_train_batch_end", self._leave_if_aborted)
         self.add_callback("on_train_epoch_end", self._count_epoch)
         self.add_callback("on_fit_epoch_end", self._leave_after_slice)
 
@@ -233,6 +236,10 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             self.epochs_with_mosaic += 1
         self.epoch_losses.append({k: float(v) for k, v in self.tloss.items()})
 
+    def _leave_if_aborted(self, _: Any) -> None:
+        if self.abort_reason:
+            raise AbortedError(self.abort_reason)
+
     def _leave_after_slice(self, _: Any) -> None:
         if self.epoch + 1 >= self.slice_end:
             raise _SliceDone
@@ -273,6 +280,15 @@ class SliceTrainer:
         self.settings = settings
         self._trainer: Any = None
         self._last_round = 0
+        self._training: Any = None  # the same, while it trains
+
+    def abort(self, reason: str) -> None:
+        """End the slice that is being trained after its present batch, by AbortedError.
+
+        From a callback, another thread or a signal handler; without effect when nothing trains.
+        """
+        if self._training is not None:
+            self._training.abort_reason = reason
 
     def train(self, round_number: int, arrays: Arrays, proximal_mu: float = 0.0) -> SliceResult:
         """Train the slice of this round (1-based), starting from the given global arrays.
@@ -289,12 +305,15 @@ class SliceTrainer:
         if state is not None:
             init_seeds(trainer.args.seed, deterministic=trainer.args.deterministic)
             _restore_random_states(state["random"])
+        self._training = trainer
         try:
             trainer.train()
         except _SliceDone:
             pass
         else:
             raise AssertionError("Ultralytics' loop ended before its slice")
+        finally:
+            self._training = None
         _apply_pending_gradients(trainer)
         trained = to_arrays(trainer.model)
         _refuse_infinite(trained)

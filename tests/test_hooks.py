@@ -1,0 +1,198 @@
+"""A user's subclass of YoloClient, named in the config, and what a client remembers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+from helpers import make_dataset
+from local_grid import LocalGrid
+from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
+
+from utils.config import InputError
+from utils.history import recall, remember
+from utils.run_dir import read_csv
+from utils.server import FederationError
+
+NOTING = """
+from pathlib import Path
+from utils.attempts import AbortedError
+from utils.client import YoloClient
+
+LOG = Path(__file__).with_suffix(".log")
+
+
+def note(text):
+    with LOG.open("a") as file:
+        file.write(text + "\\n")
+
+
+class Noting(YoloClient):
+    def prepare(self):
+        note(f"{self.name} prepare")
+
+    def train(self, round_number, arrays, config):
+        note(f"{self.name} train {round_number} {len(self.history('train').get('round', []))}")
+        return super().train(round_number, arrays, config)
+
+    def evaluate(self, parameters, config):
+        note(f"{self.name} evaluate {config['server-round']}")
+        return super().evaluate(parameters, config)
+
+    def finish(self):
+        note(f"{self.name} finish {self.history('evaluate')['round']}")
+
+
+class Absent(YoloClient):
+    def train(self, round_number, arrays, config):
+        if self.name == "c1" and round_number == 2:
+            raise AbortedError("the ward is closed today")
+        return super().train(round_number, arrays, config)
+
+
+class Interrupted(YoloClient):
+    def train(self, round_number, arrays, config):
+        if round_number == 2 and self.name == "c1":
+            trainer = self.trainer._trainer
+            trainer.add_callback("on_train_batch_start", lambda _: self.abort("asked to stop"))
+            try:
+                return super().train(round_number, arrays, config)
+            finally:
+                trainer.callbacks["on_train_batch_start"].clear()
+                note(f"{trainer.num_steps} steps")
+        return super().train(round_number, arrays, config)
+
+
+class Unready(YoloClient):
+    def prepare(self):
+        raise ValueError("no disk is mounted")
+"""
+
+
+@pytest.fixture
+def hooks(tmp_path: Path) -> Path:
+    path = tmp_path / "hooks.py"
+    path.write_text(NOTING)
+    return path
+
+
+def two_datasets(folder: Path) -> list[Path]:
+    return [make_dataset(folder / name, 4, 2, seed=i) for i, name in enumerate("ab")]
+
+
+def run(folder: Path, name: str, client: str | None, **settings: Any) -> Any:
+    data = [folder / d / "data.yaml" for d in "ab"]
+    return federation(data, folder / name, TRAIN, client=client, **settings)
+
+
+def test_hooks_are_called_in_their_order_and_the_model_is_the_same(
+    hooks: Path, tmp_path: Path
+) -> None:
+    two_datasets(tmp_path)
+    settings = {"num_rounds": 2, "evaluate": {"every": 1}}
+    result = run(tmp_path, "hooked", f"{hooks}:Noting", **settings)
+    lines = hooks.with_suffix(".log").read_text().splitlines()
+    assert [line for line in lines if line.startswith("c1")] == [
+        "c1 prepare",
+        "c1 train 1 0",
+        "c1 evaluate 1",
+        "c1 train 2 1",
+        "c1 evaluate 2",
+        "c1 finish [1.0, 2.0]",
+    ]
+    plain = run(tmp_path, "plain", None, **settings)
+    assert_identical(final_arrays(result), final_arrays(plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("Absent", "the ward is closed today"), ("Interrupted", "asked to stop")],
+)
+def test_a_client_that_aborts_is_left_out_of_the_round_with_its_reason_alone(
+    name: str, reason: str, hooks: Path, tmp_path: Path
+) -> None:
+    two_datasets(tmp_path)
+    result = run(tmp_path, "run", f"{hooks}:{name}")
+    rows = read_csv(result.run_dir / "clients.csv")
+    notes = {(row["round"], row["client"]): row["note"] for row in rows if row["note"]}
+    assert notes == {("2", "c1"): reason}
+    trained = {(row["round"], row["client"]) for row in rows if row["train/box_loss"]}
+    assert trained == {("1", "c0"), ("1", "c1"), ("2", "c0"), ("3", "c0"), ("3", "c1")}
+    assert not (result.run_dir / "clients" / "c1" / "error.txt").exists()
+
+
+def test_an_abort_ends_the_round_after_the_batch_in_hand(hooks: Path, tmp_path: Path) -> None:
+    two_datasets(tmp_path)
+    run(tmp_path, "run", f"{hooks}:Interrupted")
+    assert hooks.with_suffix(".log").read_text() == "1 steps\n"  # of two
+
+
+def test_a_round_that_was_aborted_leaves_the_client_as_after_the_one_before(
+    hooks: Path, tmp_path: Path
+) -> None:
+    """Aborting in the first batch or not beginning at all comes to the same."""
+    two_datasets(tmp_path)
+    absent, interrupted = (
+        final_arrays(run(tmp_path, name, f"{hooks}:{name}")) for name in ("Absent", "Interrupted")
+    )
+    assert_identical(interrupted, absent)
+
+
+def test_an_error_in_a_hook_is_told_as_any_other(hooks: Path, tmp_path: Path) -> None:
+    two_datasets(tmp_path)
+    with pytest.raises(FederationError, match="0 of 2 clients returned a usable update"):
+        run(tmp_path, "run", f"{hooks}:Unready")
+    (*_, last) = read_csv(tmp_path / "run" / "run" / "clients.csv")
+    assert last["note"] == "ValueError: no disk is mounted"
+
+
+@pytest.mark.parametrize(
+    ("client", "message"),
+    [
+        ("nowhere.py:Noting", r"no Python file that is there; expected FILE.py:CLASS"),
+        ("Noting", r"no Python file that is there; expected FILE.py:CLASS"),
+        ("{hooks}:Notign", r"'Notign' is not a subclass of YoloClient .* did you mean 'Noting'"),
+        ("{hooks}:Path", r"'Path' is not a subclass of YoloClient"),
+        ("{broken}:Noting", r"broken.py: NameError: name 'nothing' is not defined"),
+    ],
+)
+def test_a_class_that_cannot_be_had_is_refused_before_round_1(
+    client: str, message: str, hooks: Path, tmp_path: Path
+) -> None:
+    two_datasets(tmp_path)
+    broken = tmp_path / "broken.py"
+    broken.write_text("nothing\n")
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, "run", client.format(hooks=hooks, broken=broken))
+    assert not (tmp_path / "run" / "run").exists()
+
+
+def test_what_a_client_remembers_is_in_flowers_context_and_only_there(tmp_path: Path) -> None:
+    data = two_datasets(tmp_path)
+    grid = LocalGrid(2)
+    federation(data, tmp_path / "run", TRAIN, grid=grid, display=Silent(), evaluate={"every": 2})
+    (state, _) = (context.state for context in grid._contexts.values())
+    rows = [r for r in read_csv(tmp_path / "run/run/clients.csv") if r["client"] == "c0"]
+    losses = recall(state, "train")
+    assert losses["round"] == [1, 2, 3]
+    np.testing.assert_allclose(
+        losses["train/box_loss"], [float(row["train/box_loss"]) for row in rows]
+    )
+    scores = recall(state, "evaluate")
+    assert scores["round"] == [2, 3]
+    assert len(scores["fitness"]) == 2
+
+
+def test_a_round_that_is_tried_again_is_remembered_once_and_gaps_are_nan() -> None:
+    state = RecordDict()
+    assert recall(state, "train") == {}
+    remember(state, "train", 1, {"loss": 3.0})
+    remember(state, "train", 2, {"loss": 2.0})
+    remember(state, "train", 2, {"loss": 1.0, "extra": 5.0})
+    found = recall(state, "train")
+    assert found["round"] == [1.0, 2.0]
+    assert found["loss"] == [3.0, 1.0]
+    assert math.isnan(found["extra"][0])
+    assert found["extra"][1] == 5.0
