@@ -114,8 +114,12 @@ def describe(federation: Federation) -> dict[str, Any]:
 
 
 def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
-    """Images of a client, and its boxes of each class; None where it does not annotate one."""
+    """Images of a client, and its boxes of each class; None where it does not annotate one.
+
+    A classifier's images take the place of boxes, and are of no other class than their own.
+    """
     summary = federation.summaries[data.name]
+    absent = 0 if federation.task == "classify" else None
     boxes: dict[str, int | None] = dict(zip(summary.names, summary.class_counts, strict=True))
     boxes.update(dict.fromkeys(data.not_annotated))
     if federation.config.train.get("single_cls"):
@@ -124,7 +128,7 @@ def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
         "train_images": summary.num_train,
         "val_images": summary.num_val,
         "test_images": summary.num_test,
-        "boxes": {name: boxes.get(name) for name in federation.names},
+        "boxes": {name: boxes.get(name, absent) for name in federation.names},
     }
 
 
