@@ -627,6 +627,11 @@ def test_what_is_no_data_of_a_classifier_is_refused(folders: Path) -> None:
     ]
 
 
+def test_a_folder_is_refused_where_a_data_yaml_is_needed(folders: Path) -> None:
+    with pytest.raises(InputError, match="a folder, as classifiers have; expected an Ultralytics"):
+        read_data(folders, "detect", where="x")
+
+
 def test_odd_class_folders_are_refused(folders: Path) -> None:
     (folders / "val" / "cc").mkdir()
     (folders / "train" / ".hidden").mkdir()

@@ -333,6 +333,16 @@ def test_a_base_model_passes_on_its_backbone_to_other_classes(tmp_path: Path) ->
     assert start["model.9.linear.weight"].shape == (3, 1280)
 
 
+def test_a_classifier_that_starts_anew_equals_plain_training(tmp_path: Path) -> None:
+    """Its trainer draws all weights twice then, so that other random numbers follow."""
+    data = make_class_folders(tmp_path / "data", num_train=4)
+    base = make_checkpoint(tmp_path / "base.pt", base="yolov8n-cls.yaml", seed=1)
+    train = {**TRAIN, "pretrained": False}
+    expected = plain_training(str(base), data, train, epochs=1, folder=tmp_path)
+    result = federation([data], tmp_path / "runs", train, base_model=str(base), num_rounds=1)
+    assert_identical(final_arrays(result), expected)
+
+
 # Real data
 
 

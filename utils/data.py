@@ -363,7 +363,8 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     where = f"{where} ({path})"
     try:
         if not path.is_file():
-            raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
+            found = "a folder, as classifiers have" if path.is_dir() else "no such file"
+            raise InputError(f"{where}: {found}; expected an Ultralytics data.yaml")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except InputError:
         raise

@@ -114,19 +114,18 @@ class Evaluator:
     def _loader_of_some(self, model: torch.nn.Module, path: Path, num_images: int) -> Any:
         """Batches of some labelled val images. path: takes their list, where one is needed."""
         # Not every n-th: files often alternate between kinds.
-        draw = random.Random(0)
+        rng = random.Random(0)
         if self.args["task"] == "classify":
-            loader = self._build_loader(model, "val")
-            samples = loader.dataset.samples
-            loader.dataset.samples = draw.sample(samples, min(num_images, len(samples)))
-            return loader
+            dataset = self._build_dataset(model, "val")
+            dataset.samples = rng.sample(dataset.samples, min(num_images, len(dataset)))
+            return self._build_loader(dataset)
         dataset = self.loader(model, "val").dataset
         labelled = sorted(label["im_file"] for label in dataset.labels if len(label["cls"]))
         if not labelled:
             raise ValueError("none of the val images has a label (of train.classes)")
-        chosen = draw.sample(labelled, min(num_images, len(labelled)))
+        chosen = rng.sample(labelled, min(num_images, len(labelled)))
         path.write_text("".join(f"{file}\n" for file in chosen))
-        return self._build_loader(model, "val", path)
+        return self._build_loader(self._build_dataset(model, "val", path))
 
     def _validate(self, model: Any, validator: type, loader: Any, split: str) -> Any:
         ensure_torchvision_nms()
@@ -158,21 +157,23 @@ class Evaluator:
     def loader(self, model: Any, split: str) -> Any:
         """Batches of a split, made once."""
         if split not in self._loaders:
-            self._loaders[split] = self._build_loader(model, split)
+            self._loaders[split] = self._build_loader(self._build_dataset(model, split))
         return self._loaders[split]
 
-    def _build_loader(self, model: Any, split: str, images: Path | None = None) -> Any:
+    def _build_dataset(self, model: Any, split: str, images: Path | None = None) -> Any:
         """images: a list of image files in place of the split's; its caches lie beside it."""
         args = get_cfg(overrides={**self.args, "split": split})
-        device = torch.device("cuda", 0) if self.args["device"] != "cpu" else torch.device("cpu")
-        args.workers = 0 if device.type == "cpu" else args.workers * 2
         stride = max(int(model.stride.max()), 32)
         source = str(images) if images else self.data[split]
         caches = images.parent if images else self.private_dir / "caches"
-        dataset: Any = build_dataset(
-            args, source, BATCH, self.data, "val", stride, caches, is_rtdetr(model.yaml)
-        )
-        return build_dataloader(dataset, BATCH, args.workers, shuffle=False, device=device)
+        squares = is_rtdetr(model.yaml)
+        return build_dataset(args, source, BATCH, self.data, "val", stride, caches, squares)
+
+    def _build_loader(self, dataset: Any) -> Any:
+        on_cpu = self.args["device"] == "cpu"
+        workers = 0 if on_cpu else get_cfg(overrides=self.args).workers * 2
+        device = torch.device("cpu") if on_cpu else torch.device("cuda", 0)
+        return build_dataloader(dataset, BATCH, workers, shuffle=False, device=device)
 
 
 def _per_class(validator: Any, model: Any) -> dict[str, float]:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import ultralytics
 from ultralytics.cfg import get_cfg
-from ultralytics.data.augment import classify_transforms
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
@@ -340,9 +339,6 @@ def save_checkpoint(
     module.task = task_of_structure(module.yaml)
     default = {"imgsz": CLASSIFY_IMGSZ} if module.task == "classify" else {}
     module.args = vars(get_cfg(overrides={**default, **(train_args or {}), "task": module.task}))
-    if module.task == "classify":  # predictions prepare images by what the model carries
-        ensure_torchvision_nms()
-        module.transforms = classify_transforms(size=module.args["imgsz"])
     module.criterion = None  # the loss is rebuilt when training starts
     for parameter in module.parameters():
         parameter.requires_grad_(False)

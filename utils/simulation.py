@@ -198,8 +198,9 @@ def _simulated(server: Server, config: Config, run_dir: RunDir) -> RunResult:
 
 def _instructions(federation: Federation, run_id: str) -> Instructions:
     config = federation.config
-    # Weights come from the server, and so does what `pretrained` has put into them.
-    train = {name: value for name, value in config.train.items() if name != "pretrained"}
+    # Weights come from the server, and so does what `pretrained` has put into them. If it is false,
+    # a classifier's trainer draws its weights anew, and with them the random numbers that follow.
+    train = {k: v for k, v in config.train.items() if k != "pretrained" or v is False}
     return Instructions(
         run_id=run_id,
         start_id=uuid.uuid4().hex,
