@@ -57,23 +57,16 @@ def _draw(rng: np.random.Generator, num_classes: int, size: int) -> tuple[np.nda
     return image, rows
 
 
-def make_data(
-    folder: Path,
-    task: str,
-    num_train: int = 6,
-    num_val: int = 3,
-    names: Sequence[str] = ("a", "b", "c"),
-    size: int = 64,
-    seed: int = 0,
-) -> Path:
+def make_data(folder: Path, task: str, **settings: Any) -> Path:
     """Write a data set of any task and return what Ultralytics' `data=` takes of it.
 
     The objects are those of `make_dataset`, to segment and obb as polygons of their corners, to
     pose with two opposite corners as keypoints. To classify it is `make_class_folders`.
+    settings: arguments of these.
     """
     if task == "classify":
-        return make_class_folders(folder, num_train, num_val, names, size, seed)
-    path = make_dataset(folder, num_train, num_val, names, size, seed)
+        return make_class_folders(folder, **settings)
+    path = make_dataset(folder, **settings)
     if task in ("segment", "obb"):
         write_polygons(folder)
     if task == "pose":
