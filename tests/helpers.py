@@ -8,7 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from utils.model import build_model, load_checkpoint_module, save_checkpoint, to_arrays
+from utils.model import (
+    build_model,
+    load_checkpoint_module,
+    save_checkpoint,
+    task_of,
+    to_arrays,
+)
 from utils.run_dir import load_arrays, read_csv
 
 
@@ -52,6 +58,70 @@ def _draw(rng: np.random.Generator, num_classes: int, size: int) -> tuple[np.nda
     return image, rows
 
 
+def make_data(folder: Path, task: str, **settings: Any) -> Path:
+    """Write a data set of any task and return what Ultralytics' `data=` takes of it.
+
+    The objects are those of `make_dataset`, to segment and obb as polygons of their corners, to
+    pose with two opposite corners as keypoints. To classify it is `make_class_folders`.
+    settings: arguments of these.
+    """
+    if task == "classify":
+        return make_class_folders(folder, **settings)
+    path = make_dataset(folder, **settings)
+    if task in ("segment", "obb"):
+        write_polygons(folder)
+    if task == "pose":
+        write_keypoints(path)
+    return path
+
+
+def make_class_folders(
+    folder: Path,
+    num_train: int = 6,
+    num_val: int = 3,
+    names: Sequence[str] = ("a", "b", "c"),
+    size: int = 64,
+    seed: int = 0,
+) -> Path:
+    """Write `{train,val}/CLASS/NUMBER.jpg`, noise that is brighter from class to class.
+
+    num_train, num_val: images of all classes, which take turns. Returns `folder`.
+    """
+    rng = np.random.default_rng(seed)
+    for split, num_images in (("train", num_train), ("val", num_val)):
+        for name in names:
+            (folder / split / name).mkdir(parents=True)
+        for number in range(num_images):
+            label = number % len(names)
+            image = rng.integers(0, 60, (size, size, 3)) + 180 * label // len(names)
+            path = folder / split / names[label] / f"{number}.jpg"
+            cv2.imwrite(str(path), image.astype(np.uint8))
+    return folder
+
+
+def write_polygons(folder: Path) -> None:
+    """Turn the boxes of all labels of a data set into polygons of their four corners."""
+    corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    for path in (folder / "labels").rglob("*.txt"):
+        lines = []
+        for label, x, y, w, h in np.loadtxt(path, ndmin=2):
+            shape = [value for i, j in corners for value in (x + i * w / 2, y + j * h / 2)]
+            lines.append(f"{int(label)} " + " ".join(f"{min(max(c, 0), 1):.6f}" for c in shape))
+        path.write_text("\n".join(lines))
+
+
+def write_keypoints(data: Path) -> None:
+    """Give the boxes of all labels of a data.yaml two visible keypoints, opposite corners."""
+    for path in (data.parent / "labels").rglob("*.txt"):
+        lines = []
+        for label, x, y, w, h in np.loadtxt(path, ndmin=2):
+            points = (x - w / 2, y - h / 2, 2, x + w / 2, y + h / 2, 2)
+            numbers = " ".join(f"{min(max(c, 0), 2):.6f}" for c in (x, y, w, h, *points))
+            lines.append(f"{int(label)} {numbers}")
+        path.write_text("\n".join(lines))
+    data.write_text(data.read_text() + "kpt_shape: [2, 3]\nflip_idx: [1, 0]\n")
+
+
 def make_checkpoint(
     path: Path,
     names: Sequence[str] = ("a", "b", "c"),
@@ -63,9 +133,7 @@ def make_checkpoint(
     base: a model YAML that comes with Ultralytics; its name also tells the task, e.g.
     "yolov8n-seg.yaml".
     """
-    task = {"seg": "segment", "pose": "pose", "obb": "obb"}.get(
-        Path(base).stem.partition("-")[2], "detect"
-    )
+    task = task_of(base)
     data = {"names": dict(enumerate(names)), "nc": len(names)}
     if task == "pose":
         data["kpt_shape"] = [17, 3]

@@ -15,6 +15,11 @@ from utils.config import Config, InputError, load_config
 from utils.environment import num_cpus
 
 Sites = dict[str, Path]
+TASKS = "expected one of detect, segment, pose, obb, classify"
+TEXTS = (
+    "its classes come from text prompts (YOLO-World, YOLOE), which are not trained here; use a "
+    "model that has its own, e.g. yolo11n.yaml"
+)
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +406,10 @@ def test_code_in_a_checkpoint_is_not_run(
         ("none.yaml", "no such file, and no model of that name comes with Ultralytics"),
         ("yolo11n", "expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml"),
         ("yolo11n.onnx", "expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml"),
-        ("yolov8n-cls.yaml", "task 'classify'; expected one of detect, segment, pose, obb"),
+        ("yolo26n-sem.yaml", f"task 'semantic'; {TASKS}"),
+        ("yolo26n-depth.yaml", f"task 'depth'; {TASKS}"),
+        ("yolov8s-world.yaml", TEXTS),
+        ("yoloe-11s-seg.yaml", TEXTS),
         ("yolov8n-clss.yaml", "no such file, and no model of that name comes with Ultralytics"),
     ],
 )
@@ -412,14 +420,67 @@ def test_a_base_model_that_cannot_be_used_is_refused(
     assert problems == [f"base_model '{base_model}': {expected}"]
 
 
-def test_a_checkpoint_of_a_classifier_is_refused(tmp_path: Path, sites: Sites) -> None:
-    from ultralytics.nn.tasks import ClassificationModel
+def test_a_checkpoint_of_another_task_is_refused(tmp_path: Path, sites: Sites) -> None:
+    from ultralytics.nn.tasks import SemanticSegmentationModel
 
-    path = tmp_path / "classifier.pt"
-    torch.save({"model": ClassificationModel("yolov8n-cls.yaml", verbose=False)}, path)
+    path = tmp_path / "semantic.pt"
+    torch.save({"model": SemanticSegmentationModel("yolo26n-sem.yaml", verbose=False)}, path)
     (problem,) = problems_of(config_of(tmp_path, sites, base_model=str(path)))
-    expected = "task 'classify'; expected one of detect, segment, pose, obb"
-    assert problem == f"base_model '{path}': {expected}"
+    assert problem == f"base_model '{path}': task 'semantic'; {TASKS}"
+
+
+def test_a_checkpoint_whose_classes_are_texts_is_refused(tmp_path: Path, sites: Sites) -> None:
+    from ultralytics.nn.tasks import WorldModel
+
+    path = tmp_path / "world.pt"
+    torch.save({"model": WorldModel("yolov8n-worldv2.yaml", verbose=False)}, path)
+    (problem,) = problems_of(config_of(tmp_path, sites, base_model=str(path)))
+    assert problem == f"base_model '{path}': {TEXTS}"
+
+
+def test_a_classifier_refuses_what_is_about_boxes_and_data_without_folders(
+    tmp_path: Path, sites: Sites
+) -> None:
+    folder = helpers.make_class_folders(tmp_path / "folder")
+    datasets = [
+        {"name": "folder", "data": str(folder), "not_annotated": ["a"]},
+        {"name": "yaml", "data": str(sites["north"])},
+    ]
+    config = config_of(
+        tmp_path,
+        sites,
+        base_model="yolov8n-cls.yaml",
+        datasets=datasets,
+        train={"single_cls": True, "classes": [0]},
+    )
+    assert problems_of(config) == [
+        "datasets[0] 'folder': not_annotated: an image of one class says that it is of no other, "
+        "so a classifier has nothing to leave out; remove it",
+        "train.single_cls: a classifier of one class learns nothing; remove it",
+        "train.classes: Ultralytics takes all classes of a classifier's data; remove it, and the "
+        "folders of the others",
+        f"datasets[1] 'yaml' ({sites['north']}): a file; expected a folder with train/CLASS/*.jpg "
+        "and val/CLASS/*.jpg, as a classifier's data is",
+    ]
+
+
+def test_a_classifier_shares_a_part_that_it_has(tmp_path: Path, sites: Sites) -> None:
+    config = config_of(
+        tmp_path,
+        sites,
+        base_model="yolov8n-cls.yaml",
+        datasets=[{"name": "a", "data": str(helpers.make_class_folders(tmp_path / "folder"))}],
+        shared={"parts": ["neck"]},
+    )
+    (problem,) = problems_of(config)
+    assert problem == "shared.parts: [neck] of this model has no arrays to share; add a part"
+
+
+def test_a_classifiers_images_have_ultralytics_size(tmp_path: Path, sites: Sites) -> None:
+    datasets = [{"name": "a", "data": str(helpers.make_class_folders(tmp_path / "folder"))}]
+    config = config_of(tmp_path, sites, base_model="yolov8n-cls.yaml", datasets=datasets, train={})
+    with checked(config) as federation:
+        assert federation.config.train["imgsz"] == 224
 
 
 @pytest.mark.parametrize(

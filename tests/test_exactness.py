@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import make_dataset
+from helpers import make_data, make_dataset
 from local_grid import LocalGrid
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 
 from utils import client as client_module
 from utils.arrays import Arrays
@@ -59,7 +59,7 @@ def plain_training(
     """Raw float32 weights at the end of one `yolo train` run (best.pt has the half-rounded EMA)."""
     ensure_torchvision_nms()
     weights: Arrays = {}
-    model = YOLO(base_model)
+    model = (RTDETR if "rtdetr" in base_model else YOLO)(base_model)
     # One thread, as our clients: sums over threads round differently.
     model.add_callback("on_train_start", lambda _: torch.set_num_threads(1))
     model.add_callback("on_fit_epoch_end", lambda t: weights.update(to_arrays(t.model)))
@@ -205,6 +205,35 @@ class ForgetfulGrid(LocalGrid):
     def push_messages(self, messages: Any) -> list[str]:
         client_module._clients.clear()
         return super().push_messages(messages)
+
+
+@pytest.mark.parametrize(
+    ("task", "base_model"),
+    [
+        ("segment", "yolo11n-seg.yaml"),
+        ("pose", "yolo11n-pose.yaml"),
+        ("obb", "yolo11n-obb.yaml"),
+        ("classify", "yolo11n-cls.yaml"),
+        ("detect", "yolov8n-rtdetr.yaml"),
+    ],
+)
+def test_every_task_equals_plain_training_also_in_new_processes(
+    task: str, base_model: str, tmp_path: Path
+) -> None:
+    data = make_data(tmp_path / "data", task, num_train=4, num_val=2)
+    train = {**TRAIN, "imgsz": 64, "optimizer": "AdamW", "lr0": 0.001, "close_mosaic": 1}
+    expected = plain_training(base_model, data, train, epochs=2, folder=tmp_path)
+    result = federation(
+        [data],
+        tmp_path / "runs",
+        train,
+        base_model=base_model,
+        num_rounds=2,
+        evaluate={"every": 1},
+        grid=ForgetfulGrid(1),
+    )
+    assert_identical(final_arrays(result), expected)
+    assert_learned(expected, load_arrays(result.run_dir / "weights" / "round0.npz")[0])
 
 
 @pytest.mark.parametrize("name", ["sgd", "mosaic closes at the start of a round"])

@@ -3,18 +3,21 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_dataset
+from helpers import make_class_folders, make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, assert_identical, federation, final_arrays
 from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
 
 from utils.arrays import Arrays
 from utils.client import from_record
 from utils.config import InputError
-from utils.data import in_label_space, label_space
+from utils.data import build_dataset, in_label_space, label_space, read_data
+from utils.model import class_row_names
 from utils.run_dir import load_arrays, read_csv
 
 
@@ -106,11 +109,21 @@ def class_rows(arrays: Arrays, start: Arrays) -> np.ndarray:
 def test_a_class_that_is_not_annotated_gets_no_gradient(base_model: str, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", num_train=2, names=("a", "c"))
     train = {**TRAIN, "weight_decay": 0.0, "warmup_epochs": 0.0}
+    grid = LocalGrid(1)
     result = federation(
-        [data], tmp_path / "runs", train, base_model=base_model, names=["a", "b", "c"], num_rounds=2
+        [data],
+        tmp_path / "runs",
+        train,
+        base_model=base_model,
+        names=["a", "b", "c"],
+        num_rounds=2,
+        grid=grid,
     )
     start, _ = load_arrays(result.run_dir / "weights" / "round0.npz")
-    assert class_rows(final_arrays(result), start).tolist() == [True, False, True]
+    # As the client sends it: the server keeps rows of a class that no client annotates.
+    reply = [r for r in grid.received if r.metadata.message_type == "train"][-1]
+    sent = {**start, **from_record(reply.content.array_records["arrays"])}  # without what stayed
+    assert class_rows(sent, start).tolist() == [True, False, True]
 
 
 def test_the_rows_of_a_class_are_those_of_the_clients_that_annotate_it(tmp_path: Path) -> None:
@@ -179,3 +192,60 @@ def test_names_by_index_may_stand_in_any_order(tmp_path: Path) -> None:
     assert meta is not None
     assert meta.names == ("a", "b", "c")
     assert YOLO(weights / "last.pt").names == {0: "a", 1: "b", 2: "c"}
+
+
+def test_rtdetr_leaves_out_a_class_that_is_not_annotated(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2, names=("a", "c"))
+    train = {**TRAIN, "weight_decay": 0.0, "warmup_epochs": 0.0}
+    grid = LocalGrid(1)
+    result = federation(
+        [data],
+        tmp_path / "runs",
+        train,
+        base_model="yolov8n-rtdetr.yaml",
+        names=["a", "b", "c"],
+        num_rounds=1,
+        grid=grid,
+    )
+    start, _ = load_arrays(result.run_dir / "weights" / "round0.npz")
+    # As the client sends it: the server keeps rows of a class that no client annotates.
+    (reply,) = [r for r in grid.received if r.metadata.message_type == "train"]
+    found = from_record(reply.content.array_records["arrays"])
+    heads = [name for name in found if "_score_head." in name]
+    assert len(heads) == 14  # weight and bias, of the encoder and of 6 layers of the decoder
+    for name in heads:
+        changed = (found[name] != start[name]).reshape(3, -1).any(1)
+        assert changed.tolist() == [True, False, True], name
+
+
+def test_class_folders_are_matched_by_name(tmp_path: Path) -> None:
+    """Folders are in alphabetical order, whatever the federation's is."""
+    folder = make_class_folders(tmp_path / "data", names=("b", "d"))
+    data = in_label_space(read_data(folder, "classify", where="test"), ("d", "c", "b"))
+    args = get_cfg(overrides={"task": "classify", "mode": "train", "imgsz": 32})
+    dataset: Any = build_dataset(args, data["train"], 2, data, "train", 32, tmp_path)
+    found = {Path(file).parent.name: label for file, label, *_ in dataset.samples}
+    assert found == {"b": 2, "d": 0}
+    assert all(dataset[i]["cls"] == dataset.samples[i][1] for i in range(len(dataset)))
+
+
+def test_classifiers_with_other_classes_train_and_score_in_one_model(tmp_path: Path) -> None:
+    data = [
+        make_class_folders(tmp_path / "first", names=("b", "c")),
+        make_class_folders(tmp_path / "second", names=("a", "b"), seed=1),
+    ]
+    result = federation(
+        data,
+        tmp_path / "runs",
+        TRAIN,
+        base_model="yolov8n-cls.yaml",
+        num_rounds=1,
+        evaluate={"every": 1},
+    )
+    model = YOLO(result.run_dir / "weights" / "last.pt")
+    assert model.names == {0: "b", 1: "c", 2: "a"}
+    rows = read_csv(result.run_dir / "classes.csv")
+    filled = {(r["client"], r["class"]) for r in rows if r["accuracy_top1"]}
+    assert filled == {("c0", "b"), ("c0", "c"), ("c1", "a"), ("c1", "b")}
+    # An image of b is none of c: all rows of the head move at both clients, and are averaged.
+    assert class_row_names(model.model) == []  # pyright: ignore[reportArgumentType]

@@ -17,6 +17,11 @@ def test_a_site_is_named_after_its_folder_and_keeps_to_itself_by_default(tmp_pat
     assert (site.show_images, site.share_model, site.num_threads) == (0, False, None)
 
 
+def test_the_folder_of_a_classifier_names_its_site_itself(tmp_path: Path) -> None:
+    (tmp_path / "north").mkdir()
+    assert read_site({"data": str(tmp_path / "north")}).name == "north"
+
+
 def test_all_keys_of_a_node_config_are_read() -> None:
     node_config: dict[str, Any] = {
         "data": "/srv/data.yaml",

@@ -16,12 +16,19 @@ from utils.arrays import Layout, layout_problems, negative_statistics
 from utils.client import client_class
 from utils.cluster import Machine, inspected, with_cluster_gpus
 from utils.config import ClientData, ClientResources, Config, InputError, nearest
-from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data_yaml
+from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data
 from utils.environment import num_cpus
 from utils.gpu_share import CudaMemory, MemoryProbe, with_gpu_share
 from utils.loggers import logger_problems, loggers_of_settings
 from utils.members import Members
-from utils.model import build_model, load_checkpoint_module, task_of, to_arrays
+from utils.model import (
+    CLASSIFY_IMGSZ,
+    build_model,
+    load_checkpoint_module,
+    shared_names,
+    task_of,
+    to_arrays,
+)
 from utils.privacy import privacy_problems
 from utils.strategies import strategy_problems
 
@@ -104,7 +111,7 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
         problems += cluster_problems
     problems += _save_dir_problems(Path(config.save_dir))
     task, base_problems = _task(config)
-    problems += base_problems
+    problems += base_problems + (_classifier_problems(config) if task == "classify" else [])
     members = None
     if config.has_sites:
         if meet is None:
@@ -159,7 +166,7 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
     if problems or task is None:
         raise InputError(problems)
     form = next(iter(summaries.values())).as_data(names)
-    config = _resolve(config, summaries, names)
+    config = _resolve(config, task, summaries, names)
     try:
         model: Any = build_model(config.base_model, task, form, config.train, config.seed)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
@@ -168,6 +175,11 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
     problems = layout_problems(arrays, Layout.of(arrays)) + negative_statistics(arrays)
     if problems:
         raise InputError(f"base_model '{config.base_model}': {problem}" for problem in problems[:3])
+    if not shared_names(model, config.shared):
+        raise InputError(
+            f"shared.parts: [{', '.join(config.shared.parts)}] of this model has no arrays to "
+            "share; add a part"
+        )
     config = _with_whole_strides(config, model)
     gpu_choice = ""
     if config.ray.address is not None:
@@ -176,7 +188,7 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
         config, gpu_choice = with_gpu_share(config, task, model, summaries, caches, probe)
     server_data = None
     if config.evaluate.data is not None:
-        server_data = read_data_yaml(Path(config.evaluate.data), where="evaluate.data")
+        server_data = read_data(Path(config.evaluate.data), task, where="evaluate.data")
         server_data = in_label_space(server_data, names)
         if not (server_summary and server_summary.num_test):
             server_data.pop("test", None)
@@ -262,6 +274,24 @@ def _task(config: Config) -> tuple[str | None, list[str]]:
         except InputError as error:
             problems += error.problems
     return task, problems
+
+
+def _classifier_problems(config: Config) -> list[str]:
+    """Settings that mean something for boxes only."""
+    problems = [
+        f"datasets[{i}] '{data.name}': not_annotated: an image of one class says that it is of no "
+        "other, so a classifier has nothing to leave out; remove it"
+        for i, data in enumerate([] if config.datasets == "demo" else config.clients)
+        if data.not_annotated
+    ]
+    if config.train.get("single_cls"):
+        problems.append("train.single_cls: a classifier of one class learns nothing; remove it")
+    if config.train.get("classes") is not None:
+        problems.append(
+            "train.classes: Ultralytics takes all classes of a classifier's data; remove it, and "
+            "the folders of the others"
+        )
+    return problems
 
 
 def _sharing_problems(config: Config) -> list[str]:
@@ -399,7 +429,9 @@ def _class_index_problems(config: Config, names: tuple[str, ...]) -> list[str]:
     return [f"train.classes: found {classes}, expected indices of [{', '.join(names)}] from 0"]
 
 
-def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str, ...]) -> Config:
+def _resolve(
+    config: Config, task: str, summaries: dict[str, DataSummary], names: tuple[str, ...]
+) -> Config:
     """Replace what is left to this machine or to the data by what it comes to.
 
     Paths become absolute, so that workers and a later run find them from any directory.
@@ -407,6 +439,8 @@ def _resolve(config: Config, summaries: dict[str, DataSummary], names: tuple[str
     num_images = sum(summary.num_train for summary in summaries.values())
     num_classes = 1 if config.train.get("single_cls") else len(names)
     train = resolve_train(config, num_images, num_classes)
+    if task == "classify":  # trainer and validator have other defaults
+        train.setdefault("imgsz", CLASSIFY_IMGSZ)
     if isinstance(train.get("pretrained"), str):
         train["pretrained"] = _absolute(train["pretrained"])
     evaluate = config.evaluate

@@ -46,7 +46,13 @@ from utils.config import (
     SharedConfig,
     nearest,
 )
-from utils.data import check_dataset, in_label_space, read_data_yaml, write_private_yaml
+from utils.data import (
+    check_dataset,
+    in_label_space,
+    read_data,
+    read_data_yaml,
+    write_private_yaml,
+)
 from utils.environment import num_cpus
 from utils.evaluation import Evaluation, Evaluator
 from utils.greeting import Hello, Introduction, Seat, version_problems
@@ -403,7 +409,7 @@ def client_for(message: Message, context: Context) -> YoloClient:
     instructions, place = _instructions(message), place_of(message, context)
     key = (instructions.start_id, place.name)
     if key not in _clients:
-        data = read_data_yaml(place.data, where=f"client '{place.name}'")
+        data = read_data(place.data, instructions.task, where=f"client '{place.name}'")
         data = in_label_space(data, instructions.names, place.not_annotated)
         settings = SliceSettings(
             model_yaml=instructions.model_yaml,
@@ -572,6 +578,11 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
         where=f"site '{site.name}'",
         splits=("train", "val"),
     )
+    if site.not_annotated and theirs.task == "classify":
+        raise InputError(
+            f"site '{site.name}': node-config: not-annotated: an image of one class says that it "
+            "is of no other, so a classifier has nothing to leave out; remove it"
+        )
     unknown = [name for name in site.not_annotated if name not in summary.names]
     if unknown:
         raise InputError(
@@ -598,7 +609,7 @@ def refused(message: Message, context: Context) -> Message:
 def query(message: Message, context: Context) -> Message:
     """Check that the model is the server's, and take what the base model has for private arrays."""
     instructions, place = _instructions(message), place_of(message, context)
-    data = read_data_yaml(place.data, where=f"client '{place.name}'")
+    data = read_data(place.data, instructions.task, where=f"client '{place.name}'")
     form = {key: data[key] for key in ("channels", "kpt_shape") if key in data}
     if _digest_here(instructions.to_json(), json.dumps(form)) != instructions.digest:
         raise ValueError(

@@ -113,7 +113,8 @@ class _Frozen(BaseModel):
 class ClientData(_Frozen):
     """One client: a name, safe as a folder name, and the path of its `data.yaml`.
 
-    data: None for a client that is a SuperNode of this name, which knows where its data is.
+    data: of a classifier a folder, as Ultralytics' `data=`; None for a client that is a SuperNode
+    of this name, which knows where its data is.
     not_annotated: classes that its data.yaml lists but nobody looked for in its images. They, and
     the federation's classes that it does not list, are left out of its classification loss.
     show_images: how many images of its val split may be seen by others, in pictures of predictions.
@@ -234,7 +235,7 @@ class CodecConfig(_Frozen):
 
 
 class EvaluateConfig(_Frozen):
-    """data: a `data.yaml` held by the server, whose val split scores each global model.
+    """data: of a client's kind, but held by the server; its val split scores each global model.
 
     every: evaluate after every n-th round and after the last; 0 never evaluates.
     cross_client: clients keep their best model straight after their own epochs, and after the last
@@ -603,7 +604,7 @@ def _is_branch(part: Any) -> bool:
 
 
 _EXPECTED = {
-    "dataset": "the path of a data.yaml, or {name: ..., data: ...}",
+    "dataset": "the path of a data.yaml (of a folder to classify), or {name: ..., data: ...}",
     "datasets": "'demo', 'supernodes' or a list of data.yaml paths, one for each client",
     "not_annotated": "a list of class names",
     "show_images": "a whole number of images, from 0 to 16",

@@ -1,5 +1,7 @@
 """A client's data: what its data.yaml says, whether every file is sound, and reading it.
 
+For classification the data is a folder, with a folder of images for each class of each split.
+
 Clients may list different classes, or the same in another order. The federation's classes are
 counted by name, and labels are renumbered when they are read; weights and files never are.
 
@@ -12,17 +14,29 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import check_det_dataset, get_split_fraction, verify_image_label
-from ultralytics.utils import YAML, colorstr
+from ultralytics.data.dataset import DATASET_CACHE_VERSION, ClassificationDataset, YOLODataset
+from ultralytics.data.utils import (
+    check_det_dataset,
+    get_hash,
+    get_split_fraction,
+    load_dataset_cache_file,
+    save_dataset_cache_file,
+    verify_image,
+    verify_image_label,
+)
+from ultralytics.models.rtdetr.val import RTDETRDataset
+from ultralytics.utils import NUM_THREADS, YAML, colorstr
 
-from utils.config import InputError
+from utils.config import InputError, nearest
+from utils.environment import ensure_torchvision_nms
 
 # Keys of a data.yaml that training and validation read.
 DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
@@ -30,6 +44,8 @@ DATA_KEYS += ("kpt_shape", "kpt_names", "kpt_oks_sigmas", "flip_idx")
 # Keys that `in_label_space` adds to private data.yaml files.
 CLASS_MAP, NOT_ANNOTATED = "federated_class_map", "federated_not_annotated"
 DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
+# Folders of a classification data set by split; those that Ultralytics looks for, in its order.
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 MAX_LINES_PER_SPLIT = 5
 PREFIX = colorstr("val: ")  # before the messages of a scan
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
@@ -55,7 +71,8 @@ class DataSummary:
 
     names: class names by index. num_train, num_val, num_test: images that Ultralytics will use; no
     test images where there are none with labels.
-    class_counts: boxes of each class in the train split, in the order of `names`.
+    class_counts: boxes of each class in the train split, in the order of `names`; for classify,
+    images.
     test_is_unlabelled: there are test images, but none with a label.
     channels, kpt_shape: of the images and the keypoints (None without any); they shape the model.
     """
@@ -136,14 +153,21 @@ def _verify_read_only(arguments: tuple) -> tuple | list:
     is; one that is really cut off fails on the copy too.
     """
     image = arguments[0]
-    if not _would_be_rewritten(image):
-        return verify_image_label(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        twin = shutil.copy(image, folder)
+    with _left_alone(image) as twin:
         *found, message = verify_image_label((twin, *arguments[1:]))
     if found[0] is None:
         return [*found, message.replace(twin, image)]
-    return (image, *found[1:], "")
+    return (image, *found[1:], message if twin == image else "")
+
+
+@contextmanager
+def _left_alone(image: str) -> Iterator[str]:
+    """A path to verify an image by: its own, or that of a copy if it would be overwritten."""
+    if not _would_be_rewritten(image):
+        yield image
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield shutil.copy(image, folder)
 
 
 def _would_be_rewritten(path: str) -> bool:
@@ -157,6 +181,68 @@ def _would_be_rewritten(path: str) -> bool:
         return False
 
 
+class PrivateSquareDataset(PrivateDataset, RTDETRDataset):
+    """The same for RT-DETR, which takes images stretched to squares."""
+
+
+class PrivateClassDataset(ClassificationDataset):
+    """Ultralytics' data set for classify, with its cache in `cache_dir`.
+
+    The folders of a split are classes by name: their indices are those of `names`.
+    split: names the cache file. messages: what Ultralytics says about files while it scans them.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        args: Any,
+        *,
+        augment: bool,
+        names: Mapping[int, str],
+        cache_dir: Path,
+        split: str,
+    ) -> None:
+        ensure_torchvision_nms()
+        self.cache_dir = cache_dir
+        self.split = split
+        self.messages: list[str] = []
+        super().__init__(root, args, augment=augment, prefix=split)
+        index = {name: i for i, name in names.items()}
+        own = [index[name] for name in self.base.classes]
+        self.samples = [[file, own[label], *rest] for file, label, *rest in self.samples]
+
+    def verify_images(self) -> list[tuple]:
+        """Do as Ultralytics, but with the cache in the private folder, and never repair a file.
+
+        It has no smaller method to replace: the one beside the images is a pickle from a folder
+        that we do not own.
+        """
+        path = self.cache_dir / f"{self.split}.cache"
+        cache_hash = get_hash([file for file, _ in self.samples] + self.base.classes)
+        try:
+            cache = load_dataset_cache_file(path)
+            assert (cache["version"], cache["hash"]) == (DATASET_CACHE_VERSION, cache_hash)
+        except Exception:  # there is none, or it is stale or damaged, in any way a pickle can be
+            with ThreadPool(NUM_THREADS) as pool:
+                found = pool.map(_verify_class_image, self.samples)
+            cache = {
+                "hash": cache_hash,
+                "results": [sample for sample, is_sound, _ in found if is_sound],
+                "msgs": [message for *_, message in found if message],
+            }
+            save_dataset_cache_file(self.prefix, path, cache, DATASET_CACHE_VERSION)
+        self.messages = cache["msgs"]
+        return cache["results"]
+
+
+def _verify_class_image(sample: Sequence[Any]) -> tuple[Sequence[Any], bool, str]:
+    """The sample, whether its image is sound, and what Ultralytics says about it if it is not."""
+    image, label = sample
+    with _left_alone(image) as twin:
+        _, is_sound, _, message = verify_image(((twin, label), PREFIX))
+    return sample, bool(is_sound), "" if is_sound else message.replace(twin, image)
+
+
 def build_dataset(
     args: Any,
     img_path: str | list[str],
@@ -165,17 +251,29 @@ def build_dataset(
     mode: str,
     stride: int,
     cache_dir: Path,
-) -> PrivateDataset:
+    squares: bool = False,
+) -> PrivateDataset | PrivateClassDataset:
     """Build what `ultralytics.data.build_yolo_dataset` builds, as a PrivateDataset.
 
     That function names its class, so its call stands here again; a test compares the two.
+    For classify it is what the task's trainer and validator build.
 
     args: Ultralytics train arguments. batch: images per batch (rectangular batches need it).
     mode: "train" augments, "val" does not. stride: largest stride of the model, pixels.
+    squares: for RT-DETR, as its own trainer and validator build it.
     """
     train = mode == "train"
     split = "train" if train else args.split
-    return PrivateDataset(
+    if args.task == "classify":
+        return PrivateClassDataset(
+            str(img_path),
+            args,
+            augment=train,
+            names=data["names"],
+            cache_dir=cache_dir,
+            split=split,
+        )
+    return (PrivateSquareDataset if squares else PrivateDataset)(
         cache_dir=cache_dir,
         split=split,
         img_path=img_path,
@@ -183,17 +281,78 @@ def build_dataset(
         batch_size=batch,
         augment=train,
         hyp=args,
-        rect=args.rect or not train,
+        rect=(args.rect or not train) and not squares,
         cache=args.cache or None,
         single_cls=args.single_cls or False,
         stride=stride,
-        pad=0.0 if train else 0.5,
+        pad=0.0 if train and not squares else 0.5,
         prefix=colorstr(f"{mode}: "),
         task=args.task,
         classes=args.classes,
         data=data,
         fraction=get_split_fraction(args.fraction, split),
     )
+
+
+def read_data(path: Path, task: str, *, where: str) -> dict[str, Any]:
+    """Read what Ultralytics' `data=` names: a data.yaml, or for classify a folder.
+
+    Raises InputError; `where` starts each of its lines.
+    """
+    return (
+        read_class_folders(path, where=where)
+        if task == "classify"
+        else read_data_yaml(path, where=where)
+    )
+
+
+def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
+    """Read train/CLASS, val/CLASS and test/CLASS as Ultralytics does; nothing is downloaded.
+
+    The classes are the folders in train, in the order of their names; those in val where there is
+    no train, which a server that only evaluates need not have. (Ultralytics would take train and
+    val out of a folder that has none, and copy the images.)
+
+    Returns the splits that are there, and names, nc and channels, as of a data.yaml.
+    Raises InputError; `where` starts each of its lines.
+    """
+    where = f"{where} ({path})"
+    layout = "a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, as a classifier's data is"
+    if not path.is_dir():
+        found = "a file" if path.is_file() else "no such folder"
+        raise InputError(f"{where}: {found}; expected {layout}")
+    folders = {
+        split: next((path / name for name in names if (path / name).is_dir()), None)
+        for split, names in SPLIT_FOLDERS.items()
+    }
+    classes = {
+        split: sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        for split, folder in folders.items()
+        if folder
+    }
+    if not classes.get("train") and not classes.get("val"):
+        raise InputError(f"{where}: no folder of a class in train or val; expected {layout}")
+    source = "train" if "train" in classes else "val"
+    problems = [
+        f"{where}: {split}: class '{name}' has no folder in {source} [{', '.join(classes[source])}]"
+        f"{nearest(name, classes[source])}; make one (it may be empty), or remove it"
+        for split in classes
+        for name in classes[split]
+        if name not in classes[source]
+    ]
+    problems += [
+        f"{where}: {split}: found a hidden folder '{name}', which would be a class; remove it"
+        for split in classes
+        for name in classes[split]
+        if name.startswith(".")
+    ]
+    if (path / ".ndjson.yaml").exists():
+        problems.append(f"{where}: .ndjson.yaml: class folders of NDJSON data are not supported")
+    if problems:
+        raise InputError(problems)
+    splits = {split: str(folder.absolute()) for split, folder in folders.items() if folder}
+    names = dict(enumerate(classes[source]))
+    return {**splits, "names": names, "nc": len(names), "channels": 3}
 
 
 def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
@@ -204,7 +363,8 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     where = f"{where} ({path})"
     try:
         if not path.is_file():
-            raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
+            found = "a folder, as classifiers have" if path.is_dir() else "no such file"
+            raise InputError(f"{where}: {found}; expected an Ultralytics data.yaml")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except InputError:
         raise
@@ -327,13 +487,13 @@ def check_dataset(
 ) -> DataSummary:
     """Read every image header and label of a data set once; the caches serve the training.
 
-    splits: that have to be there. A test split is read if there is one.
+    path: as of `read_data`. splits: that have to be there. A test split is read if there is one.
     Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split.
     """
-    data = read_data_yaml(path, where=where)
+    data = read_data(path, task, where=where)
     where = f"{where} ({path})"
     problems: list[str] = []
-    datasets: dict[str, PrivateDataset] = {}
+    datasets: dict[str, PrivateDataset | PrivateClassDataset] = {}
     cache_dir.mkdir(parents=True, exist_ok=True)
     for split in splits:
         try:
@@ -354,9 +514,8 @@ def check_dataset(
     if problems:
         raise InputError(problems)
     names = class_names(data)
-    counts = np.zeros(len(names), int)
-    for label in datasets["train"].labels if "train" in datasets else ():
-        counts += np.bincount(label["cls"].astype(int).ravel(), minlength=len(names))
+    labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
+    counts = np.bincount(labels, minlength=len(names))
     return DataSummary(
         names,
         len(datasets["train"]) if "train" in datasets else 0,
@@ -369,7 +528,16 @@ def check_dataset(
     )
 
 
-def scan_split(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> PrivateDataset:
+def _labels(dataset: PrivateDataset | PrivateClassDataset) -> np.ndarray:
+    """Class of each label of a data set, int64."""
+    if isinstance(dataset, PrivateClassDataset):
+        return np.array([label for _, label, *_ in dataset.samples], int)
+    return np.concatenate([label["cls"].astype(int).ravel() for label in dataset.labels])
+
+
+def scan_split(
+    data: dict[str, Any], task: str, split: str, cache_dir: Path
+) -> PrivateDataset | PrivateClassDataset:
     """Read every image header and label of one split.
 
     Raises InputError with a line for each damaged file, for an empty split, and for one without
@@ -377,6 +545,8 @@ def scan_split(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> 
     """
     from ultralytics.cfg import get_cfg
 
+    if split not in data:  # a data.yaml has it, or was refused
+        raise InputError(f"no such folder; expected {split}/CLASS/*.jpg")
     args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
     try:
         dataset = build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
@@ -389,7 +559,9 @@ def scan_split(data: dict[str, Any], task: str, split: str, cache_dir: Path) -> 
     damaged = _damaged_files(dataset.messages)
     if damaged:
         raise InputError(damaged)
-    if not any(len(label["cls"]) for label in dataset.labels):
+    if isinstance(dataset, PrivateClassDataset) and not dataset.samples:
+        raise _NothingThereError("no images in the folders of its classes; expected at least one")
+    if not len(_labels(dataset)):
         why = "" if split == "train" else ", so that every model would score 0"
         raise _NoLabelError(
             f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader
@@ -14,7 +15,7 @@ from ultralytics.data import build_dataloader
 from utils.arrays import Arrays
 from utils.data import build_dataset
 from utils.environment import ensure_torchvision_nms
-from utils.model import load_into, validator_class
+from utils.model import is_rtdetr, load_into, validator_class, yaml_of
 from utils.pictures import drawing_class, side_by_side
 
 # Train arguments that also matter in validation. The batch size is not among them: it changes the
@@ -28,14 +29,19 @@ BATCH = 16
 class Evaluation:
     """metrics: by Ultralytics' name, e.g. "metrics/mAP50-95(B)". fitness: what it ranks by.
 
-    num_examples: images evaluated. per_class: "class/NAME/mAP50" and "class/NAME/mAP50-95" of the
-    boxes, for the classes that the labels of these images have.
+    num_examples: images evaluated. per_class: "class/NAME/METRIC" by `class_metrics`, for the
+    classes that the labels of these images have.
     """
 
     metrics: dict[str, float]
     fitness: float
     num_examples: int
     per_class: dict[str, float]
+
+
+def class_metrics(task: str) -> tuple[str, ...]:
+    """Names of what single classes are scored by: their boxes', or a classifier's."""
+    return ("accuracy_top1",) if task == "classify" else ("mAP50", "mAP50-95")
 
 
 class Evaluator:
@@ -50,7 +56,7 @@ class Evaluator:
         device: str = "cpu",
         num_threads: int = 1,
     ) -> None:
-        """data: as of `read_data_yaml`; private_dir has its data.yaml and takes the caches."""
+        """data: as of `read_data`; private_dir has its data.yaml and takes the caches."""
         self.data = {"channels": 3, **data}
         self.private_dir = private_dir
         self.num_threads = num_threads
@@ -61,7 +67,6 @@ class Evaluator:
             rect=True,
             batch=BATCH,
             device=device,
-            data=str(private_dir / "data.yaml"),
             save_dir=str(private_dir / "ultralytics"),
             plots=False,
             verbose=False,
@@ -71,14 +76,16 @@ class Evaluator:
     def __call__(self, model: torch.nn.Module, split: str = "val") -> Evaluation:
         """Evaluate a model, which stays as it is (Ultralytics fuses a copy)."""
         loader = self.loader(model, split)
-        validator = self._validate(model, validator_class(self.args["task"]), loader, split)
+        validator = self._validate(
+            model, validator_class(self.args["task"], yaml_of(model)), loader, split
+        )
         results = dict(validator.metrics.results_dict)
         fitness = float(results.pop("fitness"))
         return Evaluation(
             {name: float(value) for name, value in results.items()},
             fitness,
             len(loader.dataset),
-            _per_class(validator.metrics.box, model),
+            _per_class(validator, model),
         )
 
     def draw(
@@ -93,34 +100,55 @@ class Evaluator:
         """
         folder = self.private_dir / "pictures"
         folder.mkdir(exist_ok=True)
-        images = self._some_images(model, folder / "images.txt", num_images)
-        loader = self._build_loader(model, "val", images)
+        loader = self._loader_of_some(model, folder / "images.txt", num_images)
         panels: dict[str, Path] = {}
+        validator = validator_class(self.args["task"], yaml_of(model))
         for number, (title, arrays) in enumerate(versions.items()):
             load_into(model, arrays)
-            drawing = self._validate(model, drawing_class(self.args["task"]), loader, "val")
+            drawing = self._validate(model, drawing_class(validator), loader, "val")
             labels, predictions = drawing.pictures
             panels.setdefault("labels", labels.replace(folder / "labels.jpg"))
             panels[title] = predictions.replace(folder / f"{number}.jpg")
         return side_by_side(panels)
 
-    def _some_images(self, model: torch.nn.Module, path: Path, num_images: int) -> Path:
-        """Write a list of labelled val images to `path` and return that."""
+    def _loader_of_some(self, model: torch.nn.Module, path: Path, num_images: int) -> Any:
+        """Batches of some labelled val images. path: takes their list, where one is needed."""
+        # Not every n-th: files often alternate between kinds.
+        rng = random.Random(0)
+        if self.args["task"] == "classify":
+            dataset = self._build_dataset(model, "val")
+            dataset.samples = rng.sample(dataset.samples, min(num_images, len(dataset)))
+            return self._build_loader(dataset)
         dataset = self.loader(model, "val").dataset
         labelled = sorted(label["im_file"] for label in dataset.labels if len(label["cls"]))
         if not labelled:
             raise ValueError("none of the val images has a label (of train.classes)")
-        # Not every n-th: files often alternate between kinds.
-        chosen = random.Random(0).sample(labelled, min(num_images, len(labelled)))
+        chosen = rng.sample(labelled, min(num_images, len(labelled)))
         path.write_text("".join(f"{file}\n" for file in chosen))
-        return path
+        return self._build_loader(self._build_dataset(model, "val", path))
 
     def _validate(self, model: Any, validator: type, loader: Any, split: str) -> Any:
         ensure_torchvision_nms()
         callbacks = defaultdict(list, on_val_start=[self._set_threads])
-        running = validator(loader, args={**self.args, "split": split}, _callbacks=callbacks)
+        args = {**self.args, "data": self._data_argument(split), "split": split}
+        running = validator(loader, args=args, _callbacks=callbacks)
         running(model=model)
         return running
+
+    def _data_argument(self, split: str) -> str:
+        """What the validator takes as `data` and looks through, though the loader has all of it.
+
+        For classify it wants training images, and would make them of others where it finds none:
+        it is shown a folder of which this split stands for both.
+        """
+        if self.args["task"] != "classify":
+            return str(self.private_dir / "data.yaml")
+        folder = self.private_dir / "folders" / split
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            for name in ("train", "val", "test"):
+                (folder / name).symlink_to(self.data[split], target_is_directory=True)
+        return str(folder)
 
     def _set_threads(self, _: Any) -> None:
         # Selecting the CPU set PyTorch's threads to nearly all cores.
@@ -129,24 +157,38 @@ class Evaluator:
     def loader(self, model: Any, split: str) -> Any:
         """Batches of a split, made once."""
         if split not in self._loaders:
-            self._loaders[split] = self._build_loader(model, split)
+            self._loaders[split] = self._build_loader(self._build_dataset(model, split))
         return self._loaders[split]
 
-    def _build_loader(self, model: Any, split: str, images: Path | None = None) -> Any:
+    def _build_dataset(self, model: Any, split: str, images: Path | None = None) -> Any:
         """images: a list of image files in place of the split's; its caches lie beside it."""
         args = get_cfg(overrides={**self.args, "split": split})
-        device = torch.device("cuda", 0) if self.args["device"] != "cpu" else torch.device("cpu")
-        args.workers = 0 if device.type == "cpu" else args.workers * 2
         stride = max(int(model.stride.max()), 32)
         source = str(images) if images else self.data[split]
         caches = images.parent if images else self.private_dir / "caches"
-        dataset = build_dataset(args, source, BATCH, self.data, "val", stride, caches)
-        return build_dataloader(dataset, BATCH, args.workers, shuffle=False, device=device)
+        squares = is_rtdetr(model.yaml)
+        return build_dataset(args, source, BATCH, self.data, "val", stride, caches, squares)
+
+    def _build_loader(self, dataset: Any) -> Any:
+        on_cpu = self.args["device"] == "cpu"
+        workers = 0 if on_cpu else get_cfg(overrides=self.args).workers * 2
+        device = torch.device("cpu") if on_cpu else torch.device("cuda", 0)
+        return build_dataloader(dataset, BATCH, workers, shuffle=False, device=device)
 
 
-def _per_class(box: Any, model: Any) -> dict[str, float]:
-    """Average precision of each class that occurs; Ultralytics has the mean for the others."""
+def _per_class(validator: Any, model: Any) -> dict[str, float]:
+    """Average precision of each class that occurs; Ultralytics has the mean for the others.
+
+    For classify it is the share of the class's images that are told to be of it.
+    """
     result = {}
+    if validator.args.task == "classify":
+        matrix = validator.confusion_matrix.matrix  # images by predicted (row) and true class
+        for index in np.flatnonzero(matrix.sum(0)):
+            share = matrix[index, index] / matrix[:, index].sum()
+            result[f"class/{model.names[int(index)]}/accuracy_top1"] = float(share)
+        return result
+    box = validator.metrics.box
     for position, index in enumerate(box.ap_class_index):
         name = f"class/{model.names[int(index)]}"
         result[f"{name}/mAP50"] = float(box.ap50[position])

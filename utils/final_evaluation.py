@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from utils.arrays import Arrays, Layout
 from utils.attempts import reason_of
 from utils.client import from_record, to_record
-from utils.evaluation import Evaluation
+from utils.evaluation import Evaluation, class_metrics
 from utils.model import load_into, to_arrays
 from utils.run_dir import JPEG, SERVER, write_atomically
 from utils.server import Score, Server, checked_arrays
@@ -65,6 +65,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
     if server.evaluator and "test" in server.evaluator.data:
         load_into(server.model, server.deployed)
         scores.append(_as_score(server.evaluator(server.model, "test")))
+    output = "" if server.meta.task == "classify" else "(B)"
     rows = []
     for score in scores:
         metrics = {k: v for k, v in score.metrics.items() if k != "fitness"}
@@ -72,8 +73,8 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
         rows.append({**start, **metrics})
         for name in server.meta.names:
             values = {
-                f"metrics/{metric}(B)": score.per_class.get(f"class/{name}/{metric}")
-                for metric in ("mAP50", "mAP50-95")
+                f"metrics/{metric}{output}": score.per_class.get(f"class/{name}/{metric}")
+                for metric in class_metrics(server.meta.task)
             }
             rows.append({"client": score.name, "class": name, **values})
     if rows:

@@ -17,7 +17,7 @@ import torch
 from utils.attempts import reason_of
 from utils.client import MAX_CLIENTS
 from utils.config import ClientData, Config, InputError
-from utils.data import DataSummary, in_label_space, read_data_yaml, write_private_yaml
+from utils.data import DataSummary, in_label_space, read_data, write_private_yaml
 from utils.environment import num_cpus
 from utils.model import yaml_of
 from utils.room import OUT_OF_MEMORY
@@ -201,7 +201,7 @@ def _settings(
     private_dir = caches / ".try"
     private_dir.mkdir()
     (private_dir / "caches").symlink_to(caches / data.name, target_is_directory=True)
-    source: dict[str, Any] = read_data_yaml(Path(data.data or ""), where=f"client '{data.name}'")
+    source: dict[str, Any] = read_data(Path(data.data or ""), task, where=f"client '{data.name}'")
     source = in_label_space(source, tuple(config.names or ()), data.not_annotated)
     return SliceSettings(
         model_yaml=yaml_of(model),

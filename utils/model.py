@@ -18,6 +18,7 @@ import torch
 import ultralytics
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules import Detect
+from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
 from ultralytics.utils import SAFE_LOAD
 from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
@@ -27,8 +28,11 @@ from utils.config import InputError, SharedConfig
 from utils.environment import ensure_torchvision_nms
 from utils.run_dir import write_atomically
 
-TASKS = ("detect", "segment", "pose", "obb")
+TASKS = ("detect", "segment", "pose", "obb", "classify")
+CLASSIFY_IMGSZ = 224  # pixels; Ultralytics' default for this task
 MODEL_YAML = "model.yaml"  # stands for a base model that is no file
+# Heads that take their classes from texts, of YOLO-World and YOLOE.
+TEXT_HEADS = ("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26")
 
 
 def task_of(base_model: str) -> str:
@@ -38,20 +42,50 @@ def task_of(base_model: str) -> str:
     that this toolkit does not train.
     """
     where = f"base_model '{base_model}'"
-    suffix = Path(base_model).suffix.lower()
-    if suffix == ".pt":
-        task = guess_model_task(load_checkpoint_module(base_model, where=where))
-    elif suffix in {".yaml", ".yml"}:
-        task = guess_model_task(_load_model_yaml(base_model, where))
-    else:
-        raise InputError(f"{where}: expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml")
-    if task is None:
+    structure = structure_of(base_model, where=where)
+    if head_of(structure) in TEXT_HEADS:
         raise InputError(
-            f"{where}: no model of a task that can be federated; RT-DETR, for one, is not supported"
+            f"{where}: its classes come from text prompts (YOLO-World, YOLOE), which are not "
+            "trained here; use a model that has its own, e.g. yolo11n.yaml"
         )
+    task = task_of_structure(structure)
     if task not in TASKS:
         raise InputError(f"{where}: task '{task}'; expected one of {', '.join(TASKS)}")
-    return str(task)
+    return task
+
+
+def structure_of(base_model: str, *, where: str) -> dict[str, Any]:
+    """What a model YAML holds, or a checkpoint says that it was built from. Raises InputError."""
+    suffix = Path(base_model).suffix.lower()
+    if suffix == ".pt":
+        module: Any = load_checkpoint_module(base_model, where=where)
+        if not isinstance(getattr(module, "yaml", None), dict):
+            raise InputError(f"{where}: not a model of Ultralytics' own; it has no YAML")
+        return module.yaml
+    if suffix in {".yaml", ".yml"}:
+        return _load_model_yaml(base_model, where)
+    raise InputError(f"{where}: expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml")
+
+
+def head_of(structure: Mapping[str, Any]) -> str:
+    """Name of the module that predicts, the last one of a model YAML; "" where there is none."""
+    try:
+        return str(structure["head"][-1][-2])
+    except (KeyError, IndexError, TypeError):  # found when the model is built, with the reason
+        return ""
+
+
+def is_rtdetr(structure: Mapping[str, Any]) -> bool:
+    """Whether a model is an RT-DETR: it detects, with a trainer, validator and data set of its own.
+
+    structure: what a model YAML holds.
+    """
+    return head_of(structure) == "RTDETRDecoder"
+
+
+def task_of_structure(structure: Mapping[str, Any]) -> str:
+    """Ultralytics' task of a model by its YAML; "unknown" for none."""
+    return "detect" if is_rtdetr(structure) else guess_model_task(dict(structure)) or "unknown"
 
 
 def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
@@ -130,8 +164,11 @@ def build_model(
     Returns the float32 model on the CPU.
     """
     ensure_torchvision_nms()
+    structure = base_model
+    if isinstance(structure, str):
+        structure = structure_of(structure, where=f"base_model '{base_model}'")
     # The trainer's own __init__ would make folders and read images; building needs neither.
-    trainer: Any = object.__new__(trainer_class(task))
+    trainer: Any = object.__new__(trainer_class(task, structure))
     name = base_model if isinstance(base_model, str) else MODEL_YAML
     trainer.args = get_cfg(overrides={**(train or {}), "task": task, "model": name})
     trainer.data = {"channels": 3, **data}
@@ -158,27 +195,35 @@ def yaml_of(model: torch.nn.Module) -> dict[str, Any]:
     return json.loads(json.dumps(unwrapped.yaml))
 
 
-def trainer_class(task: str) -> type:
-    """Ultralytics' trainer of a task."""
+def trainer_class(task: str, structure: Mapping[str, Any]) -> type:
+    """Ultralytics' trainer of a task. structure: of the model, as of `yaml_of`."""
     from ultralytics.models import yolo
+    from ultralytics.models.rtdetr.train import RTDETRTrainer
 
+    if is_rtdetr(structure):
+        return RTDETRTrainer
     return {
         "detect": yolo.detect.DetectionTrainer,
         "segment": yolo.segment.SegmentationTrainer,
         "pose": yolo.pose.PoseTrainer,
         "obb": yolo.obb.OBBTrainer,
+        "classify": yolo.classify.ClassificationTrainer,
     }[task]
 
 
-def validator_class(task: str) -> type:
-    """Ultralytics' validator of a task."""
+def validator_class(task: str, structure: Mapping[str, Any]) -> type:
+    """Ultralytics' validator of a task. structure: of the model, as of `yaml_of`."""
     from ultralytics.models import yolo
+    from ultralytics.models.rtdetr.val import RTDETRValidator
 
+    if is_rtdetr(structure):
+        return RTDETRValidator
     return {
         "detect": yolo.detect.DetectionValidator,
         "segment": yolo.segment.SegmentationValidator,
         "pose": yolo.pose.PoseValidator,
         "obb": yolo.obb.OBBValidator,
+        "classify": yolo.classify.ClassificationValidator,
     }[task]
 
 
@@ -231,10 +276,18 @@ def moved_names(model: torch.nn.Module, freeze: int | list[int] | None) -> froze
 def class_row_names(model: torch.nn.Module) -> list[str]:
     """Names of the arrays whose row c belongs to class c: ends of the classification branches.
 
-    All YOLO heads keep these in `cv3`, and end-to-end ones a second time in `one2one_cv3`.
+    All YOLO heads keep these in `cv3`, and end-to-end ones a second time in `one2one_cv3`. RT-DETR
+    has them after its encoder and each decoder layer, and learns what boxes of a class look like
+    with noise. A classifier has none: each of its images says something about every class.
     """
     names = []
     for head, module in unwrap_model(model).named_modules():
+        if isinstance(module, RTDETRDecoder):
+            names += [
+                f"{head}.{name}"
+                for name in module.state_dict()
+                if name.startswith(("enc_score_head.", "dec_score_head.", "denoising_class_embed."))
+            ]
         if isinstance(module, Detect):
             for attribute in ("cv3", "one2one_cv3"):
                 branches: Any = getattr(module, attribute, None) or ()
@@ -283,8 +336,9 @@ def save_checkpoint(
     `YOLO.save` would round the weights to half precision.)
     """
     module: Any = copy.deepcopy(unwrap_model(model)).float().eval()
-    module.task = guess_model_task(module)
-    module.args = vars(get_cfg(overrides={**(train_args or {}), "task": module.task}))
+    module.task = task_of_structure(module.yaml)
+    default = {"imgsz": CLASSIFY_IMGSZ} if module.task == "classify" else {}
+    module.args = vars(get_cfg(overrides={**default, **(train_args or {}), "task": module.task}))
     module.criterion = None  # the loss is rebuilt when training starts
     for parameter in module.parameters():
         parameter.requires_grad_(False)

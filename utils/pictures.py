@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.model import validator_class
-
 PANEL_PX = 800  # width and height of the square that Ultralytics arranges a panel's images in
 TIMEOUT_S = 300.0  # for drawing one panel
 
@@ -39,7 +37,10 @@ class _DrawingMixin(_Base):
         per_row = math.ceil(math.sqrt(len(batch["img"])))
         scale = PANEL_PX / (per_row * max(height, width))
         # Labels are fractions of the image, predictions are pixels.
-        enlarged = [_enlarged(pred, scale) for pred in preds]
+        if self.args.task == "classify":  # nothing of what it predicts has a place
+            enlarged = preds
+        else:
+            enlarged = [_enlarged(pred, scale) for pred in preds]
         self.plot_val_samples(_drawable(batch, scale), 0)
         self.pictures.append(self._drawn.get(timeout=TIMEOUT_S))
         self.plot_predictions(_drawable(batch, scale), enlarged, 0)
@@ -51,9 +52,9 @@ class _DrawingMixin(_Base):
 
 
 @cache
-def drawing_class(task: str) -> type:
-    """The task's validator, which also draws; `pictures` are the labels' and the predictions'."""
-    return type(f"{task.title()}Drawing", (_DrawingMixin, validator_class(task)), {})
+def drawing_class(validator: type) -> type:
+    """The validator, which also draws; `pictures` are the labels' and the predictions'."""
+    return type(f"Drawing{validator.__name__}", (_DrawingMixin, validator), {})
 
 
 def _drawable(batch: dict[str, Any], scale: float) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def _drawable(batch: dict[str, Any], scale: float) -> dict[str, Any]:
     mode = "bilinear" if scale < 1 else "bicubic"
     resized = torch.nn.functional.interpolate(copy["img"].float(), size, mode=mode, antialias=True)
     copy["img"] = resized.clamp(0, 1)
-    copy["im_file"] = [""] * len(copy["im_file"])  # may name a person
+    if "im_file" in copy:
+        copy["im_file"] = [""] * len(copy["im_file"])  # may name a person
     return copy
 
 

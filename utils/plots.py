@@ -21,10 +21,12 @@ from utils.run_numbers import (
     Line,
     class_names,
     client_results,
+    counted_by_class,
     cross_client_grid,
     curve_columns,
     lines_of,
     look_of,
+    output_of,
     short,
     title_of,
 )
@@ -67,8 +69,8 @@ def new_figure(width: float, height: float, **look: Any) -> Any:
 def _draw_curves(run: Run) -> Any:
     """Losses in one row and metrics in others: clients thin, federation and server thick."""
     losses, metrics = curve_columns(run)
-    outputs = sorted({name[-3:] for name in metrics})
-    rows = [losses, *([m for m in metrics if m[-3:] == output] for output in outputs)]
+    outputs = sorted({output_of(name) for name in metrics})
+    rows = [losses, *([m for m in metrics if output_of(m) == output] for output in outputs)]
     rows = [row for row in rows if row]
     if not rows:
         return None
@@ -138,7 +140,7 @@ def _draw_clients(run: Run) -> Any:
         return None
     widths = [3.2] * len(panels)
     if 0 < len(names) <= MAX_CLASSES:
-        panels.append(lambda axes: _draw_boxes(axes, results, names))
+        panels.append(lambda axes: _draw_boxes(axes, results, names, counted_by_class(run)))
         widths.append(max(0.62 * len(names), 1.6))
     figure = new_figure(sum(widths) + 1, 0.3 * len(results) + 1.6)
     grid = figure.add_gridspec(1, len(panels), width_ratios=widths)
@@ -197,8 +199,10 @@ def _draw_images(axes: Any, results: Sequence[ClientResult]) -> None:
     finish_bars(axes, "training images")
 
 
-def _draw_boxes(axes: Any, results: Sequence[ClientResult], names: Sequence[str]) -> None:
-    """A table shaded by the share of each class in the client's boxes."""
+def _draw_boxes(
+    axes: Any, results: Sequence[ClientResult], names: Sequence[str], what: str
+) -> None:
+    """A table shaded by the share of each class in the client's boxes. what: as they are called."""
     for y, result in enumerate(results):
         boxes = result.counts.get("boxes") or {}
         total = sum(count or 0 for count in boxes.values()) or 1
@@ -208,7 +212,7 @@ def _draw_boxes(axes: Any, results: Sequence[ClientResult], names: Sequence[str]
                 axes.barh(y, 1, left=x - 0.5, height=0.9, color=ACCENT, alpha=0.6 * count / total)
             text = NO_VALUE if count is None else str(count)
             axes.text(x, y, text, ha="center", va="center", fontsize=8)
-    axes.set_title("training boxes", fontsize=10, loc="left")
+    axes.set_title(f"training {what}", fontsize=10, loc="left")
     axes.set_xlim(-0.5, len(names) - 0.5)
     name_ticks(axes.xaxis, names, rotation=40 if len(names) > 1 else 0)
     axes.spines[:].set_visible(False)

@@ -69,11 +69,21 @@ def curve_columns(run: Run) -> tuple[list[str], list[str]]:
 
 def title_of(column: str, columns: Iterable[str] = ()) -> str:
     """`train/box_loss` -> box loss; the output is named where the columns tell of several."""
-    name = column.split("/")[-1]
-    outputs = {c[-3:] for c in columns if c[-3:] in OUTPUTS}
-    if name[-3:] in OUTPUTS:
-        name = f"{name[:-3]} ({OUTPUTS[name[-3:]]})" if len(outputs) > 1 else name[:-3]
+    name, output = column.split("/")[-1], output_of(column)
+    if output:
+        several = len({output_of(c) for c in columns} - {""}) > 1
+        name = f"{name[:-3]} ({OUTPUTS[output]})" if several else name[:-3]
     return name.replace("_", " ")
+
+
+def output_of(column: str) -> str:
+    """Which of a model's outputs a metric is of: "(B)", "(M)", "(P)", or "" where it has one."""
+    return column[-3:] if column[-3:] in OUTPUTS else ""
+
+
+def counted_by_class(run: Run) -> str:
+    """What the training data of the run's task holds of each class."""
+    return "images" if run.info.get("task") == "classify" else "boxes"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from utils.run_numbers import (
     class_names,
     client_results,
     counted,
+    counted_by_class,
     cross_client_grid,
     curve_columns,
     data_label,
@@ -33,6 +34,7 @@ from utils.run_numbers import (
     lines_of,
     look_of,
     make_grid,
+    output_of,
     title_of,
     total_bytes,
     total_seconds,
@@ -173,6 +175,10 @@ def centralised_number(runs: Sequence[Run]) -> Number:
     return Number("Centralised", format_score(best.best_score), note)
 
 
+def _is_classifier(run: Run) -> bool:
+    return run.info.get("task") == "classify"
+
+
 def _pictures(run: Run) -> Iterator[Picture]:
     for path in sorted(run.path.glob("predictions*.jpg")):
         data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
@@ -182,7 +188,10 @@ def _pictures(run: Run) -> Iterator[Picture]:
         whose = f"images of {owner}" if owner else "images of the server's data"
         source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         alt = f"Labels and predictions of the first and the last round, {whose}"
-        caption = f"Labels, round 1 and last round, on {whose}; boxes with a confidence above 0.25"
+        shown = "boxes with a confidence above 0.25"
+        if _is_classifier(run):
+            shown = "the likeliest class of each image"
+        caption = f"Labels, round 1 and last round, on {whose}; {shown}"
         yield Picture(source, alt, caption)
 
 
@@ -261,7 +270,8 @@ def _sheet(
 
 def _classes_section(run: Run) -> Section:
     """Each class at the end by data set, and over the rounds on the server's data or the mean."""
-    metric = next((m for m in ("mAP50-95", "mAP50") if m in filled_columns(run.classes)), None)
+    known = ("mAP50-95", "mAP50", "accuracy_top1")
+    metric = next((m for m in known if m in filled_columns(run.classes)), None)
     if metric is None:
         return Section("Classes")
     names = class_names(run)
@@ -272,7 +282,8 @@ def _classes_section(run: Run) -> Section:
         for row in run.classes
         if row["round"] == last
     }
-    of_boxes = metric if str(run.metric).endswith("(B)") else f"{metric} of the boxes"
+    has_more = output_of(str(run.metric)) in ("(M)", "(P)")  # classes have scores of boxes only
+    of_boxes = f"{metric} of the boxes" if has_more else title_of(metric)
     hover = f"{{row}} on {{column}}: {of_boxes} {{value}}"
     charts = [heat_chart(f"{of_boxes} after round {last:.0f}", make_grid(cells, hover))]
     on_server = [row for row in scored if row["client"] == SERVER]
@@ -324,7 +335,8 @@ def _tests_section(run: Run) -> Section:
         for r in whole
     ]
     by_class = [row for row in run.tests if row.get("class")]
-    metric = "metrics/mAP50-95(B)"  # single classes have that of the boxes only
+    # Single classes have that of the boxes only.
+    metric = next((m for m in metrics if "accuracy_top1" in m), "metrics/mAP50-95(B)")
     cells = {(row["class"], data_label(row["client"])): row.get(metric) for row in by_class}
     charts = []
     if any(value is not None for value in cells.values()):
@@ -403,8 +415,9 @@ def _data_section(run: Run) -> Section:
     for name in class_names(run) if has_boxes else []:
         columns[name] = lambda r, key=name: format_count((r.counts.get("boxes") or {}).get(key))
     sheet = _sheet("Data of the clients", results, columns)
-    gaps = f" {NO_VALUE} stands where a class is not annotated." if has_boxes else ""
-    note = "Images of each split, and training boxes of each class." + gaps
+    has_gaps = has_boxes and not _is_classifier(run)
+    gaps = f" {NO_VALUE} stands where a class is not annotated." if has_gaps else ""
+    note = f"Images of each split, and training {counted_by_class(run)} of each class.{gaps}"
     return Section("Data", note, sheets=[sheet])
 
 

@@ -32,7 +32,7 @@ from utils.codec import halved
 from utils.config import Config, InputError
 from utils.data import DataSummary
 from utils.downloads import Downloads
-from utils.evaluation import Evaluation, Evaluator
+from utils.evaluation import Evaluation, Evaluator, class_metrics
 from utils.greeting import Seat
 from utils.increments import Encoding, Residuals
 from utils.loggers import Loggers
@@ -712,8 +712,7 @@ class Server:
                 "round": round_number,
                 "client": client,
                 "class": name,
-                "mAP50": values.get(f"class/{name}/mAP50"),
-                "mAP50-95": values.get(f"class/{name}/mAP50-95"),
+                **{m: values.get(f"class/{name}/{m}") for m in class_metrics(self.meta.task)},
             }
             for client, values in per_class.items()
             for name in self.meta.names

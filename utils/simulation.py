@@ -114,8 +114,12 @@ def describe(federation: Federation) -> dict[str, Any]:
 
 
 def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
-    """Images of a client, and its boxes of each class; None where it does not annotate one."""
+    """Images of a client, and its boxes of each class; None where it does not annotate one.
+
+    A classifier's images take the place of boxes, and are of no other class than their own.
+    """
     summary = federation.summaries[data.name]
+    absent = 0 if federation.task == "classify" else None
     boxes: dict[str, int | None] = dict(zip(summary.names, summary.class_counts, strict=True))
     boxes.update(dict.fromkeys(data.not_annotated))
     if federation.config.train.get("single_cls"):
@@ -124,7 +128,7 @@ def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
         "train_images": summary.num_train,
         "val_images": summary.num_val,
         "test_images": summary.num_test,
-        "boxes": {name: boxes.get(name) for name in federation.names},
+        "boxes": {name: boxes.get(name, absent) for name in federation.names},
     }
 
 
@@ -194,8 +198,9 @@ def _simulated(server: Server, config: Config, run_dir: RunDir) -> RunResult:
 
 def _instructions(federation: Federation, run_id: str) -> Instructions:
     config = federation.config
-    # Weights come from the server, and so does what `pretrained` has put into them.
-    train = {name: value for name, value in config.train.items() if name != "pretrained"}
+    # Weights come from the server, and so does what `pretrained` has put into them. If it is false,
+    # a classifier's trainer draws its weights anew, and with them the random numbers that follow.
+    train = {k: v for k, v in config.train.items() if k != "pretrained" or v is False}
     return Instructions(
         run_id=run_id,
         start_id=uuid.uuid4().hex,

@@ -20,10 +20,11 @@ ABSOLUTE_PATH = re.compile(r"(?:(?<![\w/.])(?:~|\.{1,2})?/|\b[A-Za-z]:\\)[^:'\"(
 class Site:
     """A SuperNode's own settings.
 
-    name: of the client. data: its data.yaml. not_annotated: of its classes. show_images: how many
-    images of its val split may be seen by others. share_model: whether its own model may be sent to
-    others, if the federation's config asks for that. folder: where it keeps its files, one folder
-    for each run. num_threads: of PyTorch on the CPU, None for all.
+    name: of the client. data: its data.yaml, or a classifier's folder. not_annotated: of its
+    classes. show_images: how many images of its val split may be seen by others. share_model:
+    whether its own model may be sent to others, if the federation's config asks for that. folder:
+    where it keeps its files, one folder for each run. num_threads: of PyTorch on the CPU, None for
+    all.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Site:
 
 # Keys of a node config -> type and what is expected.
 KEYS: dict[str, tuple[type, str]] = {
-    "data": (str, "the path of a data.yaml"),
+    "data": (str, "the path of a data.yaml, or of a classifier's folder"),
     "name": (str, "a name"),
     "folder": (str, "a folder"),
     "not-annotated": (str, "class names, separated by commas"),
@@ -70,7 +71,7 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
             '\'data="/srv/site/data.yaml" name="north"\''
         )
     data = Path(str(node_config["data"])).expanduser().absolute()
-    name = str(node_config.get("name", data.parent.name))
+    name = str(node_config.get("name", data.name if data.is_dir() else data.parent.name))
     images, threads = node_config.get("show-images", 0), node_config.get("num-threads")
     if not CLIENT_NAME.fullmatch(name):
         problems.append(

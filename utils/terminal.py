@@ -76,6 +76,7 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
     names = tuple(config.names or ())
     for name in ("train images", "val images", *names):
         table.add_column(escape(name), justify="right")
+    absent = "0" if federation.task == "classify" else "–"
     has_gaps = False
     for data in config.clients:
         summary = federation.summaries.get(data.name)
@@ -84,7 +85,7 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         boxes = dict(zip(summary.names, map(str, summary.class_counts), strict=True))
         boxes.update(dict.fromkeys(data.not_annotated, "–"))
         counts = (summary.num_train, summary.num_val)
-        cells = [boxes.get(name, "–") for name in names]
+        cells = [boxes.get(name, absent) for name in names]
         has_gaps |= "–" in cells
         table.add_row(data.name, *map(str, counts), *cells)
     left_out = [name for name, s in federation.summaries.items() if s.test_is_unlabelled]
@@ -251,7 +252,7 @@ class TerminalDisplay:
         row = result.row
         parts = [f"round {result.round}/{self.num_rounds}"]
         parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_loss(k, v)]
-        parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_map(k, v)]
+        parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if _is_score(k, v)]
         parts.append(f"{row['seconds']:.1f} s")
         self.console.print("  ".join(parts), soft_wrap=True, markup=False)
 
@@ -288,7 +289,7 @@ def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Tab
     names = [
         name
         for name in dict.fromkeys(name for r in rounds for name in r.row)
-        if name.startswith(("train/", "metrics/mAP", "server/metrics/mAP"))
+        if name.startswith("train/") or _is_judged(name)
     ]
     table = Table(
         title="Rounds", title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
@@ -316,16 +317,23 @@ def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Tab
 def short_name(column: str) -> str:
     """`metrics/mAP50(B)` -> `mAP50`, `server/metrics/mAP50(B)` -> `server mAP50`."""
     prefix = "server " if column.startswith("server/") else ""
-    name = column.split("/")[-1].removesuffix("_loss").replace("(B)", "")
-    return f"{prefix}{name} loss" if column.startswith("train/") else f"{prefix}{name}"
+    name = column.split("/")[-1].replace("(B)", "").removeprefix("accuracy_")
+    if column.startswith("train/"):
+        name = name.removesuffix("loss").removesuffix("_") + " loss"
+    return prefix + name.strip()
 
 
 def _is_loss(name: str, value: object) -> bool:
     return name.startswith("train/") and isinstance(value, float)
 
 
-def _is_map(name: str, value: object) -> bool:
-    return "metrics/mAP" in name and isinstance(value, float)
+def _is_judged(name: str) -> bool:
+    """Whether a task is judged by this column; others, such as precision, stay in results.csv."""
+    return name.removeprefix("server/").startswith(("metrics/mAP", "metrics/accuracy"))
+
+
+def _is_score(name: str, value: object) -> bool:
+    return _is_judged(name) and isinstance(value, float)
 
 
 def _cell(value: object) -> str:

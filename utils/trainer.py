@@ -25,17 +25,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.utils.loss import RTDETRDetectionLoss
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from utils.arrays import Arrays, select
 from utils.attempts import AbortedError
 from utils.config import SharedConfig
-from utils.data import NOT_ANNOTATED, build_dataset
+from utils.data import NOT_ANNOTATED, build_dataset, read_data_yaml
 from utils.environment import ensure_torchvision_nms
-from utils.model import MODEL_YAML, load_into, shared_names, to_arrays, trainer_class
+from utils.model import (
+    MODEL_YAML,
+    is_rtdetr,
+    load_into,
+    shared_names,
+    to_arrays,
+    trainer_class,
+)
 from utils.run_dir import RoundMeta, load_arrays, save_arrays, write_atomically
 
 PRIVATE_START = "start.npz"
+CERTAINLY_NOT = -100.0  # a logit: its sigmoid is 0 beside any other loss
 KEPT_STATES = 2  # of the last round, and of the one before it for a round that is tried again
 
 
@@ -83,6 +92,26 @@ class _SliceDone(Exception):
 
 class LossIsNotFiniteError(RuntimeError):
     """The loss or the weights became NaN or infinite."""
+
+
+class AnnotatedClassesLoss(RTDETRDetectionLoss):
+    """RT-DETR's loss without that of classes that nobody annotated here.
+
+    missing: their indices.
+    """
+
+    def __init__(self, num_classes: int, missing: list[int]) -> None:
+        super().__init__(nc=num_classes, use_vfl=True)  # as RTDETRDetectionModel makes it
+        self.missing = missing
+
+    def _get_loss_class(self, pred_scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Take those classes as certainly not there, which costs nothing and has no gradient.
+
+        pred_scores: (images, queries, classes), logits.
+        """
+        missing = torch.tensor(self.missing, device=pred_scores.device)
+        pred_scores = pred_scores.index_fill(-1, missing, CERTAINLY_NOT)
+        return super()._get_loss_class(pred_scores, *args, **kwargs)
 
 
 class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
@@ -143,12 +172,22 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             cfg = copy.deepcopy(dict(self.settings.model_yaml))
             self.model = trainer.get_model(cfg=cfg, verbose=False)
 
+    def get_dataset(self) -> dict[str, Any]:
+        """Read a classifier's data as that of the other tasks.
+
+        For classify Ultralytics would take a folder, and its classes for the federation's.
+        """
+        if self.settings.task != "classify":
+            return super().get_dataset()
+        return read_data_yaml(self.settings.data, where="training")
+
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> Any:
         """Build the data set with its caches in the private folder."""
         model: Any = unwrap_model(self.model)  # pyright: ignore[reportArgumentType]
         stride = max(int(model.stride.max()), 32)
         caches = self.settings.private_dir / "caches"
-        return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches)
+        squares = is_rtdetr(self.settings.model_yaml)
+        return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches, squares)
 
     def _setup_train(self) -> None:
         """Set up once; later slices only put the schedule in place."""
@@ -187,13 +226,17 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
 
         All of Ultralytics' YOLO heads (also the end-to-end ones, for each of their two losses)
         multiply the binary cross-entropy of each class by these weights, so that such a class has
-        no gradient here, from any anchor.
+        no gradient here, from any anchor. RT-DETR's loss knows no weights; ours leaves them out.
         """
         super().set_class_weights()
         data: Any = self.data
-        missing = data.get(NOT_ANNOTATED)
+        # An image of one class says of all others that it does not show them.
+        missing = data.get(NOT_ANNOTATED) if self.settings.task != "classify" else None
         if missing and not self.args.single_cls:
             model: Any = unwrap_model(self.model)  # pyright: ignore[reportArgumentType]
+            if is_rtdetr(self.settings.model_yaml):
+                model.criterion = AnnotatedClassesLoss(model.nc, missing)
+                return
             weights = getattr(model, "class_weights", None)
             weights = torch.ones(data["nc"], device=self.device) if weights is None else weights
             weights[missing] = 0.0
@@ -246,8 +289,12 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
 
 
 @cache
-def _slice_class(task: str) -> type:
-    return type(f"{task.title()}Slices", (_SliceMixin, trainer_class(task)), {})
+def _slice_class(base: type) -> type:
+    return type(f"{base.__name__}OfSlices", (_SliceMixin, base), {})
+
+
+def _make_trainer(settings: SliceSettings) -> Any:
+    return _slice_class(trainer_class(settings.task, settings.model_yaml))(settings)
 
 
 def state_path(private_dir: Path, round_number: int) -> Path:
@@ -351,7 +398,7 @@ class SliceTrainer:
             if state is None or (mosaic_open and trainer.mosaic_is_closed):
                 trainer = None  # Ultralytics cannot go back to these
         if trainer is None:
-            trainer = _slice_class(self.settings.task)(self.settings)
+            trainer = _make_trainer(self.settings)
             trainer._setup_train()
             trainer.nominal_accumulate = trainer.accumulate
             self._last_round = 0
@@ -385,7 +432,7 @@ def try_batches(settings: SliceSettings, num_batches: int) -> Any:
 
     Returns Ultralytics' trainer. Nothing is saved.
     """
-    trainer = _slice_class(settings.task)(settings)
+    trainer = _make_trainer(settings)
     batches = itertools.count(1)
 
     def leave(_: Any) -> None:
@@ -471,7 +518,7 @@ def _state_of(trainer: Any, private: Arrays) -> dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "epochs_with_mosaic": trainer.epochs_with_mosaic,
         "epochs_without_mosaic": trainer.epochs_without_mosaic,
-        "mosaic_buffer": list(trainer.train_loader.dataset.buffer),
+        "mosaic_buffer": list(getattr(trainer.train_loader.dataset, "buffer", ())),
         "random": _random_states(),
     }
 
@@ -486,7 +533,8 @@ def _restore(trainer: Any, state: dict[str, Any]) -> None:
     _replay_loader(
         trainer.train_loader, [trainer.epochs_with_mosaic, trainer.epochs_without_mosaic]
     )
-    _refill_mosaic_buffer(trainer.train_loader.dataset, state["mosaic_buffer"])
+    if hasattr(trainer.train_loader.dataset, "buffer"):
+        _refill_mosaic_buffer(trainer.train_loader.dataset, state["mosaic_buffer"])
 
 
 def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
