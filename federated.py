@@ -1,6 +1,7 @@
 """Federated fine-tuning of an Ultralytics YOLO model with Flower.
 
     python federated.py [CONFIG.yaml] [key=value ...]
+    python federated.py check [CONFIG.yaml] [key=value ...]    look at all data, without training
     python federated.py resume=RUN_DIR    go on with a stopped run; resume=true: with the newest
 
 Without a config, the demo in configs/demo.yaml runs. Exit codes: 0 done, 1 failed while running
@@ -52,6 +53,7 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
     from rich.console import Console
 
     from utils import terminal
+    from utils.check_command import check_and_show
     from utils.checks import checked, with_demo_data
     from utils.command import show_problems
     from utils.config import InputError, load_config
@@ -64,6 +66,9 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
     run_dir = None
     try:
         config = load_config(command.config_file, command.overrides)
+        if command.only_checks:
+            check_and_show(console, config)
+            return 0
         if command.run_dir is not None:
             run_dir = RunDir.reopen(command.run_dir)
             # Where the run was made does not matter any more; it may have been moved.
@@ -95,11 +100,15 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
 
 @dataclass(frozen=True)
 class Command:
-    """What the arguments ask for. run_dir: of the run to go on with, None for a new one."""
+    """What the arguments ask for. run_dir: of the run to go on with, None for a new one.
+
+    only_checks: look at the data, and start nothing.
+    """
 
     config_file: Path
     overrides: list[str]
     run_dir: Path | None = None
+    only_checks: bool = False
 
     def trusts_checkpoint(self) -> bool:
         """Whether base models may hold anything; the environment has to know first."""
@@ -109,10 +118,12 @@ class Command:
 
 
 def parse(arguments: list[str]) -> Command:
-    """Tell the config file, `resume=` and the overrides apart. Raises InputError."""
+    """Tell `check`, the config file, `resume=` and the overrides apart. Raises InputError."""
     from utils.config import DEFAULT_SAVE_DIR, InputError, resume_problems
     from utils.run_dir import CONFIG_FILE, find_run
 
+    only_checks = arguments[:1] == ["check"]
+    arguments = arguments[1:] if only_checks else arguments
     values = dict(a.split("=", 1) for a in arguments if a.startswith(("resume=", "save_dir=")))
     overrides = [a for a in arguments if "=" in a and not a.startswith("resume=")]
     files = [a for a in arguments if "=" not in a]
@@ -128,7 +139,10 @@ def parse(arguments: list[str]) -> Command:
                 f"found {len(files)} config files ({', '.join(files)}), expected one; overrides "
                 "are key=value without spaces"
             )
-        return Command(Path(files[0]) if files else DEMO, overrides)
+        config_file = Path(files[0]) if files else DEMO
+        return Command(config_file, overrides, only_checks=only_checks)
+    if only_checks:
+        raise InputError(f"resume={resume}: check looks at data before a run; leave it out")
     if files:
         raise InputError(
             f"resume={resume}: a resumed run has its settings in its {CONFIG_FILE}; leave "

@@ -93,10 +93,14 @@ def checked(
     Raises InputError with all problems at once.
     """
     with tempfile.TemporaryDirectory(prefix="federated-yolo-check-") as folder:
-        yield _check(config, Path(folder), meet, probe or CudaMemory())
+        yield check(config, Path(folder), meet, probe)
 
 
-def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) -> Federation:
+def check(
+    config: Config, caches: Path, meet: Meet | None = None, probe: MemoryProbe | None = None
+) -> Federation:
+    """The same, with label caches in a folder of the caller's, where they stay in any case."""
+    probe = probe or CudaMemory()
     problems = strategy_problems(config.strategy, _most_per_round(config))
     problems += [] if config.has_sites else _min_clients_problems(config)
     problems += privacy_problems(config)
@@ -185,7 +189,9 @@ def _check(config: Config, caches: Path, meet: Meet | None, probe: MemoryProbe) 
     if config.ray.address is not None:
         config = with_cluster_gpus(config, machines)
     elif config.client_resources.num_gpus == "auto":
-        config, gpu_choice = with_gpu_share(config, task, model, summaries, caches, probe)
+        config, gpu_choice = with_gpu_share(
+            config, task, model, summaries, caches, probe or CudaMemory()
+        )
     server_data = None
     if config.evaluate.data is not None:
         server_data = read_data(Path(config.evaluate.data), task, where="evaluate.data")

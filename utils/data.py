@@ -98,14 +98,21 @@ class PrivateDataset(YOLODataset):
 
     cache_dir: folder of this client, never shared with another process that may write.
     split: names the cache file. messages: what Ultralytics says about files while it scans them.
+    shapes: height and width in pixels by image file.
     """
 
     def __init__(self, *args: Any, cache_dir: Path, split: str, **kwargs: Any) -> None:
         self.cache_dir = cache_dir
         self.split = split
         self.messages: list[str] = []
+        self.shapes: dict[str, tuple[int, int]] = {}
         super().__init__(*args, **kwargs)
         self._ignore_foreign_npy()
+
+    @property
+    def num_damaged(self) -> int:
+        """How many images were left out, because they or their labels are damaged."""
+        return sum(DAMAGED in message for message in self.messages)
 
     def _ignore_foreign_npy(self) -> None:
         # An .npy beside an image would be read, refreshed or removed by Ultralytics.
@@ -122,7 +129,7 @@ class PrivateDataset(YOLODataset):
         """Read the labels as the files have them, then count classes as the federation does."""
         data = self.data
         if CLASS_MAP not in data:
-            return super().get_labels()
+            return self._with_shapes(super().get_labels())
         class_map = np.array(data[CLASS_MAP], np.float32)
         self.data = {**data, "names": dict(enumerate(data[CLASS_MAP]))}  # checked against their own
         try:
@@ -131,6 +138,11 @@ class PrivateDataset(YOLODataset):
             self.data = data
         for label in labels:
             label["cls"] = class_map[label["cls"].astype(int)]
+        return self._with_shapes(labels)
+
+    def _with_shapes(self, labels: list[dict]) -> list[dict]:
+        """The labels; rectangular batches, which come next, take the shapes away from them."""
+        self.shapes = {label["im_file"]: label["shape"] for label in labels}
         return labels
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict, bool]:
@@ -535,6 +547,28 @@ def _labels(dataset: PrivateDataset | PrivateClassDataset) -> np.ndarray:
     return np.concatenate([label["cls"].astype(int).ravel() for label in dataset.labels])
 
 
+def open_split(
+    data: dict[str, Any], task: str, split: str, cache_dir: Path
+) -> PrivateDataset | PrivateClassDataset:
+    """Read every image header and label of one split; damaged files are left out, and counted.
+
+    Raises InputError where nothing is left.
+    """
+    from ultralytics.cfg import get_cfg
+
+    if split not in data:  # a data.yaml has it, or was refused
+        raise InputError(f"no such folder; expected {split}/CLASS/*.jpg")
+    args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
+    try:
+        return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
+    except FileNotFoundError as error:
+        cause = _one_line(error.__cause__ or error).split(". Supported")[0]
+        raise _NothingThereError(f"{cause}; expected at least one image") from error
+    except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
+        lines = str(error).splitlines()
+        raise InputError(_damaged_files(lines) or _one_line(error)) from error
+
+
 def scan_split(
     data: dict[str, Any], task: str, split: str, cache_dir: Path
 ) -> PrivateDataset | PrivateClassDataset:
@@ -543,19 +577,7 @@ def scan_split(
     Raises InputError with a line for each damaged file, for an empty split, and for one without
     any label.
     """
-    from ultralytics.cfg import get_cfg
-
-    if split not in data:  # a data.yaml has it, or was refused
-        raise InputError(f"no such folder; expected {split}/CLASS/*.jpg")
-    args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
-    try:
-        dataset = build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
-    except FileNotFoundError as error:
-        cause = _one_line(error.__cause__ or error).split(". Supported")[0]
-        raise _NothingThereError(f"{cause}; expected at least one image") from error
-    except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
-        lines = str(error).splitlines()
-        raise InputError(_damaged_files(lines) or _one_line(error)) from error
+    dataset = open_split(data, task, split, cache_dir)
     damaged = _damaged_files(dataset.messages)
     if damaged:
         raise InputError(damaged)

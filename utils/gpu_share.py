@@ -7,6 +7,7 @@ estimate was too good, utils/room.py lets fewer clients in.
 
 import math
 import multiprocessing
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ def with_gpu_share(
         "lower train.batch or train.imgsz, or train on the CPU with client_resources.num_gpus=0"
     )
     try:
-        settings = _settings(config, task, model, data, caches, probe.device)
+        settings = settings_of_try(config, task, model, data, caches, probe.device)
         memory = measure(settings, probe)
     except OUT_OF_MEMORY as error:
         raise InputError(f"{too_large}: {error}; {advice}") from error
@@ -189,7 +190,7 @@ def with_gpu_share(
     )
 
 
-def _settings(
+def settings_of_try(
     config: Config,
     task: str,
     model: torch.nn.Module,
@@ -197,9 +198,8 @@ def _settings(
     caches: Path,
     device: str,
 ) -> SliceSettings:
-    """Settings of a try, in a private folder beside the label caches, which it uses."""
-    private_dir = caches / ".try"
-    private_dir.mkdir()
+    """Settings of a try, in a new private folder beside the label caches, which it uses."""
+    private_dir = Path(tempfile.mkdtemp(prefix=".try-", dir=caches))
     (private_dir / "caches").symlink_to(caches / data.name, target_is_directory=True)
     source: dict[str, Any] = read_data(Path(data.data or ""), task, where=f"client '{data.name}'")
     source = in_label_space(source, tuple(config.names or ()), data.not_annotated)

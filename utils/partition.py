@@ -563,6 +563,7 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
         print(f"  yolo classify train data={output / partition.clients[0]} model=yolo11n-cls.yaml")
     else:
         config = write_config(source, partition, output, described)
+        print(f"  python federated.py check {config}")
         print(f"  python federated.py {config}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from utils.plots import finish_bars, name_ticks, new_figure, save_figure
-from utils.run_numbers import ACCENT, INK, SHADES
+from utils.run_numbers import ACCENT, INK, NO_VALUE, SHADES
 
 MAX_CLASSES, MAX_CLIENTS = 80, 100  # shown; names of more could not be read
 MAX_NUMBERS = 20  # classes, up to which each count is written
@@ -36,7 +36,7 @@ def draw_partitions(
     )
     bars.bar_label(drawn, fontsize=8, padding=3)
     finish_bars(bars, "train images")
-    _draw_table(table, shown, [names[int(i)] for i in most], with_numbers=wide)
+    draw_class_table(table, shown.tolist(), [names[int(i)] for i in most], with_numbers=wide)
     more = f" ({len(most)} of {len(names)} classes)" if len(most) < len(names) else ""
     title = f"train {unit} of each class{more}\ndarker: a larger part of the class"
     table.set_title(title, fontsize=10, loc="left")
@@ -47,16 +47,21 @@ def draw_partitions(
     save_figure(path, figure)
 
 
-def _draw_table(axes: Any, counts: np.ndarray, names: Sequence[str], *, with_numbers: bool) -> None:
+def draw_class_table(
+    axes: Any, counts: Sequence[Sequence[int | None]], names: Sequence[str], *, with_numbers: bool
+) -> None:
+    """Draw counts, a row for each client, shaded by their part of the class; None is not known."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    values = np.array([[count or 0 for count in row] for row in counts])
+    shares = values / np.maximum(values.sum(axis=0), 1)
     highest = max(shares.max(initial=0), 1e-9)
     shades = LinearSegmentedColormap.from_list("shades", ("#ffffff", *SHADES))
     axes.imshow(shares, cmap=shades, vmin=0, vmax=highest, aspect="auto")
     if with_numbers:
-        for (y, x), count in np.ndenumerate(counts):
-            color = "white" if shares[y, x] > 0.6 * highest else INK
-            axes.text(x, y, str(count), ha="center", va="center", fontsize=8, color=color)
+        for (y, x), share in np.ndenumerate(shares):
+            color = "white" if share > 0.6 * highest else INK
+            text = NO_VALUE if counts[y][x] is None else str(counts[y][x])
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=color)
     name_ticks(axes.xaxis, names, rotation=40 if with_numbers else 90)
     axes.spines[:].set_visible(False)

@@ -15,7 +15,7 @@ import itertools
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -427,8 +427,10 @@ class SliceTrainer:
             self._path(other).unlink(missing_ok=True)
 
 
-def try_batches(settings: SliceSettings, num_batches: int) -> Any:
-    """Train at most so many batches of the first slice, with a step; for what memory it takes.
+def try_batches(
+    settings: SliceSettings, num_batches: int, after_batch: Callable[[], None] = lambda: None
+) -> Any:
+    """Train at most so many batches of the first slice, with a step; for what it takes.
 
     Returns Ultralytics' trainer. Nothing is saved.
     """
@@ -436,6 +438,7 @@ def try_batches(settings: SliceSettings, num_batches: int) -> Any:
     batches = itertools.count(1)
 
     def leave(_: Any) -> None:
+        after_batch()
         if next(batches) >= num_batches:
             raise _SliceDone
 

@@ -1,0 +1,326 @@
+"""What each data set of a federation holds: images, classes, sizes of boxes, images that are alike.
+
+Label caches of utils/checks.py are used where they are, so that after it no label is read twice.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ultralytics.data.utils import img2label_paths
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from utils.checks import SERVER_CACHES
+from utils.config import Config, InputError
+from utils.data import PrivateDataset, class_names, open_split, read_data_yaml
+from utils.duplicates import near_duplicates, perceptual_hashes
+from utils.run_dir import SERVER
+from utils.run_numbers import counted
+
+# COCO's classes of size, by the area of the box: small and medium are below these, in pixels.
+SIZE_LIMITS = (32**2, 96**2)
+SIZE_NAMES = ("small", "medium", "large")
+HELD_OUT = ("val", "test")
+# Where an image of a data set can have a twin, in the order of columns.
+RELATIONS = {
+    "within_train": "train, in the same train",
+    "held_out_in_train": "val, in its train",
+    "train_elsewhere": "train, in others' train",
+    "held_out_elsewhere": "val, in others' train",
+}
+MAX_LINES = 5  # of one kind of finding
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split. images: paths, without links, of those that can be used.
+
+    num_background: images without an object. num_unlabelled: those of them without a label file.
+    num_damaged: images that cannot be used. class_counts: (classes,) int, objects of each of the
+    data set's own classes. size_counts: (3,) int, small, medium and large boxes, in pixels of the
+    image as it is fed to the model: its longer side scaled to imgsz.
+    """
+
+    images: tuple[str, ...]
+    num_background: int
+    num_unlabelled: int
+    num_damaged: int
+    class_counts: np.ndarray
+    size_counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """One data set. where: how messages name it. names: its classes by index.
+
+    splits: those that can be read; names and splits are empty where its data.yaml cannot.
+    """
+
+    name: str
+    where: str
+    names: tuple[str, ...] = ()
+    not_annotated: tuple[str, ...] = ()
+    splits: Mapping[str, SplitReport] = field(default_factory=dict)
+
+    @property
+    def objects_split(self) -> SplitReport | None:
+        """The split whose objects are shown: train, or the server's val; None if it is unread."""
+        return self.splits.get("val" if self.name == SERVER else "train")
+
+    def objects(self, names: Sequence[str]) -> list[int | None]:
+        """Objects of each of these classes there; None where nobody has looked for the class."""
+        split = self.objects_split
+        if split is None:
+            return [None] * len(names)
+        own = dict(zip(self.names, split.class_counts.tolist(), strict=True))
+        return [None if name in self.not_annotated else own.get(name) for name in names]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Images that look nearly alike. unreadable: images that OpenCV cannot decode.
+
+    num_images: that were compared. near, exact: by relation (RELATIONS) and data set, how many of
+    its images have a twin there; exact ones are the same byte for byte, and near ones too.
+    totals: by relation, each image counted once. examples: by relation, an image and its twin.
+    """
+
+    num_images: int
+    near: Mapping[str, Mapping[str, int]]
+    exact: Mapping[str, Mapping[str, int]]
+    totals: Mapping[str, int]
+    examples: Mapping[str, tuple[str, str]]
+    unreadable: tuple[str, ...]
+
+
+def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
+    """Read the data sets of the clients and of the server, as far as they can be read.
+
+    caches: label caches, a folder for each, as `checks.check` leaves them.
+    """
+    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    reports = []
+    for index, data in enumerate([] if config.has_sites else config.clients):
+        path = Path(data.data or "")
+        where = f"datasets[{index}] '{data.name}' ({path})"
+        report = DataReport(data.name, where, (), data.not_annotated)
+        folder = caches / data.name
+        reports.append(_read(report, path, ("train", *HELD_OUT), task, imgsz, folder))
+    if config.evaluate.data is not None:
+        path = Path(config.evaluate.data)
+        report = DataReport(SERVER, f"evaluate.data ({path})")
+        reports.append(_read(report, path, HELD_OUT, task, imgsz, caches / SERVER_CACHES))
+    return reports
+
+
+def _read(
+    empty: DataReport, path: Path, splits: Sequence[str], task: str, imgsz: int, caches: Path
+) -> DataReport:
+    try:
+        data = read_data_yaml(path, where=empty.where)
+    except InputError:  # the checks have said why
+        return empty
+    names = class_names(data)
+    caches.mkdir(parents=True, exist_ok=True)
+    found: dict[str, SplitReport] = {}
+    for split in (split for split in splits if data.get(split)):
+        try:
+            dataset = open_split(data, task, split, caches)
+        except InputError:
+            continue
+        if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
+            continue  # as a run does, which cannot be scored there
+        found[split] = _report_split(dataset, len(names), imgsz)
+    return DataReport(empty.name, empty.where, names, empty.not_annotated, found)
+
+
+def _report_split(dataset: PrivateDataset, num_classes: int, imgsz: int) -> SplitReport:
+    """Count what Ultralytics has read of each image: its shape, classes and boxes."""
+    counts, sizes = np.zeros(num_classes, int), np.zeros(len(SIZE_NAMES), int)
+    background = []
+    for label in dataset.labels:
+        counts += np.bincount(label["cls"].astype(int).ravel(), minlength=num_classes)
+        height, width = dataset.shapes[label["im_file"]]
+        scale = imgsz / max(height, width)
+        pixels = label["bboxes"][:, 2:4] * (width * scale, height * scale)
+        # A limit belongs to the larger size, but for the rounding of the fractions.
+        kinds = np.digitize(pixels.prod(axis=1).round(1), SIZE_LIMITS)
+        sizes += np.bincount(kinds, minlength=len(sizes))
+        if not len(label["cls"]):
+            background.append(label["im_file"])
+    return SplitReport(
+        tuple(str(Path(label["im_file"]).resolve()) for label in dataset.labels),
+        len(background),
+        sum(not Path(path).is_file() for path in img2label_paths(background)),
+        dataset.num_damaged,
+        counts,
+        sizes,
+    )
+
+
+def all_classes(config: Config, reports: Sequence[DataReport]) -> tuple[str, ...]:
+    """The federation's classes: those of the config, or all in order of appearance."""
+    clients = [report for report in reports if report.name != SERVER] or reports
+    return tuple(config.names or dict.fromkeys(n for report in clients for n in report.names))
+
+
+def find_twins(reports: Sequence[DataReport]) -> Twins:
+    """Compare all images of all data sets with each other.
+
+    Only twins of train images count: those of two held-out images do no harm.
+    """
+    images = sorted({i for r in reports for split in r.splits.values() for i in split.images})
+    index = {image: number for number, image in enumerate(images)}
+    train = np.zeros((len(reports), len(images)), bool)
+    held_out = np.zeros_like(train)
+    for row, report in enumerate(reports):
+        for name, split in report.splits.items():
+            mask = train if name == "train" else held_out
+            mask[row, [index[image] for image in split.images]] = True
+    hashes = perceptual_hashes(images)
+    pairs = near_duplicates(hashes)
+    contents = _contents([images[i] for i in np.unique(pairs)])
+    same = [contents[images[i]] == contents[images[j]] for i, j in pairs]
+    near: dict[str, dict[str, int]] = {relation: {} for relation in RELATIONS}
+    exact: dict[str, dict[str, int]] = {relation: {} for relation in RELATIONS}
+    everywhere = {relation: np.zeros(len(images), bool) for relation in RELATIONS}
+    examples: dict[str, tuple[str, str]] = {}
+    for row, report in enumerate(reports):
+        elsewhere = np.logical_or.reduce(np.delete(train, row, axis=0), axis=0)
+        for relation, mine, theirs in zip(
+            RELATIONS,
+            (train[row], held_out[row], train[row], held_out[row]),
+            (train[row], train[row], elsewhere, elsewhere),
+            strict=True,
+        ):
+            with_itself = relation != "within_train"  # the same file can be listed there, too
+            found = mine & _with_twin(pairs, theirs, with_itself=with_itself)
+            everywhere[relation] |= found
+            near[relation][report.name] = int(found.sum())
+            found_same = mine & _with_twin(pairs[same], theirs, with_itself=with_itself)
+            exact[relation][report.name] = int(found_same.sum())
+            if found.any() and relation not in examples:
+                image = int(np.flatnonzero(found)[0])
+                examples[relation] = images[image], images[_twin(pairs, image, theirs)]
+    unread = np.flatnonzero((hashes == 0).all(axis=1))
+    totals = {relation: int(found.sum()) for relation, found in everywhere.items()}
+    return Twins(len(images), near, exact, totals, examples, tuple(images[i] for i in unread))
+
+
+def _contents(paths: Sequence[str]) -> dict[str, bytes]:
+    """A digest of the bytes of each file."""
+    digests = {}
+    for path in paths:
+        with Path(path).open("rb") as file:
+            digests[path] = hashlib.file_digest(file, "sha256").digest()
+    return digests
+
+
+def _with_twin(pairs: np.ndarray, others: np.ndarray, *, with_itself: bool) -> np.ndarray:
+    """(n,) bool: which images have a twin among `others`, (n,) bool."""
+    found = others.copy() if with_itself else np.zeros_like(others)
+    first, second = pairs.T
+    found[first[others[second]]] = True
+    found[second[others[first]]] = True
+    return found
+
+
+def _twin(pairs: np.ndarray, image: int, others: np.ndarray) -> int:
+    """One of the twins of an image among `others`; itself if it has no other one."""
+    first, second = pairs.T
+    twins = np.concatenate([second[first == image], first[second == image]])
+    twins = twins[others[twins]]
+    return int(twins[0]) if len(twins) else image
+
+
+def pixel_problems(reports: Sequence[DataReport], unreadable: Sequence[str]) -> list[str]:
+    """A line for each image that training could not read, though its header is sound."""
+    lines = [
+        f"{report.where}: {name}: {image}: its pixels cannot be decoded; repair or remove the "
+        "image and its label"
+        for report in reports
+        for name, split in report.splits.items()
+        for image in sorted(set(unreadable) & set(split.images))
+    ]
+    return list(_first(lines, "more such images"))
+
+
+def findings(reports: Sequence[DataReport], names: Sequence[str], twins: Twins) -> list[str]:
+    """What is worth a look, though a run starts with it: one line each."""
+    clients = [report for report in reports if report.names and report.name != SERVER]
+    kinds = (
+        _order_findings(clients),
+        _missing_class_findings(clients, names),
+        _empty_class_findings(clients, names),
+        _unlabelled_findings(reports),
+        _twin_findings(twins),
+    )
+    return [line for kind in kinds for line in _first(list(kind), "more like that")]
+
+
+def _first(lines: Sequence[str], more: str) -> Iterator[str]:
+    yield from lines[:MAX_LINES]
+    if len(lines) > MAX_LINES:
+        yield f"... and {len(lines) - MAX_LINES} {more}"
+
+
+def _order_findings(clients: Sequence[DataReport]) -> Iterator[str]:
+    for client in clients[1:]:
+        first = clients[0]
+        if client.names != first.names and set(client.names) == set(first.names):
+            yield (
+                f"'{client.name}' lists the classes of '{first.name}' in another order: "
+                f"[{', '.join(client.names)}]; they are matched by name"
+            )
+
+
+def _missing_class_findings(clients: Sequence[DataReport], names: Sequence[str]) -> Iterator[str]:
+    for client in clients:
+        missing = [n for n in names if n not in client.names or n in client.not_annotated]
+        if missing:
+            yield (
+                f"'{client.name}' does not annotate [{', '.join(missing)}]: left out of its "
+                "classification loss"
+            )
+
+
+def _empty_class_findings(clients: Sequence[DataReport], names: Sequence[str]) -> Iterator[str]:
+    counts = {c.name: dict(zip(names, c.objects(names), strict=True)) for c in clients}
+    nowhere = [name for name in names if not any(count[name] for count in counts.values())]
+    if nowhere and clients:
+        yield f"no client has an object of [{', '.join(nowhere)}] in train: it cannot be learned"
+    for client, count in counts.items():
+        empty = [name for name in names if count[name] == 0 and name not in nowhere]
+        if empty:
+            yield (
+                f"'{client}' lists [{', '.join(empty)}], but has no object of it in train: it "
+                "teaches that there are none; if nobody has looked for them, put them under "
+                "not_annotated"
+            )
+
+
+def _unlabelled_findings(reports: Sequence[DataReport]) -> Iterator[str]:
+    for report in reports:
+        for name, split in report.splits.items():
+            if split.num_unlabelled:
+                yield (
+                    f"{report.where}: {split.num_unlabelled} of {len(split.images)} {name} images "
+                    "have no label file, and count as background"
+                )
+
+
+def _twin_findings(twins: Twins) -> Iterator[str]:
+    split_and_place = {
+        "within_train": ("train", "the same train split"),
+        "held_out_in_train": ("val or test", "the train split beside it: scores are too good"),
+        "train_elsewhere": ("train", "the train split of another client"),
+        "held_out_elsewhere": ("val or test", "the train split of a client: scores are too good"),
+    }
+    for relation, (image, twin) in twins.examples.items():
+        split, place = split_and_place[relation]
+        example = f"{image} and {twin}" if image != twin else f"{image}, which both list"
+        number = counted(twins.totals[relation], f"{split} image")
+        yield f"Near-duplicates of {number} in {place}, e.g. {example}"

@@ -1,0 +1,174 @@
+"""About how long a round will take, and how much memory: from a few training steps that are timed.
+
+They are real ones, of the client that takes most, in a process of its own as each worker of a
+simulation is, with the run's batch, image size and threads. Nothing of them is kept.
+"""
+
+import dataclasses
+import math
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+from ultralytics.data.utils import get_split_fraction
+
+from utils.attempts import reason_of
+from utils.checks import Federation
+from utils.config import Config, InputError
+from utils.environment import num_cpus, quiet_stdout
+from utils.gpu_share import largest_client, settings_of_try
+from utils.trainer import SliceSettings, try_batches
+
+NUM_STEPS = 6  # the first of which is not counted: libraries choose their kernels in it
+FORWARD = 1 / 3  # of the seconds that training takes for an image: backward costs two forwards
+SAMPLE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds of one training step; bytes that its process has at most, and of GPU memory."""
+
+    step_s: float
+    memory: int
+    gpu_memory: int
+
+
+@dataclass(frozen=True)
+class RoundEstimate:
+    """tried: the client whose steps were timed. num_steps, seconds: of each client's training.
+
+    at_once: how many clients are at work at the same time. round_s: of a round without evaluation;
+    evaluation_s: of all val splits, where a round is evaluated. memory, gpu_memory: bytes of one
+    client's process; 0 without a GPU.
+    """
+
+    tried: str
+    num_steps: dict[str, int]
+    seconds: dict[str, float]
+    at_once: int
+    round_s: float
+    evaluation_s: float
+    memory: int
+    gpu_memory: int
+
+
+def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate:
+    """Try a few steps of the largest client, and estimate. For clients of this machine.
+
+    num_server_val: images on which the server evaluates. Raises InputError when a step fails.
+    """
+    config = federation.config
+    data = largest_client(config, federation.summaries)
+    device = "0" if config.client_resources.num_gpus else "cpu"
+    settings = settings_of_try(
+        config, federation.task, federation.model, data, federation.caches, device
+    )
+    settings = dataclasses.replace(
+        settings,
+        local_epochs=NUM_STEPS,  # enough of them, with one batch each
+        num_threads=max(1, math.floor(config.client_resources.num_cpus)),
+    )
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            trial = process.submit(_try, settings).result()
+    except Exception as error:  # Ultralytics and PyTorch raise errors of any kind
+        where = f"datasets[{config.clients.index(data)}] '{data.name}'"
+        raise InputError(
+            f"{where}: a training step failed: {reason_of(error)}; correct its data or train "
+            "arguments"
+        ) from error
+    return estimate(federation, data.name, trial, num_server_val)
+
+
+def estimate(
+    federation: Federation, tried: str, trial: Trial, num_server_val: int
+) -> RoundEstimate:
+    """What a round takes if each step takes as long as in the trial."""
+    config, summaries = federation.config, federation.summaries
+    batch = int(config.train["batch"])
+    steps, seconds, evaluation = {}, {}, {}
+    for name, summary in summaries.items():
+        num_images = _used_images(config, summary.num_train)
+        steps[name] = math.ceil(num_images / batch) * config.local_epochs
+        seconds[name] = steps[name] * trial.step_s
+        evaluation[name] = summary.num_val / batch * trial.step_s * FORWARD
+    num = num_at_once(config)
+    per_round = config.clients_per_round
+    return RoundEstimate(
+        tried,
+        steps,
+        seconds,
+        min(num, per_round),
+        _together(seconds, per_round, num),
+        _together(evaluation, len(evaluation), num)
+        + num_server_val / batch * trial.step_s * FORWARD,
+        trial.memory,
+        trial.gpu_memory,
+    )
+
+
+def _used_images(config: Config, num_images: int) -> float:
+    part = get_split_fraction(config.train.get("fraction", 1.0), "train")
+    return min(num_images, part) if isinstance(part, int) else max(1, round(num_images * part))
+
+
+def _together(seconds: dict[str, float], per_round: int, at_once: int) -> float:
+    """Seconds of clients that share out places: no less than the longest, or their mean."""
+    mean = sum(seconds.values()) / len(seconds)
+    return max(max(seconds.values()), mean * per_round / at_once)
+
+
+def num_at_once(config: Config) -> int:
+    """How many clients work at the same time on this machine.
+
+    Those that share a GPU count as one: they take turns, more or less.
+    """
+    resources = config.client_resources
+    num = math.floor(num_cpus() / resources.num_cpus)
+    if resources.num_gpus:
+        num = min(num, torch.cuda.device_count())
+    return max(1, min(num, len(config.clients)))
+
+
+def _try(settings: SliceSettings) -> Trial:
+    """In a process of its own."""
+    is_on_gpu = settings.device != "cpu"
+    ends: list[float] = []
+
+    def after_batch() -> None:
+        if is_on_gpu:
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    with _peak_memory() as peak, quiet_stdout(verbose=False):
+        try_batches(settings, NUM_STEPS, after_batch)
+    gpu_memory = torch.cuda.max_memory_reserved() if is_on_gpu else 0
+    return Trial((ends[-1] - ends[0]) / (len(ends) - 1), peak[0], gpu_memory)
+
+
+@contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """The most memory (bytes, resident) that this process has meanwhile, as the one element.
+
+    It is sampled, since the system's own count would begin with the parent's memory.
+    """
+    process, done = psutil.Process(), threading.Event()
+    peak = [process.memory_info().rss]
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_S):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
