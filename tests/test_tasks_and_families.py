@@ -89,6 +89,8 @@ def all_models() -> list[str]:
         structure = structure_of(str(path), where="test")
         if head_of(structure) in {*TEXT_HEADS, "SemanticSegment", "Depth"}:
             continue
+        if any("TorchVision" in row for row in structure["backbone"]):  # downloads its weights
+            continue
         scale = next(iter(structure.get("scales", {})), "")
         stem = path.stem
         if scale and not stem.endswith(scale):  # `yolo11-seg` -> `yolo11n-seg`
