@@ -89,7 +89,7 @@ class Job:
 
 def main() -> None:
     """Run what is missing in OUT/results.csv, then write the table and the plot."""
-    parser = make_parser(__doc__, Path("runs/quality"))
+    parser = make_parser(__doc__ or "", Path("runs/quality"))
     parser.add_argument("--splits", nargs="+", default=list(SPLITS))
     parser.add_argument("--settings", nargs="+", default=["defaults"], choices=list(SETTINGS))
     parser.add_argument("--masking", action="store_true")

@@ -45,7 +45,7 @@ SHARES: dict[str, list[str]] = {
 
 def main() -> None:
     """Run what is missing in OUT/results.csv, then print the table."""
-    parser = make_parser(__doc__, Path("runs/traffic"))
+    parser = make_parser(__doc__ or "", Path("runs/traffic"))
     parser.add_argument(
         "--codecs", nargs="+", default=["none", "topk"], help="names, or topk:FRACTION"
     )

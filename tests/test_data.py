@@ -482,7 +482,7 @@ def test_caches_move_into_the_run_directory(site: Path, tmp_path: Path) -> None:
 
 # The same data set as Ultralytics' own
 
-OUR_OWN = {"cache_dir", "split", "messages", "npy_files"}
+OUR_OWN = {"cache_dir", "split", "messages", "shapes", "npy_files"}
 
 
 def seed_all() -> None:

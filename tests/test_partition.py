@@ -365,8 +365,11 @@ def test_classification_folders_keep_all_classes(
             f"{client}/val/{name}": 2,
         }
         assert all(p.is_symlink() != copy and p.read_bytes() for p in images)
-    assert "yolo classify train" in shown
-    assert not (output / "federated.yaml").exists()  # there is no federation of classifiers
+    assert f"python federated.py {output / 'federated.yaml'}" in shown
+    config = load_config(output / "federated.yaml", [])
+    with checked(config) as federation:
+        assert federation.task == "classify"
+        assert [s.class_counts for s in federation.summaries.values()] == [(4, 0), (0, 4)]
 
 
 def test_the_picture_is_drawn(

@@ -402,6 +402,7 @@ def test_instructions_survive_json() -> None:
         num_threads=2,
         round_timeout_s=1.5,
         cross_client=True,
+        client="utils/mine.py:Mine",
         incremental=True,
         codec=CodecConfig(name="topk", fraction=0.5),
         privacy=PrivacyConfig(mode="local", clipping_norm=0.1, noise_multiplier=1e-3),

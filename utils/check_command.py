@@ -173,13 +173,14 @@ def images_table(reports: Sequence[DataReport]) -> Table:
 
 
 def objects_table(reports: Sequence[DataReport], names: Sequence[str], config: Config) -> Table:
-    """Objects of each class, and small, medium and large boxes."""
+    """Objects of each class, and small, medium and large boxes; for a classifier, images."""
+    has_boxes = any(split.size_counts.any() for r in reports for split in r.splits.values())
     counts = {report.name: report.objects(names) for report in reports}
     totals = [sum(row[i] or 0 for row in counts.values()) for i in range(len(names))]
     common = sorted(range(len(names)), key=lambda i: -totals[i])[:MAX_CLASSES]
     shown = sorted(common)
     others = [i for i in range(len(names)) if i not in common]
-    title = "Objects in train"
+    title = "Objects in train" if has_boxes else "Images of each class in train"
     title += f" ({SERVER[1:-1]}: in val)" if any(r.name == SERVER for r in reports) else ""
     table = Table(title=title, **TABLE)
     table.add_column("client")
@@ -187,7 +188,7 @@ def objects_table(reports: Sequence[DataReport], names: Sequence[str], config: C
         table.add_column(escape(names[i]), justify="right")
     if others:
         table.add_column(f"{len(others)} other classes", justify="right")
-    for size in SIZE_NAMES:
+    for size in SIZE_NAMES if has_boxes else ():
         table.add_column(size, justify="right", style="cyan")
     for report in reports:
         row = counts[report.name]
@@ -196,14 +197,15 @@ def objects_table(reports: Sequence[DataReport], names: Sequence[str], config: C
             cells.append(str(sum(row[i] or 0 for i in others)))
         split = report.objects_split
         sizes = map(str, split.size_counts) if split else [NO_VALUE] * len(SIZE_NAMES)
-        table.add_row(report.name, *cells, *sizes)
+        table.add_row(report.name, *cells, *(sizes if has_boxes else ()))
     imgsz = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
-    table.caption = (
+    captions = [
         f"small < 32² ≤ medium < 96² ≤ large: area of the box in pixels, as in COCO, but of the "
         f"image at imgsz {imgsz}"
-    )
+    ] * has_boxes
     if any(cell is None for row in counts.values() for cell in row):
-        table.caption += f"\n{NO_VALUE} not annotated there: says nothing about that class"
+        captions.append(f"{NO_VALUE} not annotated there: says nothing about that class")
+    table.caption = "\n".join(captions)
     table.caption_justify = "left"
     return table
 

@@ -202,6 +202,7 @@ class PrivateClassDataset(ClassificationDataset):
 
     The folders of a split are classes by name: their indices are those of `names`.
     split: names the cache file. messages: what Ultralytics says about files while it scans them.
+    num_damaged: images that cannot be used.
     """
 
     def __init__(
@@ -218,6 +219,7 @@ class PrivateClassDataset(ClassificationDataset):
         self.cache_dir = cache_dir
         self.split = split
         self.messages: list[str] = []
+        self.num_damaged = 0
         super().__init__(root, args, augment=augment, prefix=split)
         index = {name: i for i, name in names.items()}
         own = [index[name] for name in self.base.classes]
@@ -244,6 +246,7 @@ class PrivateClassDataset(ClassificationDataset):
             }
             save_dataset_cache_file(self.prefix, path, cache, DATASET_CACHE_VERSION)
         self.messages = cache["msgs"]
+        self.num_damaged = len(self.samples) - len(cache["results"])
         return cache["results"]
 
 

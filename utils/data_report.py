@@ -15,7 +15,13 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.checks import SERVER_CACHES
 from utils.config import Config, InputError
-from utils.data import PrivateDataset, class_names, open_split, read_data_yaml
+from utils.data import (
+    PrivateClassDataset,
+    PrivateDataset,
+    class_names,
+    open_split,
+    read_data,
+)
 from utils.duplicates import near_duplicates, perceptual_hashes
 from utils.run_dir import SERVER
 from utils.run_numbers import counted
@@ -40,8 +46,9 @@ class SplitReport:
 
     num_background: images without an object. num_unlabelled: those of them without a label file.
     num_damaged: images that cannot be used. class_counts: (classes,) int, objects of each of the
-    data set's own classes. size_counts: (3,) int, small, medium and large boxes, in pixels of the
-    image as it is fed to the model: its longer side scaled to imgsz.
+    data set's own classes; for a classifier, images. size_counts: (3,) int, small, medium and large
+    boxes, in pixels of the image as it is fed to the model: its longer side scaled to imgsz; none
+    for a classifier.
     """
 
     images: tuple[str, ...]
@@ -120,7 +127,7 @@ def _read(
     empty: DataReport, path: Path, splits: Sequence[str], task: str, imgsz: int, caches: Path
 ) -> DataReport:
     try:
-        data = read_data_yaml(path, where=empty.where)
+        data = read_data(path, task, where=empty.where)
     except InputError:  # the checks have said why
         return empty
     names = class_names(data)
@@ -131,10 +138,24 @@ def _read(
             dataset = open_split(data, task, split, caches)
         except InputError:
             continue
+        if isinstance(dataset, PrivateClassDataset):
+            found[split] = _report_class_split(dataset, len(names))
+            continue
         if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
             continue  # as a run does, which cannot be scored there
         found[split] = _report_split(dataset, len(names), imgsz)
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found)
+
+
+def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> SplitReport:
+    return SplitReport(
+        tuple(str(Path(file).resolve()) for file, *_ in dataset.samples),
+        num_background=0,
+        num_unlabelled=0,
+        num_damaged=dataset.num_damaged,
+        class_counts=np.bincount([c for _, c, *_ in dataset.samples], minlength=num_classes),
+        size_counts=np.zeros(len(SIZE_NAMES), int),
+    )
 
 
 def _report_split(dataset: PrivateDataset, num_classes: int, imgsz: int) -> SplitReport:

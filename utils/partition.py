@@ -8,7 +8,7 @@ SOURCE is a data.yaml (detect, segment, pose, obb), a folder of classification d
 source is only read. DIR gets
 
     client_0/data.yaml ...   usable under `datasets:` of a config; for classification, folders
-    federated.yaml           a config with all of them, ready to start (not for classification)
+    federated.yaml           a config with all of them, ready to start
     partitions.json          scheme, seed, and how many images and objects of each class they have
     partitions.png           the same as a picture
 
@@ -61,7 +61,7 @@ from ultralytics.data.utils import IMG_FORMATS, img2label_paths
 
 from utils.command import Parser, show_problems
 from utils.config import InputError, nearest
-from utils.data import class_names, read_data_yaml, scan_split
+from utils.data import PrivateDataset, class_names, read_data_yaml, scan_split
 from utils.duplicates import near_duplicates, perceptual_hashes
 from utils.environment import remove_private_settings
 from utils.other_formats import convert_coco, convert_voc, is_coco, is_voc
@@ -82,6 +82,7 @@ BASE_MODELS = {
     "segment": "yolo11n-seg.yaml",
     "pose": "yolo11n-pose.yaml",
     "obb": "yolo11n-obb.yaml",
+    "classify": "yolo11n-cls.yaml",
 }
 # Folders that say nothing of where an image comes from.
 COMMON_FOLDERS = {"images", "train", "val", "valid", "validation", "test"}
@@ -157,6 +158,7 @@ def _read_detection(path: Path, scratch: Path) -> Source:
         try:
             # As detect, every kind of label can be read; here only classes are asked for.
             scanned = scan_split(data, "detect", name, scratch)
+            assert isinstance(scanned, PrivateDataset)  # classify is read elsewhere
         except InputError as error:
             problems += [f"{path}: {name}: {line}" for line in error.problems]
             continue
@@ -388,10 +390,11 @@ def write_config(source: Source, partition: Partition, output: Path, options: st
     """Write a config that starts a federation of the clients, and return its path."""
     path = output / "federated.yaml"
     base = BASE_MODELS[source.task]
+    file = "" if source.task == "classify" else "data.yaml"
     config = {
         "base_model": base,
         "datasets": [
-            {"name": client, "data": str(output.absolute() / client / "data.yaml")}
+            {"name": client, "data": str(output.absolute() / client / file)}
             for client in partition.clients
         ],
         "evaluate": {"data": str(source.path.absolute())},
@@ -559,12 +562,9 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{output / 'partitions.png'}  {described}")
     print("Next:")
-    if source.task == "classify":
-        print(f"  yolo classify train data={output / partition.clients[0]} model=yolo11n-cls.yaml")
-    else:
-        config = write_config(source, partition, output, described)
-        print(f"  python federated.py check {config}")
-        print(f"  python federated.py {config}")
+    config = write_config(source, partition, output, described)
+    print(f"  python federated.py check {config}")
+    print(f"  python federated.py {config}")
 
 
 def describe(options: argparse.Namespace) -> str:
