@@ -16,11 +16,17 @@ from utils.config import load_config
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks" / "README.md"]
 IDS = [path.relative_to(ROOT).as_posix() for path in PAGES]
+# `yolo`, also where torchvision's operators do not fit PyTorch, as with its CUDA build beside a CPU
+# build of PyTorch.
+YOLO = (
+    "from utils.environment import ensure_torchvision_nms; ensure_torchvision_nms(); "
+    "from ultralytics.cfg import entrypoint; entrypoint()"
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # So that a test takes no longer than it must; later settings win.
 QUICK = "num_rounds=1 train.imgsz=64 train.batch=4 evaluate.every=1"
 QUICK_BY_COMMAND = {
-    "federated.py": QUICK,
+    "python federated.py": QUICK,
     "yolo detect train": "epochs=1 imgsz=64 batch=4 device=cpu",
     "yolo detect val": "imgsz=64 device=cpu",
     "yolo export": "imgsz=64 device=cpu",
@@ -86,12 +92,14 @@ def test_the_tutorial_leads_from_a_folder_of_images_to_an_onnx_file(tmp_path: Pa
 
 def run(command: str, folder: Path) -> None:
     """Run a line of the docs, with less work."""
-    program, *arguments = shlex.split(command)
-    where = Path(sys.executable).parent / program
+    program, *arguments = shlex.split(command.replace("$PWD", str(folder)))
+    where: list[str] = [str(Path(sys.executable).parent / program)]
+    if program == "yolo":
+        where = [sys.executable, "-c", YOLO]
     quick = next((more for start, more in QUICK_BY_COMMAND.items() if start in command), "")
     arguments = [a.replace("640", "64") for a in arguments]
     done = subprocess.run(
-        [str(where) if where.exists() else program, *arguments, *quick.split()],
+        [*where, *arguments, *quick.split()],
         cwd=folder,
         env={**clean_environment(), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0",
              "YOLO_CONFIG_DIR": str(folder / "settings")},
