@@ -6,11 +6,14 @@ result = run(load_config("my_config.yaml", ["num_rounds=5"]))
 """
 
 import atexit
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.config import Config, InputError, load_config
+from utils import config as config_module
+from utils.config import Config, InputError
 from utils.environment import prepare_environment, remove_private_settings
 
 if TYPE_CHECKING:
@@ -19,16 +22,22 @@ if TYPE_CHECKING:
 __all__ = ["Config", "InputError", "load_config", "run"]
 
 
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A config from a YAML file and `key=value` overrides. Raises InputError with every problem."""
+    path, overrides = Path(path), list(overrides)
+    _prepare(trust_checkpoints=config_module.trusts_checkpoint(path, overrides))
+    return config_module.load_config(path, overrides)
+
+
 def run(config: Config, *, show: bool = False) -> "RunResult":
     """Check a federation, simulate it on this machine in a directory of its own, and report it.
 
     show: print what the command prints meanwhile; clients that were left out are also in the run's
-    clients.csv. Import this module before Ultralytics: it reads its settings while it is imported.
+    clients.csv.
     Raises InputError with all problems before anything is started, and FederationError
     (utils/server.py) when the run cannot go on.
     """
-    prepare_environment(trust_checkpoints=config.trust_checkpoint)
-    atexit.register(remove_private_settings)
+    _prepare(trust_checkpoints=config.trust_checkpoint)
     from rich.console import Console
 
     from utils import terminal
@@ -45,3 +54,18 @@ def run(config: Config, *, show: bool = False) -> "RunResult":
     terminal.draw(run_dir)
     terminal.show_end(console, result, federation)
     return result
+
+
+def _prepare(*, trust_checkpoints: bool) -> None:
+    """Prepare the environment, which Ultralytics reads once, while it is imported."""
+    is_imported = "ultralytics" in sys.modules
+    prepare_environment(trust_checkpoints=trust_checkpoints)
+    atexit.register(remove_private_settings)
+    from ultralytics.utils import SAFE_LOAD, SETTINGS_FILE
+
+    private = Path(os.environ["YOLO_CONFIG_DIR"])
+    if is_imported and (trust_checkpoints == SAFE_LOAD or private not in SETTINGS_FILE.parents):
+        raise InputError(
+            "Ultralytics was imported before utils.api, or with another trust_checkpoint, and has "
+            "its settings from then; import utils.api first, in a new process"
+        )

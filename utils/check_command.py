@@ -83,7 +83,8 @@ def _check_and_show(console: Console, config: Config, caches: Path) -> None:
     elif not config.has_sites:
         reason = "there are problems" if problems else "machines of a Ray cluster will do the work"
         console.print(f"No estimate of time and memory: {reason}")
-    found = findings(reports, names, twins)
+    is_single = bool(config.train.get("single_cls"))
+    found = findings(reports, names, twins, single_cls=is_single)
     if found:
         console.print("Worth a look", style="bold")
         for line in found:

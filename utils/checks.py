@@ -15,7 +15,14 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from utils.arrays import Layout, layout_problems, negative_statistics
 from utils.client import client_class
 from utils.cluster import Machine, inspected, with_cluster_gpus
-from utils.config import ClientData, ClientResources, Config, InputError, nearest
+from utils.config import (
+    ClientData,
+    ClientResources,
+    Config,
+    InputError,
+    config_problems,
+    nearest,
+)
 from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data
 from utils.environment import num_cpus
 from utils.gpu_share import CudaMemory, MemoryProbe, with_gpu_share
@@ -101,7 +108,8 @@ def check(
 ) -> Federation:
     """The same, with label caches in a folder of the caller's, where they stay in any case."""
     probe = probe or CudaMemory()
-    problems = strategy_problems(config.strategy, _most_per_round(config))
+    problems = config_problems(config)
+    problems += strategy_problems(config.strategy, _most_per_round(config))
     problems += [] if config.has_sites else _min_clients_problems(config)
     problems += privacy_problems(config)
     problems += [] if config.loggers == "settings" else logger_problems(config.loggers)

@@ -98,7 +98,7 @@ class Instructions:
     model_yaml: what the global model is built from, and digest of its layout. names: class names of
     the federation. train: resolved train arguments. num_clients: that may work on one machine.
     device, num_threads: of a client in a simulation. round_timeout_s: for one message.
-    cross_client: without it no client gives its local model away. client: see `client_class`.
+    client: see `client_class`. cross_client: without it no client gives its local model away.
     incremental: arrays travel as
     increments, see utils/increments.py, with the differences that codec encodes. privacy: clients
     see to its mode "local" themselves.
@@ -168,10 +168,11 @@ class YoloClient(NumPyClient):
 
     A subclass may override these and nothing else; each has something of use to call by `super()`:
 
-        prepare()    before a process first works for this client
-        train()      the epochs of a round
+        prepare()    when it has been made: in each process that works for this client, and again
+                     when it had to give way to others
+        train()      the epochs of a round; again if memory was short
         evaluate()   the score of the global model, or of this client's own
-        finish()     after the run
+        finish()     after the run; again when a finished run is resumed
 
     Raise AbortedError (utils/attempts.py) in any of them to leave this client out of the round.
     state: Flower's `Context.state`, for whatever should live from round to round; `history` is in
@@ -188,7 +189,11 @@ class YoloClient(NumPyClient):
         self.state = RecordDict()
 
     def prepare(self) -> None:
-        """Get ready; called once in each process that works for this client."""
+        """Get ready; called when this object has been made, which may happen more than once.
+
+        A process holds a few clients and makes the others anew when it needs them, so that what
+        should live on belongs into `state`.
+        """
 
     def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
         """Train the epochs of this round, starting from these global arrays; config as for `fit`.
@@ -200,15 +205,23 @@ class YoloClient(NumPyClient):
         return self.trainer.train(round_number, arrays, proximal_mu)
 
     def finish(self) -> None:
-        """Clean up; called once after the last round, in any one process."""
+        """Clean up; called after the last round, in any one process."""
 
     def abort(self, reason: str) -> None:
         """Leave this client out of the round that it is training, after the present batch.
 
         The server is told the reason and asks it again in the next round. It may be called from a
-        callback of Ultralytics, from another thread or a signal handler.
+        callback (`add_callback`), from another thread or a signal handler.
         """
         self.trainer.abort(reason)
+
+    def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
+        """Call a function of Ultralytics' trainer at an event, such as "on_train_batch_end".
+
+        For `prepare`. Ultralytics' own page lists the events; those of validation and saving do not
+        occur in a client.
+        """
+        self.trainer.add_callback(event, function)
 
     def history(self, kind: str) -> dict[str, list[float]]:
         """Numbers of all rounds so far that this client took part in, oldest first.
@@ -264,7 +277,11 @@ class YoloClient(NumPyClient):
         started = time.perf_counter()
         round_number = int(config["server-round"])
         arrays = dict(zip(self.names, parameters, strict=True))
-        result = self.train(round_number, arrays, config)
+        try:
+            result = self.train(round_number, arrays, config)
+        except AbortedError:
+            self.trainer.forget(round_number)
+            raise
         seconds = time.perf_counter() - started
         metrics = {**result.losses, "num-steps": result.num_steps, "seconds": seconds}
         if config.get("keep-local"):
@@ -609,6 +626,7 @@ def refused(message: Message, context: Context) -> Message:
 def query(message: Message, context: Context) -> Message:
     """Check that the model is the server's, and take what the base model has for private arrays."""
     instructions, place = _instructions(message), place_of(message, context)
+    client_class(instructions.client)
     data = read_data(place.data, instructions.task, where=f"client '{place.name}'")
     form = {key: data[key] for key in ("channels", "kpt_shape") if key in data}
     if _digest_here(instructions.to_json(), json.dumps(form)) != instructions.digest:
@@ -774,4 +792,6 @@ def _unpack(
             f"client '{client.name}' received {len(received)} arrays, its model has "
             f"{len(client.names)} (missing: {', '.join(missing[:3]) or 'none'})"
         )
+    for array in received.values():
+        array.flags.writeable = False  # what is sent back is told by what differs from these
     return client, [received[name] for name in client.names], config

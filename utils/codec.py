@@ -106,7 +106,8 @@ def _encode_topk(difference: Arrays, codec: CodecConfig) -> bytes:
     What is sent is then known as finely as what is left out, which loses least for its bytes once
     they are deflated (Sullivan 1996, IEEE Trans. Inf. Theory 42(5), on uniform steps).
     """
-    return _in_steps(difference, [_step(array, codec.kept) for array in difference.values()])
+    steps = [_step(array, codec.kept) for array in difference.values()]
+    return _in_steps(difference, steps, _round_half_up)
 
 
 def _decode_int8(data: bytes, sizes: list[int]) -> np.ndarray:
@@ -152,11 +153,18 @@ def _step(array: np.ndarray, fraction: float) -> float:
     return max(2 * float(smallest), _finest(array))
 
 
-def _in_steps(difference: Arrays, steps: list[float]) -> bytes:
+def _round_half_up(values: np.ndarray) -> np.ndarray:
+    """To the nearest whole number, halves away from zero: half a step is still sent."""
+    return np.trunc(values + np.copysign(np.float32(0.5), values))
+
+
+def _in_steps(
+    difference: Arrays, steps: list[float], rounded: Callable[[np.ndarray], np.ndarray] = np.rint
+) -> bytes:
     """The step of each array, (arrays,) float32, then all values in steps, int8."""
     scales = np.minimum(steps, MAX_SCALE).astype(np.float32)
     values = [
-        np.clip(np.rint(array.ravel() / scale), -STEPS, STEPS) if scale else np.zeros(array.size)
+        np.clip(rounded(array.ravel() / scale), -STEPS, STEPS) if scale else np.zeros(array.size)
         for array, scale in zip(difference.values(), scales, strict=True)
     ]
     return scales.tobytes() + np.concatenate(values).astype(np.int8).tobytes()

@@ -8,7 +8,7 @@ installed version, and those which a federation decides itself are refused with 
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -402,20 +402,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(settings)
     except ValidationError as error:
         problems = _explain(path, error.errors())
-    train = settings.get("train")
-    if isinstance(train, dict):
-        problems += [f"{path}: {line}" for line in train_problems(train)]
-        if train.get("batch") is not None and settings.get("global_batch") is not None:
-            problems.append(
-                f"{path}: train.batch and global_batch: found both; give global_batch for all "
-                "clients of a round together, or train.batch for each of them"
-            )
-    problems += [f"{path}: {line}" for line in client_name_problems(settings.get("datasets"))]
+    problems += [f"{path}: {line}" for line in _setting_problems(settings)]
     if config is not None:
         problems += [f"{path}: {line}" for line in _site_problems(config)]
     if problems or config is None:
         raise InputError(problems)
     return config
+
+
+def config_problems(config: Config) -> list[str]:
+    """Say what `load_config` would refuse, of a config that may have been made in another way."""
+    return _setting_problems(config.model_dump()) + _site_problems(config)
+
+
+def _setting_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with settings that are of the right types."""
+    problems = []
+    train = settings.get("train")
+    if isinstance(train, dict):
+        problems += train_problems(train)
+        if train.get("batch") is not None and settings.get("global_batch") is not None:
+            problems.append(
+                "train.batch and global_batch: found both; give global_batch for all "
+                "clients of a round together, or train.batch for each of them"
+            )
+    return problems + client_name_problems(settings.get("datasets"))
 
 
 def train_problems(train: dict[str, Any]) -> list[str]:

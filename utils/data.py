@@ -235,7 +235,8 @@ class PrivateClassDataset(ClassificationDataset):
         cache_hash = get_hash([file for file, _ in self.samples] + self.base.classes)
         try:
             cache = load_dataset_cache_file(path)
-            assert (cache["version"], cache["hash"]) == (DATASET_CACHE_VERSION, cache_hash)
+            if (cache["version"], cache["hash"]) != (DATASET_CACHE_VERSION, cache_hash):
+                raise ValueError("stale")
         except Exception:  # there is none, or it is stale or damaged, in any way a pickle can be
             with ThreadPool(NUM_THREADS) as pool:
                 found = pool.map(_verify_class_image, self.samples)
@@ -402,8 +403,13 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     except (SyntaxError, TypeError, ValueError, KeyError, AssertionError) as error:
         text = _one_line(error).removeprefix(f"{path} ")
         raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
-    # A mapping may list its indices in any order; from here on they ascend.
-    data["names"] = {index: data["names"][index] for index in sorted(data["names"])}
+    # As written, since Ultralytics turns codes of ImageNet into words; a mapping may list its
+    # indices in any order, and from here on they ascend.
+    names = raw["names"]
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    data["names"] = {
+        index: str(name) for index, name in sorted((int(k), v) for k, v in names.items())
+    }
     return {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
 
 

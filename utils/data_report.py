@@ -64,6 +64,7 @@ class DataReport:
     """One data set. where: how messages name it. names: its classes by index.
 
     splits: those that can be read; names and splits are empty where its data.yaml cannot.
+    says_all: whether it says of each class that it is there or not, as a classifier's does.
     """
 
     name: str
@@ -71,6 +72,7 @@ class DataReport:
     names: tuple[str, ...] = ()
     not_annotated: tuple[str, ...] = ()
     splits: Mapping[str, SplitReport] = field(default_factory=dict)
+    says_all: bool = False
 
     @property
     def objects_split(self) -> SplitReport | None:
@@ -83,7 +85,8 @@ class DataReport:
         if split is None:
             return [None] * len(names)
         own = dict(zip(self.names, split.class_counts.tolist(), strict=True))
-        return [None if name in self.not_annotated else own.get(name) for name in names]
+        unknown = 0 if self.says_all else None
+        return [None if name in self.not_annotated else own.get(name, unknown) for name in names]
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ def _read(
         if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
             continue  # as a run does, which cannot be scored there
         found[split] = _report_split(dataset, len(names), imgsz)
-    return DataReport(empty.name, empty.where, names, empty.not_annotated, found)
+    is_classes = task == "classify"
+    return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
 
 
 def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> SplitReport:
@@ -269,9 +273,15 @@ def pixel_problems(reports: Sequence[DataReport], unreadable: Sequence[str]) -> 
     return list(_first(lines, "more such images"))
 
 
-def findings(reports: Sequence[DataReport], names: Sequence[str], twins: Twins) -> list[str]:
-    """What is worth a look, though a run starts with it: one line each."""
+def findings(
+    reports: Sequence[DataReport], names: Sequence[str], twins: Twins, *, single_cls: bool = False
+) -> list[str]:
+    """What is worth a look, though a run starts with it: one line each.
+
+    single_cls: all classes are one, so that nothing is to be said of each.
+    """
     clients = [report for report in reports if report.names and report.name != SERVER]
+    clients = [] if single_cls else clients
     kinds = (
         _order_findings(clients),
         _missing_class_findings(clients, names),
@@ -301,7 +311,7 @@ def _order_findings(clients: Sequence[DataReport]) -> Iterator[str]:
 def _missing_class_findings(clients: Sequence[DataReport], names: Sequence[str]) -> Iterator[str]:
     for client in clients:
         missing = [n for n in names if n not in client.names or n in client.not_annotated]
-        if missing:
+        if missing and not client.says_all:
             yield (
                 f"'{client.name}' does not annotate [{', '.join(missing)}]: left out of its "
                 "classification loss"
@@ -310,12 +320,15 @@ def _missing_class_findings(clients: Sequence[DataReport], names: Sequence[str])
 
 def _empty_class_findings(clients: Sequence[DataReport], names: Sequence[str]) -> Iterator[str]:
     counts = {c.name: dict(zip(names, c.objects(names), strict=True)) for c in clients}
+    thing = "image" if any(client.says_all for client in clients) else "object"
     nowhere = [name for name in names if not any(count[name] for count in counts.values())]
     if nowhere and clients:
-        yield f"no client has an object of [{', '.join(nowhere)}] in train: it cannot be learned"
+        yield f"no client has an {thing} of [{', '.join(nowhere)}] in train: it cannot be learned"
     for client, count in counts.items():
         empty = [name for name in names if count[name] == 0 and name not in nowhere]
-        if empty:
+        if empty and thing == "image":
+            yield f"'{client}' has no image of [{', '.join(empty)}] in train"
+        elif empty:
             yield (
                 f"'{client}' lists [{', '.join(empty)}], but has no object of it in train: it "
                 "teaches that there are none; if nobody has looked for them, put them under "

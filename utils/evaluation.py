@@ -144,10 +144,10 @@ class Evaluator:
         if self.args["task"] != "classify":
             return str(self.private_dir / "data.yaml")
         folder = self.private_dir / "folders" / split
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            for name in ("train", "val", "test"):
-                (folder / name).symlink_to(self.data[split], target_is_directory=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for link in (folder / name for name in ("train", "val", "test")):
+            if not link.is_symlink():  # a process may have been killed between two of them
+                link.symlink_to(self.data[split], target_is_directory=True)
         return str(folder)
 
     def _set_threads(self, _: Any) -> None:

@@ -35,9 +35,14 @@ def finish(server: Server, grid: Grid) -> None:
     if not is_finished(server):
         _evaluate(server, grid)
     if server.config.client:
-        record = RecordDict({"config": server.config_record()})
-        for reply in server.exchange(grid, server.messages(record, server.nodes, "query.finish")):
-            server.checked(reply, lambda _, reply: reply)
+        _end_clients(server, grid)
+
+
+def _end_clients(server: Server, grid: Grid) -> None:
+    """Let the clients' `finish` run."""
+    record = RecordDict({"config": server.config_record()})
+    for reply in server.exchange(grid, server.messages(record, server.nodes, "query.finish")):
+        server.checked(reply, lambda _, reply: reply)
 
 
 def _evaluate(server: Server, grid: Grid) -> None:

@@ -52,7 +52,7 @@ def convert_coco(folder: Path, target: Path) -> Path:
     objects = [
         o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)
     ]
-    keypoints = all(o.get("keypoints") for o in objects)
+    keypoints = bool(objects) and all(o.get("keypoints") for o in objects)
     polygons = not keypoints and all(isinstance(o.get("segmentation"), list) for o in objects)
     _convert_coco_labels(contents, list(categories[0]), target, polygons, keypoints)
     form: dict[str, Any] = {"names": list(categories[0].values())}

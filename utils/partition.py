@@ -134,7 +134,7 @@ class Partition:
 
 
 def read_source(path: Path, scratch: Path) -> Source:
-    """Read a data.yaml or a folder of classification data, and check every image and label.
+    """Read a data.yaml, and check every image and label, or a folder of classification data.
 
     scratch: folder for label caches. Raises InputError with all problems.
     """
@@ -531,9 +531,9 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(prefix="federated-yolo-partition-") as scratch:
             _run(options, output, Path(scratch))
     except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        if was_there:
-            output.mkdir()
+        for path in output.glob("*") if was_there else [output]:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
         raise
 
 

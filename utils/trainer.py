@@ -104,14 +104,18 @@ class AnnotatedClassesLoss(RTDETRDetectionLoss):
         super().__init__(nc=num_classes, use_vfl=True)  # as RTDETRDetectionModel makes it
         self.missing = missing
 
-    def _get_loss_class(self, pred_scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _get_loss_class(
+        self, pred_scores: torch.Tensor, targets: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         """Take those classes as certainly not there, which costs nothing and has no gradient.
 
-        pred_scores: (images, queries, classes), logits.
+        pred_scores: (images, queries, classes), logits. targets: (images, queries), class indices;
+        the number of classes is background.
         """
         missing = torch.tensor(self.missing, device=pred_scores.device)
         pred_scores = pred_scores.index_fill(-1, missing, CERTAINLY_NOT)
-        return super()._get_loss_class(pred_scores, *args, **kwargs)
+        targets = targets.masked_fill(torch.isin(targets, missing), self.nc)
+        return super()._get_loss_class(pred_scores, targets, *args, **kwargs)
 
 
 class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
@@ -328,14 +332,25 @@ class SliceTrainer:
         self._trainer: Any = None
         self._last_round = 0
         self._training: Any = None  # the same, while it trains
+        self._callbacks: list[tuple[str, Callable[[Any], None]]] = []
 
     def abort(self, reason: str) -> None:
         """End the slice that is being trained after its present batch, by AbortedError.
 
         From a callback, another thread or a signal handler; without effect when nothing trains.
         """
-        if self._training is not None:
-            self._training.abort_reason = reason
+        trainer = self._training
+        if trainer is not None:
+            trainer.abort_reason = reason
+
+    def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
+        """Call a function at an event of Ultralytics' trainer; before the first slice."""
+        self._callbacks.append((event, function))
+
+    def forget(self, round_number: int) -> None:
+        """Go back to before this round, which has been trained, or not."""
+        self._path(round_number).unlink(missing_ok=True)
+        self._trainer = None
 
     def train(self, round_number: int, arrays: Arrays, proximal_mu: float = 0.0) -> SliceResult:
         """Train the slice of this round (1-based), starting from the given global arrays.
@@ -352,11 +367,13 @@ class SliceTrainer:
         if state is not None:
             init_seeds(trainer.args.seed, deterministic=trainer.args.deterministic)
             _restore_random_states(state["random"])
+        trainer.abort_reason = ""
         self._training = trainer
         try:
             trainer.train()
         except _SliceDone:
-            pass
+            if trainer.abort_reason:  # by the last batch, or after it
+                raise AbortedError(trainer.abort_reason) from None
         else:
             raise AssertionError("Ultralytics' loop ended before its slice")
         finally:
@@ -399,6 +416,8 @@ class SliceTrainer:
                 trainer = None  # Ultralytics cannot go back to these
         if trainer is None:
             trainer = _make_trainer(self.settings)
+            for event, function in self._callbacks:
+                trainer.add_callback(event, function)
             trainer._setup_train()
             trainer.nominal_accumulate = trainer.accumulate
             self._last_round = 0
