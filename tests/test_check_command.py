@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from helpers import make_dataset
+from helpers import make_class_folders, make_dataset
 from rich.console import Console
 
 import federated
@@ -210,6 +210,26 @@ def test_classes_that_differ_between_clients_are_named(tmp_path: Path) -> None:
     ):
         assert sum(line.startswith(expected) for line in lines) == 1
     assert len(lines) == 7  # and 'south' without [c, d]
+
+
+def test_of_a_classifier_it_says_that_images_are_missing_and_counts_no_boxes(
+    tmp_path: Path, no_trial: None
+) -> None:
+    """An image of one class says that it is of no other: nothing is left out of the loss."""
+    folders = [
+        make_class_folders(tmp_path / name, names=names, seed=i)
+        for i, (name, names) in enumerate((("north", ("a", "b")), ("south", ("a", "c"))))
+    ]
+    datasets = [{"name": folder.name, "data": str(folder)} for folder in folders]
+    config = config_of(tmp_path, base_model="yolov8n-cls.yaml", datasets=datasets)
+    text, problems = shown(config)
+    assert not problems
+    assert row_of(text, "Images by class", "north") == ["3", "3", "0"]
+    assert row_of(text, "Images by class", "south") == ["3", "0", "3"]
+    assert "'north' has no image of [c] in train" in text
+    assert "loss" not in text
+    assert "not_annotated" not in text
+    assert "small" not in text
 
 
 # Damaged files

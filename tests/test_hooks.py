@@ -53,15 +53,33 @@ class Absent(YoloClient):
 
 
 class Interrupted(YoloClient):
+    event = "on_train_batch_start"
+
+    def prepare(self):
+        self.add_callback(self.event, self.stop)
+
+    def stop(self, trainer):
+        if self.name == "c1" and trainer.epoch == 1:
+            note(f"{trainer.num_steps} steps")
+            self.abort("asked to stop")
+
+
+class InterruptedAtTheEnd(Interrupted):
+    event = "on_train_epoch_end"
+
+
+class Regretful(YoloClient):
     def train(self, round_number, arrays, config):
-        if round_number == 2 and self.name == "c1":
-            trainer = self.trainer._trainer
-            trainer.add_callback("on_train_batch_start", lambda _: self.abort("asked to stop"))
-            try:
-                return super().train(round_number, arrays, config)
-            finally:
-                trainer.callbacks["on_train_batch_start"].clear()
-                note(f"{trainer.num_steps} steps")
+        result = super().train(round_number, arrays, config)
+        if self.name == "c1" and round_number == 2:
+            raise AbortedError("asked to stop")
+        return result
+
+
+class Careless(YoloClient):
+    def train(self, round_number, arrays, config):
+        for array in arrays.values():
+            array *= 0.9
         return super().train(round_number, arrays, config)
 
 
@@ -108,7 +126,11 @@ def test_hooks_are_called_in_their_order_and_the_model_is_the_same(
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("Absent", "the ward is closed today"), ("Interrupted", "asked to stop")],
+    [
+        ("Absent", "the ward is closed today"),
+        ("Interrupted", "asked to stop"),
+        ("InterruptedAtTheEnd", "asked to stop"),
+    ],
 )
 def test_a_client_that_aborts_is_left_out_of_the_round_with_its_reason_alone(
     name: str, reason: str, hooks: Path, tmp_path: Path
@@ -126,18 +148,37 @@ def test_a_client_that_aborts_is_left_out_of_the_round_with_its_reason_alone(
 def test_an_abort_ends_the_round_after_the_batch_in_hand(hooks: Path, tmp_path: Path) -> None:
     two_datasets(tmp_path)
     run(tmp_path, "run", f"{hooks}:Interrupted")
-    assert hooks.with_suffix(".log").read_text() == "1 steps\n"  # of two
+    assert hooks.with_suffix(".log").read_text() == "0 steps\n"  # before the first of two batches
 
 
+@pytest.mark.parametrize("name", ["Interrupted", "InterruptedAtTheEnd", "Regretful"])
 def test_a_round_that_was_aborted_leaves_the_client_as_after_the_one_before(
-    hooks: Path, tmp_path: Path
+    name: str, hooks: Path, tmp_path: Path
 ) -> None:
-    """Aborting in the first batch or not beginning at all comes to the same."""
+    """Aborting in the first batch, after the last or after all comes to the same as being away."""
     two_datasets(tmp_path)
-    absent, interrupted = (
-        final_arrays(run(tmp_path, name, f"{hooks}:{name}")) for name in ("Absent", "Interrupted")
+    settings = {"shared": {"batchnorm": "local"}, "evaluate": {"every": 1}}
+    absent, aborted = (
+        run(tmp_path, kind, f"{hooks}:{kind}", **settings) for kind in ("Absent", name)
     )
-    assert_identical(interrupted, absent)
+    assert_identical(final_arrays(aborted), final_arrays(absent))
+    scores = [
+        [row["metrics/precision(B)"] for row in read_csv(result.run_dir / "clients.csv")]
+        for result in (aborted, absent)
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("codec", ["none", "topk"])
+def test_what_was_received_cannot_be_changed_by_a_hook(
+    codec: str, hooks: Path, tmp_path: Path
+) -> None:
+    """What is sent is told by what differs from it."""
+    two_datasets(tmp_path)
+    with pytest.raises(FederationError, match="0 of 2 clients"):
+        run(tmp_path, "run", f"{hooks}:Careless", codec=codec, num_rounds=1)
+    (*_, last) = read_csv(tmp_path / "run" / "run" / "clients.csv")
+    assert "read-only" in last["note"]
 
 
 def test_an_error_in_a_hook_is_told_as_any_other(hooks: Path, tmp_path: Path) -> None:

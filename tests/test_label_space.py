@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import make_class_folders, make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, assert_identical, federation, final_arrays
@@ -19,6 +20,7 @@ from utils.config import InputError
 from utils.data import build_dataset, in_label_space, label_space, read_data
 from utils.model import class_row_names
 from utils.run_dir import load_arrays, read_csv
+from utils.trainer import AnnotatedClassesLoss
 
 
 def renumber(source: Path, target: Path, order: Sequence[str], names: Sequence[str]) -> Path:
@@ -216,6 +218,33 @@ def test_rtdetr_leaves_out_a_class_that_is_not_annotated(tmp_path: Path) -> None
     for name in heads:
         changed = (found[name] != start[name]).reshape(3, -1).any(1)
         assert changed.tolist() == [True, False, True], name
+
+
+def test_rtdetrs_loss_of_a_class_that_is_not_annotated_is_that_of_background() -> None:
+    """One query that matches an object of class 1, which was labelled all the same."""
+    loss: Any = AnnotatedClassesLoss(3, [1])
+    scores = torch.tensor([[[0.5, 2.0, -1.0]]], requires_grad=True)
+    score = torch.tensor([[0.9]])
+    found = loss._get_loss_class(scores, torch.tensor([[1]]), score, 1)["loss_class"]
+    nothing = loss._get_loss_class(scores, torch.tensor([[3]]), 0 * score, 1)["loss_class"]
+    assert found.item() == pytest.approx(nothing.item())
+    assert found.item() > 0  # of the other two classes
+    found.backward()
+    assert scores.grad is not None
+    assert (scores.grad != 0).tolist() == [[[True, False, True]]]
+
+
+@pytest.mark.parametrize("names", [("n01440764", "n02102040")])
+def test_codes_of_imagenet_are_names_like_others(names: tuple[str, str], tmp_path: Path) -> None:
+    """Ultralytics makes words of them, which no folder is called."""
+    data = [make_class_folders(tmp_path / n, names=names, seed=i) for i, n in enumerate("ab")]
+    result = federation(
+        data, tmp_path / "runs", TRAIN, base_model="yolov8n-cls.yaml", num_rounds=1,
+        evaluate={"every": 1},
+    )  # fmt: skip
+    _, meta = load_arrays(result.run_dir / "weights" / "round1.npz")
+    assert meta is not None
+    assert meta.names == names
 
 
 def test_class_folders_are_matched_by_name(tmp_path: Path) -> None:

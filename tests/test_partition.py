@@ -511,6 +511,17 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
     assert summary.names == ("a", "b", "c")
 
 
+def test_a_coco_file_without_objects_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco", polygons=False)
+    for path in (tmp_path / "coco" / "annotations").iterdir():
+        path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 2
+    assert "has a label" in errors[0]
+
+
 def test_a_broken_coco_file_is_named_and_nothing_is_left(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,7 +181,7 @@ def objects_table(reports: Sequence[DataReport], names: Sequence[str], config: C
     common = sorted(range(len(names)), key=lambda i: -totals[i])[:MAX_CLASSES]
     shown = sorted(common)
     others = [i for i in range(len(names)) if i not in common]
-    title = "Objects in train" if has_boxes else "Images of each class in train"
+    title = "Objects in train" if has_boxes else "Images by class"
     title += f" ({SERVER[1:-1]}: in val)" if any(r.name == SERVER for r in reports) else ""
     table = Table(title=title, **TABLE)
     table.add_column("client")

@@ -33,7 +33,9 @@ def draw_check(
     totals = [sum(row[i] or 0 for row in counts) for i in range(len(names))]
     most = sorted(sorted(range(len(names)), key=lambda i: -totals[i])[:MAX_CLASSES])
     wide = len(most) <= MAX_NUMBERS
-    widths = [3.6, max((0.62 if wide else 0.19) * len(most), 2.4), 2.8]
+    sizes = np.array([_sizes(report) for report in reports])
+    widths = [3.6, max((0.62 if wide else 0.19) * len(most), 2.4)]
+    widths += [2.8] if sizes.any() else []  # a classifier has no boxes
     widths += [2.6] if seconds else []
     figure = new_figure(sum(widths) + 1.2, 0.32 * len(reports) + 2.2)
     grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
@@ -43,17 +45,19 @@ def draw_check(
     shown = [[row[i] for i in most] for row in counts]
     draw_class_table(panels[1], shown, [names[i] for i in most], with_numbers=wide)
     more = f" ({len(most)} of {len(names)})" if len(most) < len(names) else ""
-    panels[1].set_title(f"objects by class{more}", fontsize=10, loc="left")
-    sizes = np.array([_sizes(report) for report in reports])
-    _draw_parts(panels[2], 100 * sizes / np.maximum(sizes.sum(axis=1, keepdims=True), 1), SIZES)
-    finish_bars(panels[2], "their boxes, %")
+    things = "objects" if sizes.any() else "images"
+    panels[1].set_title(f"{things} by class{more}", fontsize=10, loc="left")
+    if sizes.any():
+        shares = 100 * sizes / np.maximum(sizes.sum(axis=1, keepdims=True), 1)
+        _draw_parts(panels[2], shares, SIZES)
+        finish_bars(panels[2], "their boxes, %")
     if seconds:
-        bars = panels[3].barh(
+        bars = panels[-1].barh(
             range(len(reports)), [seconds.get(r.name, 0) for r in reports], 0.6, color=ACCENT
         )
         labels = [f"{seconds[r.name]:.3g}" if r.name in seconds else "" for r in reports]
-        panels[3].bar_label(bars, labels, fontsize=8, padding=3)
-        finish_bars(panels[3], "training, s a round (estimated)")
+        panels[-1].bar_label(bars, labels, fontsize=8, padding=3)
+        finish_bars(panels[-1], "training, s a round (estimated)")
     for number, axes in enumerate(panels):
         axes.set_ylim(len(reports) - 0.4, -0.6)
         axes.tick_params(labelsize=8, left=False)

@@ -1,0 +1,80 @@
+"""A run from Python is as safe and as strict as the command's; docs/python.md is in test_docs."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import make_dataset
+from processes import ROOT, clean_environment
+
+from utils.checks import checked
+from utils.config import Config, InputError
+
+START = "base_model: yolov8n.yaml\ndatasets: [north/data.yaml]\n"
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_base_models_are_restricted_and_settings_private_as_of_the_config(
+    trusted: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"{START}trust_checkpoint: {str(trusted).lower()}\n")
+    done = python(
+        "from utils.api import load_config; load_config('config.yaml')\n"
+        "from ultralytics.utils import SAFE_LOAD, SETTINGS_FILE, ONLINE\n"
+        "print(SAFE_LOAD, 'federated-yolo-' in str(SETTINGS_FILE), ONLINE)",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{not trusted} True False\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["import ultralytics", "from utils.api import load_config; load_config('trusting.yaml')"],
+)
+def test_another_ultralytics_than_the_config_asks_for_is_refused(
+    before: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(START)
+    (tmp_path / "trusting.yaml").write_text(f"{START}trust_checkpoint: true\n")
+    done = python(
+        f"{before}\nfrom utils.api import load_config; load_config('config.yaml')", tmp_path
+    )
+    assert done.returncode == 1
+    assert "import utils.api first, in a new process" in done.stderr
+
+
+def test_a_config_that_was_made_in_python_is_checked_as_a_file_is(tmp_path: Path) -> None:
+    data = str(make_dataset(tmp_path / "data"))
+    settings: dict[str, Any] = {
+        "base_model": "yolov8n.yaml",
+        "datasets": [{"name": "a", "data": data}, {"name": "A", "data": data}],
+        "train": {"epochs": 99, "imgszz": 3, "batch": 2},
+        "global_batch": 16,
+        "new_clients": True,
+        "save_dir": str(tmp_path / "runs"),
+    }
+    with pytest.raises(InputError) as raised, checked(Config.model_validate(settings)):
+        pass
+    text = "\n".join(raised.value.problems)
+    for expected in (
+        "train.epochs: set by the federation",
+        "train.imgszz: unknown",
+        "train.batch and global_batch: found both",
+        "the same name as datasets[0]",
+        "new_clients: only SuperNodes",
+    ):
+        assert text.count(expected) == 1, expected
