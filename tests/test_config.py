@@ -254,6 +254,13 @@ def test_what_must_be_there_is_named(tmp_path: Path, text: str) -> None:
     [
         ("num_round: 3", "num_round: unknown setting; did you mean 'num_rounds'?"),
         ("Seed: 3", "Seed: unknown setting; did you mean 'seed'?"),
+        ("lr0: 0.1", "lr0: unknown setting; did you mean 'train.lr0'?"),
+        (
+            "epochs: 4",
+            "epochs: unknown setting; use num_rounds and local_epochs; the schedule spans "
+            "num_rounds * local_epochs",
+        ),
+        ("train: {epoch: 4}", "train.epoch: unknown Ultralytics argument; did you mean 'epochs'?"),
         ("colour: red", "colour: unknown setting"),
         ("1: 2", "1: unknown setting"),
         ("evaluate: {evry: 2}", "evaluate.evry: unknown setting; did you mean 'every'?"),

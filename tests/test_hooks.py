@@ -192,8 +192,8 @@ def test_an_error_in_a_hook_is_told_as_any_other(hooks: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("client", "message"),
     [
-        ("nowhere.py:Noting", r"no Python file that is there; expected FILE.py:CLASS"),
-        ("Noting", r"no Python file that is there; expected FILE.py:CLASS"),
+        ("nowhere.py:Noting", r"expected FILE.py:CLASS, with a file that is in"),
+        ("Noting", r"expected FILE.py:CLASS, with a file that is in"),
         ("{hooks}:Notign", r"'Notign' is not a subclass of YoloClient .* did you mean 'Noting'"),
         ("{hooks}:Path", r"'Path' is not a subclass of YoloClient"),
         ("{broken}:Noting", r"broken.py: NameError: name 'nothing' is not defined"),

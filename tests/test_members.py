@@ -1,6 +1,7 @@
 """Sites that come, are refused, go and come back; in one process, through the real messages."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from utils import deployment
 from utils import greeting as greeting_module
 from utils.checks import checked
 from utils.config import Config
+from utils.data import DataSummary
+from utils.greeting import Introduction, hello
+from utils.members import Members, Unfit
 from utils.run_dir import RunDir, read_csv
 from utils.server import RunResult
 from utils.simulation import make_server
@@ -191,3 +195,45 @@ def test_nodes_of_a_simulation_and_sites_are_not_mixed(tmp_path: Path) -> None:
         server = make_server(federation, Silent(), RunDir.create(tmp_path / "runs", "run"))
         with pytest.raises(RuntimeError, match="write datasets: supernodes"):
             server.run(local)
+
+
+SUMMARY = DataSummary(names=("a", "b"), num_train=4, num_val=2, num_test=0, class_counts=(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"names": ()}, "names: expected 1 to 10000"),
+        ({"names": ("a", "a")}, "names: expected 1 to 10000, each once"),
+        ({"names": ("a", " ")}, "not blank"),
+        ({"class_counts": (3,)}, "boxes: expected a count for each class"),
+        ({"class_counts": (3, -1)}, "boxes: expected a count for each class"),
+        ({"num_train": 0}, "images: expected at least one to train"),
+        ({"num_train": 10**400}, "images: expected at least one to train"),
+        ({"num_val": -5}, "images: expected at least one to train"),
+        ({"channels": 10**7}, "channels: expected 1 to 1024"),
+        ({"kpt_shape": (17, 10**6)}, "kpt_shape: expected two small numbers"),
+    ],
+)
+def test_a_site_that_says_what_cannot_be_is_refused_and_shapes_nothing(
+    lie: dict[str, Any], reason: str
+) -> None:
+    members = Members([], hello("detect"), is_open=True, has_sites=True)
+    with pytest.raises(Unfit, match=reason):
+        members._take(7, Introduction(name="liar", summary=replace(SUMMARY, **lie)))
+    assert not members.clients
+    members._take(8, Introduction(name="north", summary=SUMMARY))
+    assert members.present == ["north"]
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"show_images": 10**6}, "show-images: expected 0 to 16"),
+        ({"not_annotated": ("z",)}, r"not-annotated: \['z'\] are none of its classes"),
+    ],
+)
+def test_what_a_site_allows_must_make_sense_too(lie: dict[str, Any], reason: str) -> None:
+    members = Members([], hello("detect"), is_open=True, has_sites=True)
+    with pytest.raises(Unfit, match=reason):
+        members._take(7, Introduction(name="liar", summary=SUMMARY, **lie))

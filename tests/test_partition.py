@@ -628,7 +628,7 @@ def test_without_supervision_the_package_is_named(
         ),
         (["--scheme", "group"], r"--clients: found 5, but the train images are of 1 group \(\.\)"),
         (["--clients", "many"], "argument --clients: invalid int value: 'many'; see --help"),
-        (["--clients", "7"], "client_6: gets none of the 6 val images, .*, or --val shared"),
+        (["--clients", "7"], "--clients: found 7, but there are 6 val images, .*, or --val shared"),
     ],
 )
 def test_wrong_options_are_refused_with_the_next_step(

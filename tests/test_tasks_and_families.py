@@ -19,6 +19,7 @@ from helpers import (
     write_keypoints,
     write_polygons,
 )
+from rich.console import Console
 from test_exactness import (
     TRAIN,
     Silent,
@@ -292,7 +293,7 @@ def test_a_classifier_shows_its_images_classes_and_scores(tmp_path: Path) -> Non
     page = (run_dir / "report.html").read_text()
     assert "training images of each class" in page
     assert "accuracy top1" in page
-    table = rounds_table(result.rounds, result.best)
+    table = rounds_table(result.rounds, result.best, Console(width=120))
     assert [column.header for column in table.columns] == [
         "round", "loss", "top1", "top5", "server\ntop1", "server\ntop5", "s",
     ]  # fmt: skip

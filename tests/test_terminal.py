@@ -4,6 +4,7 @@ import io
 import shlex
 from pathlib import Path
 
+import pytest
 from helpers import make_dataset
 from rich.console import Console
 from rich.text import Text
@@ -13,6 +14,7 @@ from utils.checks import checked
 from utils.config import Config
 from utils.run_dir import RunDir
 from utils.server import RoundResult, RunResult
+from utils.terminal import rounds_table
 
 
 def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -41,7 +43,7 @@ def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> 
         terminal.show_end(console, RunResult(run_dir.path, [result], result), federation)
     shown = output.getvalue()
     model = shlex.quote(f"model={run_dir.weights}/best.pt")  # there is a space in it
-    for text in ("[/red]", "[b]", "[/x] is wrong", f"yolo predict {model}"):
+    for text in ("[/red]", "[b]", "[/x] is wrong", f"yolo export {model}"):
         assert text in shown
     assert f"Run directory: {run_dir.path}\n" in shown
 
@@ -68,3 +70,22 @@ def test_elsewhere_a_round_is_a_line() -> None:
         display.client_done("north", "loss 1.23")
         display.round_done(RoundResult(1, None, {"round": 1, "seconds": 1.0}))
     assert output.getvalue() == "round 1/4  1.0 s\n"
+
+
+@pytest.mark.parametrize(("width", "columns"), [(160, 8), (100, 8), (60, 4)])
+def test_a_narrow_table_of_rounds_has_whole_numbers_of_what_matters_most(
+    width: int, columns: int
+) -> None:
+    """Of a segmentation: losses, and mAP50 and mAP50-95 of boxes and masks, also on the server."""
+    losses = {f"train/{name}_loss": 1.25 for name in ("box", "seg", "cls", "dfl")}
+    scores = {f"metrics/{m}({part})": 0.125 for part in "BM" for m in ("mAP50", "mAP50-95")}
+    on_server = {f"server/{name}": 0.875 for name in scores}
+    result = RoundResult(1, 0.5, {**losses, **scores, **on_server, "seconds": 2.0})
+    output = io.StringIO()
+    console = Console(file=output, width=width)
+    console.print(rounds_table([result], result, console))
+    text = output.getvalue()
+    assert "…" not in text
+    assert text.count("0.125") + text.count("0.875") == columns
+    assert ("1.250" in text) == (width == 160)
+    assert "masks" in text

@@ -234,7 +234,9 @@ def twins_table(reports: Sequence[DataReport], twins: Twins) -> Table:
 
 
 def _no_twins(twins: Twins) -> str:
-    return f"Near-duplicates: none of train images, of {counted(twins.num_images, 'image')} in all"
+    return (
+        f"Near-duplicates: no train image has one, of {counted(twins.num_images, 'image')} in all"
+    )
 
 
 def estimate_table(estimate: RoundEstimate) -> Table:
@@ -287,8 +289,9 @@ def _draw(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_check(path, reports, names, estimate.seconds if estimate else {})
-    except OSError as error:
-        console.print(f"No picture: {error}", style="yellow", soft_wrap=True, markup=False)
+    except Exception as error:  # of the disk or of Matplotlib; the verdict does not depend on it
+        reason = f"{type(error).__name__}: {error}"
+        console.print(f"No picture: {reason}", style="yellow", soft_wrap=True, markup=False)
         return
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     console.print(f"Picture: {shown}", soft_wrap=True, markup=False)

@@ -395,7 +395,8 @@ def _label_space(
     wanted = [
         (f"datasets[{i}] '{d.name}'", own.get(d.name, ())) for i, d in enumerate(config.clients)
     ]
-    wanted.append(("evaluate.data", server_names or ()))
+    if config.names or len(own) == len(config.clients):  # else the classes are not known yet
+        wanted.append(("evaluate.data", server_names or ()))
     for where, found in wanted:
         unknown = [name for name in found if name not in names]
         if unknown:

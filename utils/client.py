@@ -394,8 +394,8 @@ def client_class(name: str) -> type[YoloClient]:
     path = ROOT / file
     if path.suffix != ".py" or not path.is_file():
         raise InputError(
-            f"client: found '{name}', and {path} is no Python file that is there; expected "
-            "FILE.py:CLASS, the class being a subclass of utils.client.YoloClient"
+            f"client: found '{name}', expected FILE.py:CLASS, with a file that is in the working "
+            f"directory or at {path}, and a subclass of utils.client.YoloClient in it"
         )
     found = vars(_module_of(path))
     classes = {n: v for n, v in found.items() if isinstance(v, type) and issubclass(v, YoloClient)}
@@ -416,7 +416,7 @@ def _module_of(path: Path) -> Any:
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it may do anything
+    except (Exception, SystemExit) as error:  # it may do anything
         raise InputError(f"client: {path}: {reason_of(error)}; correct it") from error
     return module
 
@@ -538,7 +538,7 @@ def _reporting_errors(handler: Handler) -> Handler:
             notes = [note for note in (identity.get("note"), shortage) if note]
             identity.update({"name": place.name, "attempt": number, "note": "; ".join(notes)})
             return reply
-        except Exception as error:  # whatever it is, the server must be told
+        except (Exception, SystemExit) as error:  # whatever it is, the server must be told
             is_plain = isinstance(error, LostWorkerError | AbortedError)
             kind = "" if is_plain else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())

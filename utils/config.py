@@ -443,7 +443,8 @@ def train_problems(train: dict[str, Any]) -> list[str]:
         elif key in NOT_TRAIN_ARGS:
             problems.append(f"train.{key}: not a train argument; remove it")
         elif key not in known:
-            problems.append(f"train.{key}: unknown Ultralytics argument{nearest(key, known)}")
+            near = nearest(key, [*known, *OWNED_TRAIN_ARGS])
+            problems.append(f"train.{key}: unknown Ultralytics argument{near}")
         elif key in CHECKED_TRAIN_ARGS and not CHECKED_TRAIN_ARGS[key][0](value):
             expected = CHECKED_TRAIN_ARGS[key][1]
             problems.append(f"train.{key}: found {value!r}, expected {expected}")
@@ -595,7 +596,7 @@ def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
         where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
         if error["type"] == "extra_forbidden":
             section = _SECTIONS.get(str(parts[0]), Config) if len(parts) > 1 else Config
-            text = f"unknown setting{nearest(str(parts[-1]), section.model_fields)}"
+            text = f"unknown setting{_nearest_setting(str(parts[-1]), section)}"
         elif error["type"] == "missing":
             text = "missing; see configs/example.yaml"
         else:
@@ -607,6 +608,18 @@ def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
     if any(where.startswith("datasets[") for where in lines):
         lines.pop("datasets", None)  # the branch 'demo' was not meant
     return list(lines.values())
+
+
+def _nearest_setting(name: str, section: type[_Frozen]) -> str:
+    """What may have been meant; at the top level also one of Ultralytics' train arguments."""
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    if section is Config:
+        if name in OWNED_TRAIN_ARGS:
+            return f"; {OWNED_TRAIN_ARGS[name]}"
+        if name in DEFAULT_CFG_DICT and name not in NOT_TRAIN_ARGS:
+            return f"; did you mean 'train.{name}'?"
+    return nearest(name, section.model_fields)
 
 
 def _is_branch(part: Any) -> bool:

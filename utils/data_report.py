@@ -349,9 +349,12 @@ def _unlabelled_findings(reports: Sequence[DataReport]) -> Iterator[str]:
 def _twin_findings(twins: Twins) -> Iterator[str]:
     split_and_place = {
         "within_train": ("train", "the same train split"),
-        "held_out_in_train": ("val or test", "the train split beside it: scores are too good"),
+        "held_out_in_train": ("val or test", "the train split beside it: scores may be too good"),
         "train_elsewhere": ("train", "the train split of another client"),
-        "held_out_elsewhere": ("val or test", "the train split of a client: scores are too good"),
+        "held_out_elsewhere": (
+            "val or test",
+            "the train split of a client: scores may be too good",
+        ),
     }
     for relation, (image, twin) in twins.examples.items():
         split, place = split_and_place[relation]

@@ -11,11 +11,12 @@ from flwr.serverapp import Grid
 
 from utils.arrays import Arrays, Layout
 from utils.attempts import reason_of
-from utils.client import from_record, to_record
+from utils.client import to_record
 from utils.evaluation import Evaluation, class_metrics
 from utils.model import load_into, to_arrays
 from utils.run_dir import JPEG, SERVER, write_atomically
 from utils.server import Score, Server, checked_arrays
+from utils.updates import views
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
 FINISHED = "server/finished"
@@ -124,7 +125,7 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
         kinds.append("personal")
 
     def read(_: str, reply: Message) -> Arrays:
-        arrays = from_record(reply.content.array_records["arrays"])
+        arrays = views(reply.content.array_records["arrays"])
         return checked_arrays(arrays, layout, "model was")
 
     for kind in kinds:

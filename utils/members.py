@@ -125,6 +125,9 @@ class Members:
         name, summary = introduction.name, introduction.summary
         if not CLIENT_NAME.fullmatch(name) or summary is None:
             raise Unfit(f"found name {name!r}, expected letters, digits, '.', '_' and '-'")
+        problems = _implausible(introduction, summary)
+        if problems:
+            raise Unfit(f"SuperNode '{name}': {'; '.join(problems)}; correct its data.yaml")
         data = self._seat_for(name)
         self._check_form(name, summary)
         if data is None:
@@ -204,6 +207,35 @@ class Members:
                         "sets need the same, since it shapes the model"
                     )
             return
+
+
+def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
+    """Say what of an introduction cannot be true, before all others have to rely on it."""
+    names, counts = summary.names, summary.class_counts
+    shape = summary.kpt_shape
+    alien = set(introduction.not_annotated) - set(names)
+    checks = {
+        "names: expected 1 to 10000, each once and not blank": (
+            0 < len(names) <= 10_000
+            and len(set(names)) == len(names)
+            and all(name.strip() and len(name) <= 1000 for name in names)
+        ),
+        "boxes: expected a count for each class": (
+            len(counts) == len(names) and all(0 <= count < 2**53 for count in counts)
+        ),
+        "images: expected at least one to train and one to validate": (
+            0 < summary.num_train < 2**53
+            and 0 < summary.num_val < 2**53
+            and 0 <= summary.num_test < 2**53
+        ),
+        "channels: expected 1 to 1024": 0 < summary.channels <= 1024,
+        "kpt_shape: expected two small numbers": (
+            shape is None or (len(shape) == 2 and all(0 < n <= 1000 for n in shape))
+        ),
+        "show-images: expected 0 to 16": 0 <= introduction.show_images <= 16,
+        f"not-annotated: {sorted(alien)[:3]} are none of its classes": not alien,
+    }
+    return [problem for problem, is_right in checks.items() if not is_right]
 
 
 def _introduction_in(reply: Message) -> Introduction:

@@ -214,6 +214,13 @@ def _read_classification(path: Path) -> Source:
 
 def divide(source: Source, options: argparse.Namespace) -> Partition:
     """Share out the images by the scheme. Raises InputError where a client could not be trained."""
+    for split, content in source.splits.items():
+        if len(content.images) < options.clients and (split == "train" or options.val == "split"):
+            remedy = ", or --val shared" if split == "val" else ""
+            raise InputError(
+                f"--clients: found {options.clients}, but there are {len(content.images)} {split} "
+                f"images, and each client needs one; use fewer{remedy}"
+            )
     rng = np.random.default_rng(options.seed)
     groups = _groups(source, options.group_by or "folder") if options.scheme == "group" else {}
     train_labels = source.splits["train"].labels
@@ -505,7 +512,8 @@ def _more(problems: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.default_int_handler)
     try:
         run(parse(arguments))
     except InputError as error:

@@ -159,7 +159,8 @@ def finish_bars(axes: Any, title: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
-    axes.set_xlim(0, 1.08 * axes.dataLim.xmax or 1)
+    largest = axes.dataLim.xmax  # infinite where there is no bar
+    axes.set_xlim(0, 1.08 * largest if 0 < largest < math.inf else 1)
 
 
 def _draw_scores(axes: Any, results: Sequence[ClientResult], metric: str) -> None:

@@ -110,6 +110,9 @@ def federated_number(run: Run) -> Number:
     if run.best is None:
         note = "No round was evaluated yet; evaluate.every=1 scores each of them."
         return Number("Federated", NO_VALUE, note)
+    if not run.best_score:
+        note = "No round has scored above 0 yet: train longer, or look at the losses."
+        return Number("Federated", format_score(run.best_score), note)
     if str(run.score_column).startswith("server/"):
         where = "of the global model on the server's data"
     elif run.is_personal:
@@ -132,6 +135,10 @@ def best_local_number(run: Run) -> Number:
             when = "known once the run has come to its end."
         return Number("Best local", NO_VALUE, f"The best model of a single client; {when}")
     score, owner, where = found
+    if not score:
+        return Number(
+            "Best local", format_score(score), "No client's model has scored above 0 yet."
+        )
     note = (
         f"{title_of(str(run.metric))} on {where} of {owner}, trained from the global model of a "
         "round by one client alone, before averaging; the best of all rounds."

@@ -27,7 +27,7 @@ from utils.arrays import (
     negative_statistics,
     select,
 )
-from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, from_record, to_record
+from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, to_record
 from utils.codec import halved
 from utils.config import Config, InputError
 from utils.data import DataSummary
@@ -48,6 +48,7 @@ Again = Callable[[Message, Message], Message | None]
 RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord, MetricRecord)
 POLL_S = 0.1
 ROUND_TRIES = 3
+LARGEST_NUMBER = 1e30  # of a client's losses and metrics; means of more would be infinite
 SITE_POLL_S = 1.0  # over a network
 RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
 TTL_S = 10 * 365 * 86400.0  # Flower's own lets a message expire after 12 hours
@@ -435,7 +436,8 @@ class Server:
             found = f"{len(updates)} of {len(nodes)} clients returned a usable update"
             if tries_left:
                 self.display.notice(
-                    f"round {round_number}: {found}, it needs {needed}: asking the others again"
+                    f"round {round_number}: {found}, it needs {needed}: asking those that failed "
+                    "again"
                 )
                 self._pause(RETRY_WAIT_S)
         self.write_client_rows(round_number, list(updates.values()), [])
@@ -831,6 +833,7 @@ class Server:
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
         seconds = numbers.pop("seconds")
+        _refuse_own_names(numbers)
         local = {k: v for k, v in numbers.items() if k.startswith("local/")}
         losses = {k: v for k, v in numbers.items() if k not in local}
         parameters = [name for name in self.arrays if name in self.aggregation.parameters]
@@ -840,7 +843,7 @@ class Server:
     def _rebuilt(self, reply: Message) -> Arrays:
         """All arrays of an update, of which the client has sent what it has changed."""
         if self.instructions.incremental:
-            increment = from_record(_record(reply, "encoded", ArrayRecord))
+            increment = views(_record(reply, "encoded", ArrayRecord))
             return self.encoding.rebuilt(increment, self.arrays)
         unchanged: Any = _record(reply, "client", ConfigRecord).get(UNCHANGED, [])
         arrays = {name: self.arrays[name] for name in unchanged}
@@ -851,6 +854,7 @@ class Server:
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         for key in ("loss", "seconds"):
             numbers.pop(key)
+        _refuse_own_names(numbers)
         per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
         metrics = {k: v for k, v in numbers.items() if k not in per_class}
         metrics["fitness"]  # a score without it is none
@@ -988,12 +992,21 @@ def _numbers(reply: Message) -> dict[str, float]:
     """The numbers of a reply, which must be finite."""
     record = _record(reply, "metrics", MetricRecord)
     numbers = {name: float(value) for name, value in record.items() if not isinstance(value, list)}
-    if not np.isfinite(list(numbers.values())).all():
-        raise ValueError(f"its numbers are not finite: {numbers}")
+    if not all(abs(value) <= LARGEST_NUMBER for value in numbers.values()):  # NaN is not
+        raise ValueError(f"its numbers are not finite, or huge: {numbers}")
     return numbers
 
 
+def _refuse_own_names(numbers: Iterable[str]) -> None:
+    """Keep a client's numbers out of the columns that the server writes itself."""
+    for name in numbers:
+        if name.startswith("server/") or ("/" not in name and name != "fitness"):
+            raise ValueError(
+                f"its number '{name}' is named as the server's own are; call it 'my/{name}'"
+            )
+
+
 def _positive(value: float, name: str) -> int:
-    if not value > 0 or value != int(value):
+    if not 0 < value <= 2**53 or value != int(value):  # above, a float skips numbers
         raise ValueError(f"{name}: found {value}, expected a positive whole number")
     return int(value)

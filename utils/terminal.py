@@ -57,7 +57,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
     )
     train = config.train
     console.print(
-        f"{device}, CPUs for each client: {resources.num_cpus:g}, batch {train['batch']} each, "
+        f"{device}, CPUs for each client: {resources.num_cpus:g}, imgsz "
+        f"{train.get('imgsz', DEFAULT_CFG_DICT['imgsz'])}, batch {train['batch']} each, "
         f"{train['optimizer']} lr0 {train.get('lr0', DEFAULT_CFG_DICT['lr0']):.4g}",
         soft_wrap=True,
     )
@@ -105,7 +106,7 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
     """Show the rounds, the headline, what was written, and what to do with it."""
-    console.print(rounds_table(result.rounds, result.best))
+    console.print(rounds_table(result.rounds, result.best, console))
     is_private = federation.config.privacy.mode != "none"
     if is_private or (result.best and result.best.score):  # of zeros, none is the best
         console.print(headline_table(read_run(result.run_dir)))
@@ -131,17 +132,17 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
     console.print("Next:")
     imgsz = federation.config.train.get("imgsz", 640)
     yolo, argument = _beside_python("yolo"), shlex.quote(f"model={model}")
-    for command in (
-        f"{yolo} predict {argument} imgsz={imgsz} source=IMAGES",
-        f"{yolo} export {argument} imgsz={imgsz} format=onnx",
-    ):
+    commands = [f"{yolo} export {argument} imgsz={imgsz} format=onnx"]
+    if torchvision_loads():
+        commands.insert(0, f"{yolo} predict {argument} imgsz={imgsz} source=IMAGES")
+    for command in commands:
         console.print(f"  {command}", style="cyan", soft_wrap=True, markup=False)
     if importlib.util.find_spec("onnx") is None:
         console.print('  [dim]format=onnx needs pip install -e ".\\[onnx]" first[/]')
     if not torchvision_loads():
         console.print(
-            "  [dim]yolo predict and val fail here: torchvision is built for another PyTorch; "
-            "install the one that goes with it[/]",
+            "  [dim]yolo train, val and predict fail in this environment: its torchvision is built "
+            "for another PyTorch; install the one that goes with it[/]",
             soft_wrap=True,
         )
 
@@ -284,13 +285,30 @@ def headline_table(run: Run) -> Table:
     return table
 
 
-def rounds_table(rounds: Sequence[RoundResult], best: RoundResult | None) -> Table:
-    """The rounds as a table for the end of a run; the best one is marked."""
-    names = [
-        name
-        for name in dict.fromkeys(name for r in rounds for name in r.row)
-        if name.startswith("train/") or _is_judged(name)
-    ]
+def rounds_table(
+    rounds: Sequence[RoundResult], best: RoundResult | None, console: Console
+) -> Table:
+    """The rounds as a table for the end of a run; the best one is marked.
+
+    Where the console is too narrow, losses are left out, and then all but the strictest scores.
+    """
+    columns = dict.fromkeys(name for r in rounds for name in r.row)
+    scores = [name for name in columns if _is_judged(name)]
+    strict = [name for name in scores if not name.split("(")[0].endswith("mAP50")]
+    losses = [name for name in columns if name.startswith("train/")]
+    tables = [_rounds_table(rounds, best, names) for names in (losses + scores, scores, strict)]
+    unlimited = console.options.update(
+        width=10_000
+    )  # else no table is found wider than the console
+    for table in tables:
+        if console.measure(table, options=unlimited).maximum <= console.width:
+            return table
+    return tables[-1]
+
+
+def _rounds_table(
+    rounds: Sequence[RoundResult], best: RoundResult | None, names: Sequence[str]
+) -> Table:
     table = Table(
         title="Rounds", title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -318,6 +336,7 @@ def short_name(column: str) -> str:
     """`metrics/mAP50(B)` -> `mAP50`, `server/metrics/mAP50(B)` -> `server mAP50`."""
     prefix = "server " if column.startswith("server/") else ""
     name = column.split("/")[-1].replace("(B)", "").removeprefix("accuracy_")
+    name = name.replace("(M)", " masks").replace("(P)", " keypoints")
     if column.startswith("train/"):
         name = name.removesuffix("loss").removesuffix("_") + " loss"
     return prefix + name.strip()

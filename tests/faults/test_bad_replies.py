@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Array, Error, Message
 from helpers import make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
@@ -38,7 +38,7 @@ def changed(change: Callable[[Arrays], Any]) -> Callable[[Message], None]:
 def number(key: str, value: float | None) -> Callable[[Message], None]:
     def tamper(message: Message) -> None:
         record = message.content.metric_records["metrics"]
-        del record[key]
+        record.pop(key, None)
         if value is not None:
             record[key] = value
 
@@ -89,6 +89,10 @@ BAD: dict[str, tuple[Callable[[Message], None], str]] = {
     "examples not counted": (number("num-examples", None), "its reply has no 'num-examples'"),
     "a loss that is no number": (number("train/box_loss", np.nan), "its numbers are not finite"),
     "no steps": (number("num-steps", 0), "num-steps: found 0.0"),
+    "more examples than there can be": (number("num-examples", 1.7e308), "not finite, or huge"),
+    "more examples than a float counts": (number("num-examples", 2.0**60), "found 1.15"),
+    "a column of the server's": (number("round", 2.0), "its number 'round' is named as the server"),
+    "a score of the server's": (number("server/fitness", 1.0), "its number 'server/fitness' is"),
     "no metrics": (lambda m: m.content.metric_records.clear(), "its reply has no 'metrics'"),
 }
 
@@ -139,6 +143,33 @@ def test_its_client_is_left_out_of_the_round_named_and_asked_again_in_the_next(
     assert result.rounds[1].row["num_clients"] == 2
 
 
+@pytest.mark.parametrize(
+    ("data_of_array", "reason"),
+    [
+        (b"", "not a readable array"),
+        (b"\x93NUMPY\1\0\x10\0{'descr': <<<<<<<<<", "not a readable array"),
+        (b"PK\3\4" + bytes(40), "not a readable array"),
+    ],
+    ids=["empty", "garbage header", "a zip"],
+)
+def test_an_increment_that_is_no_array_leaves_its_client_out(
+    data_of_array: bytes, reason: str, data: Path, tmp_path: Path
+) -> None:
+    def spoil(reply: Message) -> None:
+        array = reply.content.array_records["encoded"]["difference"]
+        reply.content.array_records["encoded"]["difference"] = Array(
+            array.dtype, array.shape, array.stype, data_of_array
+        )
+
+    grid, display = spoiling(spoil, node=1000, calls={1}), Silent()
+    federation(
+        [data, data], tmp_path, TRAIN, num_rounds=1, codec="int8", grid=grid, display=display
+    )
+    ((name, found),) = display.failures
+    assert name == "c0"
+    assert reason in found
+
+
 @pytest.fixture
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "RETRY_WAIT_S", 0.0)
@@ -161,7 +192,10 @@ def test_a_round_with_too_few_updates_is_tried_again_and_ends_as_if_nothing_had_
         display=display,
     )
     assert_identical(final_arrays(result), final_arrays(whole))
-    text = "round 2: 1 of 2 clients returned a usable update, it needs 2: asking the others again"
+    text = (
+        "round 2: 1 of 2 clients returned a usable update, it needs 2: asking those that failed "
+        "again"
+    )
     assert display.notices == [text, text]
     sent = [m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"]
     assert len(sent) == 2 + 2 + 1 + 1  # only the one that failed is asked again
