@@ -372,6 +372,17 @@ def test_classification_folders_keep_all_classes(
         assert [s.class_counts for s in federation.summaries.values()] == [(4, 0), (0, 4)]
 
 
+def test_an_output_among_the_images_is_refused_and_leaves_them_as_they_are(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file_digests(source.parent)
+    output = source.parent / "images" / "train" / "parts"
+    code, _, errors = run(capsys, source, "-o", output, "--clients", 2, "--copy")
+    assert code == 2
+    assert "where the train images are" in errors[0]
+    assert file_digests(source.parent) == before
+
+
 def test_the_picture_is_drawn(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

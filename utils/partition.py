@@ -196,7 +196,9 @@ def _read_classification(path: Path) -> Source:
     problems: list[str] = []
     for split, folder in folders.items():
         found = sorted(
-            p for p in folder.absolute().rglob("*.*") if p.suffix[1:].lower() in IMG_FORMATS
+            p
+            for p in folder.absolute().rglob("*.*")
+            if p.suffix[1:].lower() in IMG_FORMATS and p.is_file()
         )
         classes = [p.relative_to(folder.absolute()).parts[0] for p in found]
         unknown = sorted(set(classes) - set(names))
@@ -552,6 +554,7 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     elif path.is_dir() and is_voc(path):
         path = convert_voc(path, output / "source")
     source = read_source(path, scratch)
+    _refuse_inside(source, output)
     partition = divide(source, options)
     num_images = sum(len(split.images) for split in source.splits.values())
     print(f"Comparing {num_images} images ...", flush=True)
@@ -573,6 +576,17 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     config = write_config(source, partition, output, described)
     print(f"  python federated.py check {config}")
     print(f"  python federated.py {config}")
+
+
+def _refuse_inside(source: Source, output: Path) -> None:
+    """Raise InputError where what is written would become a part of the source."""
+    for split, content in source.splits.items():
+        folder = os.path.commonpath([str(Path(i).resolve().parent) for i in content.images])
+        if output.resolve().is_relative_to(folder):
+            raise InputError(
+                f"-o {output}: is inside {folder}, where the {split} images are, and would become "
+                "a part of them; choose a place outside"
+            )
 
 
 def describe(options: argparse.Namespace) -> str:
