@@ -197,9 +197,7 @@ def check(
     if config.ray.address is not None:
         config = with_cluster_gpus(config, machines)
     elif config.client_resources.num_gpus == "auto":
-        config, gpu_choice = with_gpu_share(
-            config, task, model, summaries, caches, probe or CudaMemory()
-        )
+        config, gpu_choice = with_gpu_share(config, task, model, summaries, caches, probe)
     server_data = None
     if config.evaluate.data is not None:
         server_data = read_data(Path(config.evaluate.data), task, where="evaluate.data")

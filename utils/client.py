@@ -99,9 +99,8 @@ class Instructions:
     the federation. train: resolved train arguments. num_clients: that may work on one machine.
     device, num_threads: of a client in a simulation. round_timeout_s: for one message.
     client: see `client_class`. cross_client: without it no client gives its local model away.
-    incremental: arrays travel as
-    increments, see utils/increments.py, with the differences that codec encodes. privacy: clients
-    see to its mode "local" themselves.
+    incremental: arrays travel as increments, see utils/increments.py, with the differences that
+    codec encodes. privacy: clients see to its mode "local" themselves.
     """
 
     run_id: str

@@ -297,9 +297,8 @@ def rounds_table(
     strict = [name for name in scores if not name.split("(")[0].endswith("mAP50")]
     losses = [name for name in columns if name.startswith("train/")]
     tables = [_rounds_table(rounds, best, names) for names in (losses + scores, scores, strict)]
-    unlimited = console.options.update(
-        width=10_000
-    )  # else no table is found wider than the console
+    # By the console's own options no table is wider than it.
+    unlimited = console.options.update(width=10_000)
     for table in tables:
         if console.measure(table, options=unlimited).maximum <= console.width:
             return table
