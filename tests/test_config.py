@@ -514,3 +514,11 @@ def test_a_batch_for_each_client_and_for_all_exclude_each_other(tmp_path: Path) 
     path.write_text(MINIMAL + "train: {batch: 4}\n")
     with pytest.raises(InputError, match=r"train\.batch and global_batch: found both"):
         load_config(path, ["global_batch=16"])
+
+
+def test_a_wrong_entry_of_a_list_is_explained_by_its_own_list(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        load(tmp_path, f"{MINIMAL}shared: {{parts: [tail]}}\n")
+    assert len(raised.value.problems) == 2
+    for line in raised.value.problems:
+        assert line.endswith("expected a list of 'backbone', 'neck' and 'head'")

@@ -601,7 +601,8 @@ def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
             text = "missing; see configs/example.yaml"
         else:
             message = error["msg"].removeprefix("Input should be ").split(", unable")[0]
-            last = "dataset" if isinstance(parts[-1], int) else str(parts[-1])
+            name = next(part for part in reversed(parts) if not isinstance(part, int))
+            last = "dataset" if name == "datasets" and name != parts[-1] else str(name)
             expected = _EXPECTED.get(where, _EXPECTED.get(last, message))
             text = f"found {error['input']!r}, expected {expected}"
         lines.setdefault(where, f"{path}: {where}: {text}")  # a union reports every branch
