@@ -37,11 +37,10 @@ def main(arguments: list[str], grid: "Grid | None" = None) -> int:
     try:
         command = parse(arguments)
         prepare_environment(trust_checkpoints=command.trusts_checkpoint())
+        return run(command, grid)
     except InputError as error:
         show_problems(error.problems)
         return 2
-    try:
-        return run(command, grid)
     finally:
         remove_private_settings()
 
@@ -56,7 +55,7 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
     from utils.check_command import check_and_show
     from utils.checks import checked, with_demo_data
     from utils.command import show_problems
-    from utils.config import InputError, load_config
+    from utils.config import load_config
     from utils.deployment import run_on, wait_for_sites
     from utils.run_dir import RunDir
     from utils.server import FederationError
@@ -76,18 +75,10 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
         meet = partial(wait_for_sites, grid, console) if grid else None
         with checked(with_demo_data(config), meet) as federation:
             run_dir = run_dir or RunDir.create(Path(federation.config.save_dir), config.name)
-            terminal.show_start(console, federation, run_dir)
-            with terminal.TerminalDisplay(console, config.num_rounds) as display:
-                if grid is None:
-                    result = simulate(federation, display, run_dir)
-                else:
-                    result = run_on(grid, federation, display, run_dir)
-            terminal.draw(run_dir)
-            terminal.show_end(console, result, federation)
+            terminal.shown(
+                console, federation, run_dir, partial(run_on, grid) if grid else simulate
+            )
         return 0
-    except InputError as error:
-        show_problems(error.problems)
-        return 2
     except (FederationError, OSError) as error:
         show_problems([str(error)])
         code = 1
@@ -119,10 +110,16 @@ class Command:
 
 def parse(arguments: list[str]) -> Command:
     """Tell `check`, the config file, `resume=` and the overrides apart. Raises InputError."""
-    from utils.config import DEFAULT_SAVE_DIR, InputError, resume_problems
+    from utils.config import DEFAULT_SAVE_DIR, InputError, nearest, resume_problems
     from utils.run_dir import CONFIG_FILE, find_run
 
     only_checks = arguments[:1] == ["check"]
+    for name in arguments[:1]:
+        if not only_checks and name.isidentifier() and not Path(name).exists():
+            raise InputError(
+                f"'{name}': found neither a command nor a file{nearest(name, ['check'])}; expected "
+                "CONFIG.yaml, check CONFIG.yaml or key=value"
+            )
     arguments = arguments[1:] if only_checks else arguments
     values = dict(a.split("=", 1) for a in arguments if a.startswith(("resume=", "save_dir=")))
     overrides = [a for a in arguments if "=" in a and not a.startswith("resume=")]

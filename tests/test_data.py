@@ -154,7 +154,10 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
     [
         ("", "expected 'train', 'val' and 'names' lines as in a data.yaml"),
         ("- a\n- b", "expected 'train', 'val' and 'names' lines as in a data.yaml"),
-        ("train: [1", "not a readable YAML file: "),
+        (
+            "train: [1",
+            "not a readable YAML file: expected ',' or ']', but got '<stream end>', line",
+        ),
         (f"{LINES}names: []", "no 'names'; a data.yaml has train, val and names"),
         (f"{LINES}nc: 3", "no 'names'; a data.yaml has train, val and names"),
         ("train: images/train\nnames: [a]", "no 'val'; a data.yaml has train, val and names"),

@@ -86,6 +86,16 @@ class Careless(YoloClient):
 class Unready(YoloClient):
     def prepare(self):
         raise ValueError("no disk is mounted")
+
+
+class Ending(YoloClient):
+    def prepare(self):
+        raise SystemExit("enough")
+
+
+class Cancelled(YoloClient):
+    def prepare(self):
+        raise KeyboardInterrupt("enough")
 """
 
 
@@ -181,12 +191,22 @@ def test_what_was_received_cannot_be_changed_by_a_hook(
     assert "read-only" in last["note"]
 
 
-def test_an_error_in_a_hook_is_told_as_any_other(hooks: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Unready", "ValueError: no disk is mounted"),
+        ("Ending", "SystemExit: enough"),
+        ("Cancelled", "KeyboardInterrupt: enough"),
+    ],
+)
+def test_an_error_in_a_hook_is_told_as_any_other(
+    name: str, reason: str, hooks: Path, tmp_path: Path
+) -> None:
     two_datasets(tmp_path)
     with pytest.raises(FederationError, match="0 of 2 clients returned a usable update"):
-        run(tmp_path, "run", f"{hooks}:Unready")
+        run(tmp_path, "run", f"{hooks}:{name}")
     (*_, last) = read_csv(tmp_path / "run" / "run" / "clients.csv")
-    assert last["note"] == "ValueError: no disk is mounted"
+    assert last["note"] == reason
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_adaptive_clipping_moves_the_norm_towards_the_middle_of_the_updates(
         server.clipping_norm = 1.0
         server.release([{"a": np.array([length])}] * 1000, origin)
         assert server.clipping_norm == pytest.approx(factor, rel=0.05)
-    again = server_privacy(tmp_path, ["a"], clipping="adaptive")
+    again = server_privacy(tmp_path, ["a"], clipping="adaptive", noise_multiplier=1e-3)
     again.restore(1)
     assert again.clipping_norm == server.clipping_norm
 
@@ -193,6 +193,24 @@ def test_a_run_does_not_go_on_when_nobody_knows_what_it_has_spent(tmp_path: Path
     (tmp_path / "privacy.json").write_text("{}")
     with pytest.raises(ValueError, match="not readable"):
         server.restore(1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"noise_multiplier": 2.0}, "privacy.noise_multiplier 1.0, found 2.0; set it to what it"),
+        ({"clipping_norm": 0.5}, "privacy.clipping_norm 1.0, found 0.5"),
+        ({"mode": "local"}, "privacy.mode central, found local"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_protection(
+    tmp_path: Path, changed: dict[str, Any], expected: str
+) -> None:
+    """An epsilon of all rounds would be wrong: it is computed from one noise multiplier."""
+    server_privacy(tmp_path, ["a"]).count("north")
+    with pytest.raises(ValueError, match=expected):
+        server_privacy(tmp_path, ["a"], **changed).restore(0)
+    server_privacy(tmp_path, ["a"], delta=1e-7).restore(0)
 
 
 def test_frozen_layers_and_buffers_are_not_moved_by_training() -> None:

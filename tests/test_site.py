@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from utils.config import InputError
-from utils.site import is_site, read_site, without_paths
+from utils.site import is_site, paths_at, read_site, without_paths
 
 
 def test_a_site_is_named_after_its_folder_and_keeps_to_itself_by_default(tmp_path: Path) -> None:
@@ -45,6 +45,7 @@ def test_all_keys_of_a_node_config_are_read() -> None:
         ({"data": "/d.yaml", "nam": "x"}, "nam: unknown; did you mean 'name'?"),
         ({"data": 3}, "data: found 3, expected the path of a data.yaml"),
         ({"data": "/d.yaml", "name": "../up"}, "name: found '../up', expected letters"),
+        ({"data": "/Jane Doe/d.yaml"}, "no 'name', and that of the data's folder has more than"),
         ({"data": "/d/d.yaml", "show-images": 17}, "show-images: found 17, expected a whole"),
         ({"data": "/d/d.yaml", "num-threads": 0}, "num-threads: found 0, expected a whole"),
         ({"data": "/d/d.yaml", "share-model": 1}, "share-model: found 1, expected true or false"),
@@ -71,8 +72,31 @@ def test_nodes_of_a_simulation_are_no_sites_unless_they_have_data() -> None:
         ("see ~/scans/p.jpg", "see (a path)"),
         ("see ../scans/p.jpg", "see (a path)"),
         ("C:\\scans\\p.jpg: broken", "(a path): broken"),
+        ("\\\\host\\scans\\p.jpg: broken", "(a path): broken"),
         ("2 of 3 images/s, and/or none", "2 of 3 images/s, and/or none"),
+        ("ValueError: found 3.5 of 4.txt, none good", "ValueError: (a path), none good"),
+        ("site 'n': train: Jane: Doe, [1].png: broken", "site 'n': train: (a path): broken"),
+        ("site 'n': val: /s/Jane's \"x\" (1), 2; 3.TIF: broken", "site 'n': val: (a path): broken"),
+        ("Error: Jane Doe/scan.jpg: broken", "(a path): broken"),
+        ("no such folder /srv/Jane, Doe", "no such folder (a path)"),
+        ("a.jpg and /srv/Jane, Doe", "(a path) and (a path)"),
+        (
+            "CUDA out of memory. Tried to allocate 2.5 GiB",
+            "CUDA out of memory. Tried to allocate 2.5 GiB",
+        ),
     ],
 )
 def test_no_path_leaves_a_site(text: str, expected: str) -> None:
     assert without_paths(text) == expected
+
+
+def test_paths_that_a_site_names_itself_leave_the_rest_of_a_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "Jane, Doe's"
+    folder.mkdir()
+    (folder / "data.yaml").write_text("path: /mnt/old scans, 2\ntrain: images\n")
+    node_config = {"data": f"{folder}/data.yaml", "name": "n", "folder": f"{folder}/kept"}
+    known = paths_at(node_config)
+    assert without_paths(f"{folder}/kept holds no images", known) == "(a path) holds no images"
+    assert without_paths("/mnt/old scans, 2 is no folder", known) == "(a path) is no folder"
+    text = f"site 'n' ({folder}/data.yaml): val: {folder}/kept/hang.txt says where it stood"
+    assert without_paths(text, known) == "site 'n' ((a path)): val: (a path) says where it stood"

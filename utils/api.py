@@ -48,12 +48,7 @@ def run(config: Config, *, show: bool = False) -> "RunResult":
     console = Console(file=sys.stdout, highlight=False, quiet=not show)
     with checked(with_demo_data(config)) as federation:
         run_dir = RunDir.create(Path(federation.config.save_dir), config.name)
-        terminal.show_start(console, federation, run_dir)
-        with terminal.TerminalDisplay(console, config.num_rounds) as display:
-            result = simulate(federation, display, run_dir)
-    terminal.draw(run_dir)
-    terminal.show_end(console, result, federation)
-    return result
+        return terminal.shown(console, federation, run_dir, simulate)
 
 
 def _prepare(*, trust_checkpoints: bool) -> None:

@@ -6,6 +6,7 @@ the attempt, so that the second one knows of the first, and a third reports inst
 
 import faulthandler
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from utils.run_dir import write_atomically
 
 MAX_ATTEMPTS = 2
 LOCK_TIMEOUT_S = 60.0
+COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # and the like: ECMA-48, 5.4
+MAX_LINE = 2000
 TRACE = "attempt.json"  # there while a client works
 STACK = "stack.txt"  # there while a client works with a time limit; filled when time is up
 HANG = "hang.txt"  # the stack of the last time that this happened
@@ -38,9 +41,15 @@ class _Trace:
     number: int
 
 
+def in_one_line(text: str) -> str:
+    """Anyone's text for a terminal or a table, without colours and what would move a cursor."""
+    text = COLOUR.sub("", text)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_LINE]
+
+
 def reason_of(error: BaseException) -> str:
     """What went wrong, in a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return in_one_line(f"{type(error).__name__}: {error}")
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 
 from utils.arrays import Arrays, Layout, changed_names, select
-from utils.attempts import AbortedError, LostWorkerError, attempt, reason_of
+from utils.attempts import AbortedError, LostWorkerError, attempt, in_one_line, reason_of
 from utils.config import (
     CLIENT_NAME,
     CodecConfig,
@@ -71,7 +71,7 @@ from utils.model import (
 from utils.privacy import noise_source, privatised
 from utils.room import OUT_OF_MEMORY, Room, device_name, with_room
 from utils.run_dir import write_atomically
-from utils.site import Site, is_site, read_site, without_paths
+from utils.site import Site, is_site, paths_at, read_site, without_paths
 from utils.trainer import (
     KEPT_STATES,
     SliceResult,
@@ -534,36 +534,48 @@ def _reporting_errors(handler: Handler) -> Handler:
             # Waiting for room is not part of the client's time, so it is outside of the attempt.
             (reply, number), shortage = with_room(_room(instructions, place), work, _clients.clear)
             identity: Any = reply.content.setdefault("client", ConfigRecord())
-            notes = [note for note in (identity.get("note"), shortage) if note]
-            identity.update({"name": place.name, "attempt": number, "note": "; ".join(notes)})
+            notes = [str(note) for note in (identity.get("note"), shortage) if note]
+            note = "; ".join(_for_others(notes, context))
+            identity.update({"name": place.name, "attempt": number, "note": note})
             return reply
-        except (Exception, SystemExit) as error:  # whatever it is, the server must be told
-            is_plain = isinstance(error, LostWorkerError | AbortedError)
-            kind = "" if is_plain else f"{type(error).__name__}: "
-            reason = " ".join(f"{kind}{error}".split())
+        # Whatever it is, the server must be told; also of what a hook or a library raises to end
+        # the process, which would be that of all clients in turn.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             if folder is not None and not isinstance(error, AbortedError):
-                reason += _keep_traceback(folder)
-            return _error_reply(reason, message, context)
+                _keep_traceback(folder)
+            return _error_reply(error, message, context)
 
     return wrapped
 
 
-def _keep_traceback(folder: Path) -> str:
-    """Write the present one; says why when that is not possible."""
+def _keep_traceback(folder: Path) -> None:
     text = traceback.format_exc()
     try:
         write_atomically(folder / "error.txt", lambda file: file.write(text.encode()))
     except OSError as full:  # the disk may be what failed
-        return f" (and no traceback in {folder}: {full.strerror})"
-    return ""
+        log.error("no traceback in %s: %s", folder, full.strerror)
 
 
-def _error_reply(reason: str, message: Message, context: Context) -> Message:
+def _error_reply(error: BaseException, message: Message, context: Context) -> Message:
     """Tell the server why; a site says it in full in its own log, and keeps paths to itself."""
+    if isinstance(error, InputError):
+        problems = error.problems
+    elif isinstance(error, LostWorkerError | AbortedError):
+        problems = [str(error)]
+    else:
+        problems = [f"{type(error).__name__}: {error}"]
     if is_site(context.node_config):
-        log.error("error: %s", reason)
-        reason = without_paths(reason)
+        log.error("error: %s", "; ".join(problems))
+    reason = in_one_line("; ".join(_for_others(problems, context)))
     return Message(Error(CLIENT_ERROR, reason), reply_to=message)
+
+
+def _for_others(texts: list[str], context: Context) -> list[str]:
+    """What may be told of these; a site's paths are its own."""
+    if not is_site(context.node_config):
+        return texts
+    known = paths_at(context.node_config)
+    return [without_paths(text, known) for text in texts]
 
 
 @app.query("hello")
@@ -573,9 +585,7 @@ def introduce(message: Message, context: Context) -> Message:
     try:
         text = _introduction(theirs, context).to_json()
     except Exception as error:  # whatever it is, the server must be told
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        reason = " ".join("; ".join(f"{kind}{error}".splitlines()).split())
-        return _error_reply(reason, message, context)
+        return _error_reply(error, message, context)
     return Message(RecordDict({"introduction": ConfigRecord({"json": text})}), reply_to=message)
 
 

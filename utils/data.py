@@ -387,8 +387,7 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     except (
         Exception
     ) as error:  # YAML's constructors of numbers, dates, ... raise errors of any kind
-        text = " ".join(str(error).split())
-        raise InputError(f"{where}: not a readable YAML file: {text}") from error
+        raise InputError(f"{where}: not a readable YAML file: {_yaml_error(error)}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected 'train', 'val' and 'names' lines as in a data.yaml")
     problems = [f"{where}: {problem}" for problem in _yaml_problems(raw)]
@@ -612,6 +611,14 @@ def _damaged_files(messages: Iterable[str]) -> list[str]:
     return lines[:MAX_LINES_PER_SPLIT] + (
         [f"... and {more} more damaged files"] if more > 0 else []
     )
+
+
+def _yaml_error(error: Exception) -> str:
+    """What is wrong and where, without the lines themselves, which may not leave a site."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _one_line(error: BaseException) -> str:

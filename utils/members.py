@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from utils.attempts import in_one_line
 from utils.config import CLIENT_NAME, ClientData, nearest
 from utils.data import DataSummary
 from utils.greeting import Hello, Introduction
@@ -215,10 +216,10 @@ def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
     shape = summary.kpt_shape
     alien = set(introduction.not_annotated) - set(names)
     checks = {
-        "names: expected 1 to 10000, each once and not blank": (
+        "names: expected 1 to 10000, each once, not blank and printable": (
             0 < len(names) <= 10_000
             and len(set(names)) == len(names)
-            and all(name.strip() and len(name) <= 1000 for name in names)
+            and all(name.strip() and name.isprintable() and len(name) <= 1000 for name in names)
         ),
         "boxes: expected a count for each class": (
             len(counts) == len(names) and all(0 <= count < 2**53 for count in counts)
@@ -240,9 +241,9 @@ def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
 
 def _introduction_in(reply: Message) -> Introduction:
     if reply.has_error():
-        raise Unfit(reply.error.reason or "no reason given")
+        raise Unfit(in_one_line(reply.error.reason) or "no reason given")
     try:
         record: Any = reply.content.config_records["introduction"]
         return Introduction.from_json(str(record["json"]))
     except (KeyError, ValueError) as error:
-        raise Unfit(f"its introduction is not readable: {' '.join(str(error).split())}") from error
+        raise Unfit(f"its introduction is not readable: {in_one_line(str(error))}") from error

@@ -28,6 +28,7 @@ STRATEGIES_OF_THE_MEAN = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad
 # Adaptive clipping: the share of updates that are to be left as they are, and how fast the norm
 # moves there; both as recommended by Andrew et al. 2021, arXiv 1905.03871, section 3.
 CLIPPING_QUANTILE, CLIPPING_RATE = 0.5, 0.2
+SPENT = "privacy.json"  # in the server's folder
 BATCHNORM_PROTECTED = "local, or to frozen with shared.freeze_after 0"
 
 
@@ -78,7 +79,8 @@ class ServerPrivacy:
 
     Holds what must outlive the process, since what has left cannot be taken back: how many updates
     of each client have arrived, and the clipping norm, which adaptive clipping moves. Both are
-    written to `path` before anything that depends on an update goes anywhere.
+    written to `path` before anything that depends on an update goes anywhere, with the settings
+    that they were protected by.
     """
 
     def __init__(
@@ -100,18 +102,35 @@ class ServerPrivacy:
         self.num_updates: dict[str, int] = {}
 
     def restore(self, last_round: int) -> None:
-        """Go on from what was spent before. Raises ValueError when that cannot be known."""
+        """Go on from what was spent before.
+
+        Raises ValueError when that cannot be known, or was protected otherwise than what is to
+        come, so that one epsilon would not hold for both.
+        """
         if not self.path.exists() and not last_round:
             return
         try:
             spent = json.loads(self.path.read_text())
             self.num_updates = {str(n): int(k) for n, k in spent["num_updates"].items()}
             self.clipping_norm = float(spent["clipping_norm"])
+            before = dict(spent["settings"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.path}: not readable ({error}), so what the rounds before have spent is not "
                 "known; put it back, or start a new run"
             ) from error
+        for name, value in self._settings().items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{self.path}: the rounds before had privacy.{name} {before.get(name)}, found "
+                    f"{value}; set it to what it was, or start a new run"
+                )
+
+    def _settings(self) -> dict[str, str | float | None]:
+        """What epsilon depends on, but for delta, which any epsilon can be stated at."""
+        return self.config.model_dump(
+            include={"mode", "clipping", "clipping_norm", "noise_multiplier"}
+        )
 
     def count(self, client: str) -> None:
         """An update of a client has arrived. It counts even if the round is not finished."""
@@ -171,7 +190,11 @@ class ServerPrivacy:
         return spent
 
     def _save(self) -> None:
-        spent = {"num_updates": self.num_updates, "clipping_norm": self.clipping_norm}
+        spent = {
+            "num_updates": self.num_updates,
+            "clipping_norm": self.clipping_norm,
+            "settings": self._settings(),
+        }
         text = json.dumps(spent, indent=2)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 

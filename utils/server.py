@@ -27,6 +27,7 @@ from utils.arrays import (
     negative_statistics,
     select,
 )
+from utils.attempts import in_one_line
 from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, to_record
 from utils.codec import halved
 from utils.config import Config, InputError
@@ -38,7 +39,7 @@ from utils.increments import Encoding, Residuals
 from utils.loggers import Loggers
 from utils.members import Members
 from utils.model import load_into, moved_names, save_checkpoint, shared_names, to_arrays
-from utils.privacy import ServerPrivacy
+from utils.privacy import SPENT, ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
 from utils.trainer import KEPT_STATES, saved_states, state_path
@@ -216,7 +217,7 @@ class Server:
             return None
         moved = moved_names(self.model, self.config.train.get("freeze"))
         names = [name for name in self.arrays if name in moved]
-        return ServerPrivacy(self.config.privacy, names, self.run_dir.server / "privacy.json")
+        return ServerPrivacy(self.config.privacy, names, self.run_dir.server / SPENT)
 
     def stop(self) -> None:
         """Make `run` raise FederationError at its next step; from any thread."""
@@ -255,6 +256,11 @@ class Server:
                     self.downloads.restore(run_dir.load_state("downloads", last), self.arrays)
             if self.privacy:
                 self.privacy.restore(last)
+            elif (spent := run_dir.server / SPENT).exists():
+                raise ValueError(
+                    f"{spent}: the rounds before had differential privacy, found privacy.mode "
+                    "none; set it to what it was, or start a new run"
+                )
         except ValueError as error:
             raise InputError(f"resume: {error}") from error
         self.rounds = [_result_of(row) for row in run_dir.rows(RESULTS)]
@@ -343,7 +349,8 @@ class Server:
         for reply in self.exchange(grid, messages):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                name, reason = self.names_by_node[node], reply.error.reason or "no reason given"
+                name = self.names_by_node[node]
+                reason = in_one_line(reply.error.reason) or "no reason given"
                 self.members.refuse(grid, name, reason)
                 refused.append((f"client '{name}'", reason))
             else:
@@ -797,12 +804,14 @@ class Server:
 
     def _fail(self, name: str, reason: str) -> None:
         """A client is left out of this step."""
+        reason = in_one_line(reason)
         self.notes[name].append(reason)
         self.failed.add(name)
         self.display.client_failed(name, reason)
 
     def _note(self, name: str, text: str) -> None:
         """Something about a client that is not left out."""
+        text = in_one_line(text)
         self.notes[name].append(text)
         self.display.notice(f"client '{name}': {text}")
 

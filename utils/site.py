@@ -4,16 +4,30 @@ flower-supernode ... --node-config 'data="/srv/site/data.yaml" name="north"'
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from ultralytics.data.utils import IMG_FORMATS
+
 from utils.config import CLIENT_NAME, InputError, nearest
 
 DEFAULT_FOLDER = "~/.federated-yolo"
-# Up to what cannot be of a path: file names have spaces, and a sentence may lose a few words.
-ABSOLUTE_PATH = re.compile(r"(?:(?<![\w/.])(?:~|\.{1,2})?/|\b[A-Za-z]:\\)[^:'\"()\[\];,\n]*")
+A_PATH = "(a path)"  # stands for all of them
+# File names may hold anything, ": " and quotes too, so the last of these ends the last of them.
+SUFFIXES = sorted({*IMG_FORMATS, *"txt yaml yml json ndjson npy csv cache pt".split()})
+FILE_NAME_END = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})\b", re.IGNORECASE)
+PATH_START = re.compile(
+    r"(?:\(a path\)|(?<![\w.])\.{1,2}|~|\b[A-Za-z]:|(?<!\w)\\|(?<!\w))[/\\](?=\S)"
+)
+# How our sentences begin: whose they are, or the kind of the exception.
+BEGINNING = re.compile(
+    r"(?:\w+(?:Error|Exception): )?(?:(?:site|client) '[\w.-]+'(?: \(\(a path\)\))?: )?"
+    r"(?:(?:train|val|test): )?"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,11 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
     images, threads = node_config.get("show-images", 0), node_config.get("num-threads")
     if not CLIENT_NAME.fullmatch(name):
         problems.append(
-            f"node-config: name: found {name!r}, expected letters, digits, '.', '_' and '-'"
+            f"node-config: name: found {node_config['name']!r}, expected letters, digits, '.', '_' "
+            "and '-'"
+            if "name" in node_config
+            else "node-config: no 'name', and that of the data's folder has more than letters, "
+            "digits, '.', '_' and '-'; add one, such as name=\"north\""
         )
     problems += [
         f"node-config: {key}: found {node_config[key]}, expected {KEYS[key][1]}"
@@ -99,6 +117,43 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
     )
 
 
-def without_paths(text: str) -> str:
-    """Text that may leave the site: file names can say as much as what is in the files."""
-    return ABSOLUTE_PATH.sub("(a path)", text)
+def paths_at(node_config: Mapping[str, Any]) -> list[str]:
+    """Paths that a site's errors may name, from its node config and, if readable, its data.yaml."""
+    values: list[Any] = list(node_config.values())
+    known = {str(Path.home())}
+    with suppress(InputError):  # what is wrong with it may be what is told
+        site = read_site(node_config)
+        paths = (site.data, site.data.parent, site.folder)
+        known.update(
+            str(form) for path in paths for form in (path, path.absolute(), path.resolve())
+        )
+        with suppress(Exception):  # its reading may be what failed, in any way of a constructor
+            raw = yaml.safe_load(site.data.read_text(encoding="utf-8"))
+            values += [raw.get(key) for key in ("path", "train", "val", "test")]
+    for value in values:
+        known.update(str(v) for v in (value if isinstance(value, list) else [value]))
+    # A bare word, such as "images", says nothing, and may be one of a sentence.
+    return sorted(path for path in known if len(path) > 1 and ("/" in path or "\\" in path))
+
+
+def without_paths(text: str, known: Iterable[str] = ()) -> str:
+    """One problem as it may leave the site: file names can say as much as what is in the files.
+
+    known: paths to take out wherever they stand. What else may be a path is taken out with what
+    stands around it, since a file's name can look like a sentence; the site's log has it all.
+    """
+    for path in sorted(known, key=len, reverse=True):
+        text = text.replace(path, A_PATH)
+    beginning = BEGINNING.match(text)
+    first = beginning.end() if beginning else 0
+    ends = [found.end() for found in FILE_NAME_END.finditer(text, first)]
+    if ends:
+        found = PATH_START.search(text, first, ends[-1])
+        before = text[: found.start() if found else first]
+        return before + A_PATH + _without_folders(text[ends[-1] :])
+    return text[:first] + _without_folders(text[first:])
+
+
+def _without_folders(text: str) -> str:
+    found = PATH_START.search(text)
+    return text[: found.start()] + A_PATH if found else text

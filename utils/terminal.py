@@ -7,7 +7,7 @@ import importlib.util
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,9 +37,24 @@ from utils.run_dir import RunDir
 from utils.run_numbers import counted
 from utils.run_page import headline
 from utils.run_record import Run, read_run
-from utils.server import RoundResult, RunResult
+from utils.server import Display, RoundResult, RunResult
 
 SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget what took longer than half a minute
+
+
+def shown(
+    console: Console,
+    federation: Federation,
+    run_dir: RunDir,
+    work: Callable[[Federation, Display, RunDir], RunResult],
+) -> RunResult:
+    """Show all of a run: its start, its rounds while `work` does them, its report and its end."""
+    show_start(console, federation, run_dir)
+    with TerminalDisplay(console, federation.config.num_rounds) as display:
+        result = work(federation, display, run_dir)
+    draw(run_dir)
+    show_end(console, result, federation)
+    return result
 
 
 def show_start(console: Console, federation: Federation, run_dir: RunDir) -> None:

@@ -45,12 +45,12 @@ def number(key: str, value: float | None) -> Callable[[Message], None]:
     return tamper
 
 
-def raised(message: Message) -> None:
-    message.__dict__.update(_content=None, _error=Error(2, "RuntimeError: CUDA out of memory"))
+def raised(reason: str) -> Callable[[Message], None]:
+    return lambda message: message.__dict__.update(_content=None, _error=Error(2, reason))
 
 
 BAD: dict[str, tuple[Callable[[Message], None], str]] = {
-    "it raised": (raised, "CUDA out of memory"),
+    "it raised": (raised("RuntimeError: CUDA out of memory"), "CUDA out of memory"),
     "NaN": (changed(lambda a: a[WEIGHT].fill(np.nan)), "432 of 432 values are NaN or infinite"),
     "one infinity": (
         changed(lambda a: a[WEIGHT].__setitem__((0, 0, 0, 0), np.inf)),
@@ -93,6 +93,10 @@ BAD: dict[str, tuple[Callable[[Message], None], str]] = {
     "more examples than a float counts": (number("num-examples", 2.0**60), "found 1.15"),
     "a column of the server's": (number("round", 2.0), "its number 'round' is named as the server"),
     "a score of the server's": (number("server/fitness", 1.0), "its number 'server/fitness' is"),
+    "a reason that would move the cursor": (
+        raised("\x1b[31mred\r\nround 9: done\x07"),
+        "red round 9: done",
+    ),
     "no metrics": (lambda m: m.content.metric_records.clear(), "its reply has no 'metrics'"),
 }
 
@@ -181,7 +185,7 @@ def test_a_round_with_too_few_updates_is_tried_again_and_ends_as_if_nothing_had_
 ) -> None:
     whole = federation([data, data], tmp_path / "whole", TRAIN, num_rounds=2)
     display = Silent()
-    grid = spoiling(raised, node=1000, calls={2, 3})
+    grid = spoiling(raised("CUDA out of memory"), node=1000, calls={2, 3})
     result = federation(
         [data, data],
         tmp_path / "retried",
@@ -207,7 +211,7 @@ def test_a_round_that_keeps_failing_ends_the_run_which_can_be_resumed(
 ) -> None:
     whole = federation([data, data], tmp_path / "whole", TRAIN, num_rounds=2)
     settings: dict[str, Any] = {"num_rounds": 2, "min_clients": 2}
-    grid = spoiling(raised, node=1000, calls={2, 3, 4})
+    grid = spoiling(raised("CUDA out of memory"), node=1000, calls={2, 3, 4})
     with pytest.raises(FederationError, match=r"round 2: 1 of 2 .* it needs 2 .* tried 3 times"):
         federation([data, data], tmp_path / "stopped", TRAIN, grid=grid, **settings)
     rows = read_csv(tmp_path / "stopped" / "run" / "clients.csv")

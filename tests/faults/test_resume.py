@@ -139,6 +139,7 @@ DAMAGE = {
         lambda p: [state.unlink() for state in p.parent.glob("residual*")],
     ),
     "what downloads go on from is gone": ("server/downloads2.npz", Path.unlink),
+    "rounds with privacy, then none": ("server/privacy.json", lambda p: p.write_text("{}")),
     "a table of something else": ("clients.csv", lambda p: p.write_text("a,b\n1,2\n")),
 }
 
