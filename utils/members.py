@@ -241,7 +241,7 @@ def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
 
 def _introduction_in(reply: Message) -> Introduction:
     if reply.has_error():
-        raise Unfit(in_one_line(reply.error.reason) or "no reason given")
+        raise Unfit(in_one_line(reply.error.reason or "") or "no reason given")
     try:
         record: Any = reply.content.config_records["introduction"]
         return Introduction.from_json(str(record["json"]))

@@ -350,7 +350,7 @@ class Server:
             node = reply.metadata.src_node_id
             if reply.has_error():
                 name = self.names_by_node[node]
-                reason = in_one_line(reply.error.reason) or "no reason given"
+                reason = in_one_line(reply.error.reason or "") or "no reason given"
                 self.members.refuse(grid, name, reason)
                 refused.append((f"client '{name}'", reason))
             else:
