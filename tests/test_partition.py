@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,7 +16,7 @@ import yaml
 from helpers import file_digests, make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import ROOT, finished
+from processes import ROOT, clean_environment, finished, wait_until
 from ultralytics.data.utils import check_cls_dataset, img2label_paths
 
 from utils import partition
@@ -736,3 +738,22 @@ def test_labels_that_would_get_the_same_name_are_not_copied_over_each_other(
     assert (code, len(errors)) == (2, 1)
     assert errors[0].startswith("error: --copy: the labels ")
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("script", ["partition.py", "export_federated.py"])
+def test_an_interrupt_while_libraries_are_imported_leaves_nothing(
+    script: str, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "utils" / script)],
+        env={**clean_environment(), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        assert wait_until(lambda: any(tmp_path.glob("*/Ultralytics/settings.json")), 60)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "")
+    assert not list(tmp_path.iterdir())

@@ -122,8 +122,12 @@ def heat_chart(title: str, grid: Grid) -> Chart:
         }
         for name, names in (("xaxis", grid.columns), ("yaxis", grid.rows))
     }
+    known = [v for row in grid.values for v in row if v is not None]
+    low, high = min(known), max(known)
     heat = go.Heatmap(
         z=grid.values,
+        zmin=low,
+        zmax=high if high > low else low + 1,  # what is all the same is all light
         text=[[text if text != NO_VALUE else "" for text in row] for row in grid.texts],
         texttemplate="%{text}",
         hovertext=[[_plain(text) for text in row] for row in grid.hovers],
@@ -141,9 +145,8 @@ def heat_chart(title: str, grid: Grid) -> Chart:
         [heat], height, xaxis={**ticks["xaxis"], "side": "top"},
         yaxis={**ticks["yaxis"], "autorange": "reversed"},
     )  # fmt: skip
-    known = [v for row in grid.values for v in row if v is not None]
     label = f"{title}: {len(grid.rows)} rows, {len(grid.columns)} columns"
-    label += f", from {min(known):.3f} to {max(known):.3f}"
+    label += f", from {low:.3f} to {high:.3f}"
     return Chart(title, figure, label, height, True, *widths)
 
 

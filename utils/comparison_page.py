@@ -14,6 +14,7 @@ from utils.run_numbers import (
     format_duration,
     format_score,
     look_of,
+    metric_title,
     series,
     short,
     title_of,
@@ -77,7 +78,7 @@ def _run_cells(run: Run) -> list[str]:
     data = _data_of(run)
     return [
         "federated" if run.is_federated else "centralised",
-        f"{title_of(str(run.metric))}, {data}" if best else "not evaluated",
+        f"{metric_title(run)}, {data}" if best else "not evaluated",
         format_score(run.best_score),
         f"{best['round']:.0f} of {len(run.rounds)}" if best else str(len(run.rounds)),
         format_duration(total_seconds(run)),

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -89,6 +90,16 @@ def remove_private_settings() -> None:
         del os.environ["FEDERATED_YOLO_CONFIG"], os.environ["YOLO_CONFIG_DIR"]
         del os.environ["FEDERATED_YOLO_USER_SETTINGS"]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def exit_on_interrupt() -> None:
+    """End at Ctrl-C without a word; for as long as the imports of a script take."""
+
+    def leave(*_: object) -> None:
+        remove_private_settings()
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, leave)
 
 
 def kill_children() -> None:

@@ -34,12 +34,11 @@ import numpy as np
 import yaml
 
 if __name__ == "__main__":
-    # The imports below take seconds; main() has Python's own handler again.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     if not __package__:
         sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from utils.environment import prepare_environment
+    from utils.environment import exit_on_interrupt, prepare_environment
 
+    exit_on_interrupt()  # the imports below take seconds; main() has Python's own handler again
     # Before Ultralytics is imported, which the modules below do.
     prepare_environment(trust_checkpoints="--trust-checkpoint" in sys.argv)
 

@@ -49,12 +49,11 @@ import numpy as np
 import yaml
 
 if __name__ == "__main__":
-    # The imports below take seconds; main() has Python's own handler again.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     if not __package__:
         sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from utils.environment import prepare_environment
+    from utils.environment import exit_on_interrupt, prepare_environment
 
+    exit_on_interrupt()  # the imports below take seconds; main() has Python's own handler again
     prepare_environment()  # before Ultralytics is imported, which the modules below do
 
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths

@@ -26,6 +26,7 @@ from utils.run_numbers import (
     curve_columns,
     lines_of,
     look_of,
+    metric_title,
     output_of,
     short,
     title_of,
@@ -131,7 +132,7 @@ def _draw_clients(run: Run) -> Any:
     names = class_names(run) if any(result.counts.get("boxes") for result in results) else []
     panels: list[Callable[[Any], None]] = []
     if any(result.final is not None for result in results):
-        panels.append(lambda axes: _draw_scores(axes, results, title_of(str(run.metric))))
+        panels.append(lambda axes: _draw_scores(axes, results, metric_title(run)))
     if any(result.seconds for result in results):
         panels.append(lambda axes: _draw_seconds(axes, results))
     if any(result.counts.get("train_images") for result in results):
@@ -238,9 +239,10 @@ def _draw_matrix(run: Run) -> Any:
     figure = new_figure(0.62 * len(grid.columns) + 2.6, 0.34 * len(grid.rows) + 1.6)
     axes = figure.add_subplot()
     shades = LinearSegmentedColormap.from_list("shades", SHADES)
-    axes.imshow(values, cmap=shades, aspect="auto")
     known = [v for row in values for v in row if not math.isnan(v)]
-    middle = min(known) + 0.6 * (max(known) - min(known))  # where dark text is no longer read
+    low, high = min(known), max(known)
+    axes.imshow(values, cmap=shades, vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+    middle = low + 0.6 * (high - low)  # where dark text is no longer read
     for y, row in enumerate(grid.texts):
         for x, text in enumerate(row):
             color = "white" if values[y][x] > middle else INK
@@ -249,5 +251,5 @@ def _draw_matrix(run: Run) -> Any:
     name_ticks(axes.yaxis, grid.rows)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title(f"{title_of(str(run.metric))}: model (row) on val split (column)", fontsize=10)
+    axes.set_title(f"{metric_title(run)}: model (row) on val split (column)", fontsize=10)
     return figure

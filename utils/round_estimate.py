@@ -1,7 +1,8 @@
 """About how long a round will take, and how much memory: from a few training steps that are timed.
 
-They are real ones, of the client that takes most, in a process of its own as each worker of a
-simulation is, with the run's batch, image size and threads. Nothing of them is kept.
+They are real ones, of the client that takes most, with the run's batch, image size and threads, in
+as many processes at a time as a simulation has workers: each is slower than one alone would be.
+Nothing of them is kept.
 """
 
 import dataclasses
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
+from threading import BrokenBarrierError
+from typing import Any
 
 import psutil
 import torch
@@ -25,6 +29,7 @@ from utils.environment import num_cpus, quiet_stdout
 from utils.gpu_share import largest_client, settings_of_try
 from utils.trainer import SliceSettings, try_batches
 
+MAX_TOGETHER = 8  # processes that try at a time; more would hardly be slower
 NUM_STEPS = 6  # the first of which is not counted: libraries choose their kernels in it
 FORWARD = 1 / 3  # of the seconds that training takes for an image: backward costs two forwards
 SAMPLE_S = 0.02
@@ -74,15 +79,27 @@ def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate
         local_epochs=NUM_STEPS,  # enough of them, with one batch each
         num_threads=max(1, math.floor(config.client_resources.num_cpus)),
     )
+    num = 1 if device != "cpu" else min(num_at_once(config), config.clients_per_round, MAX_TOGETHER)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(num)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            trial = process.submit(_try, settings).result()
+        with ProcessPoolExecutor(num, context, _meet_at, (barrier,)) as processes:
+            tries = [processes.submit(_try, settings) for _ in range(num)]
+            errors = [e for e in (done.exception() for done in tries) if e is not None]
+            if errors:  # others than the first may only have missed it at the barrier
+                raise min(errors, key=lambda error: isinstance(error, BrokenBarrierError))
+            trials = [done.result() for done in tries]
     except Exception as error:  # Ultralytics and PyTorch raise errors of any kind
         where = f"datasets[{config.clients.index(data)}] '{data.name}'"
         raise InputError(
             f"{where}: a training step failed: {reason_of(error)}; correct its data or train "
             "arguments"
         ) from error
+    trial = Trial(
+        fmean(one.step_s for one in trials),
+        max(one.memory for one in trials),
+        max(one.gpu_memory for one in trials),
+    )
     return estimate(federation, data.name, trial, num_server_val)
 
 
@@ -136,18 +153,32 @@ def num_at_once(config: Config) -> int:
     return max(1, min(num, len(config.clients)))
 
 
+_barrier: Any = None  # of a process that tries, shared with the others
+
+
+def _meet_at(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+
+
 def _try(settings: SliceSettings) -> Trial:
-    """In a process of its own."""
+    """In a process of its own; its steps are timed from when all processes have done one."""
     is_on_gpu = settings.device != "cpu"
     ends: list[float] = []
 
     def after_batch() -> None:
         if is_on_gpu:
             torch.cuda.synchronize()
+        if not ends:
+            _barrier.wait()
         ends.append(time.perf_counter())
 
-    with _peak_memory() as peak, quiet_stdout(verbose=False):
-        try_batches(settings, NUM_STEPS, after_batch)
+    try:
+        with _peak_memory() as peak, quiet_stdout(verbose=False):
+            try_batches(settings, NUM_STEPS, after_batch)
+    except BaseException:
+        _barrier.abort()
+        raise
     gpu_memory = torch.cuda.max_memory_reserved() if is_on_gpu else 0
     return Trial((ends[-1] - ends[0]) / (len(ends) - 1), peak[0], gpu_memory)
 

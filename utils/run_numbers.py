@@ -76,6 +76,11 @@ def title_of(column: str, columns: Iterable[str] = ()) -> str:
     return name.replace("_", " ")
 
 
+def metric_title(run: Run) -> str:
+    """The metric that a run is judged by, with its output where the model has several."""
+    return title_of(str(run.metric), curve_columns(run)[1])
+
+
 def output_of(column: str) -> str:
     """Which of a model's outputs a metric is of: "(B)", "(M)", "(P)", or "" where it has one."""
     return column[-3:] if column[-3:] in OUTPUTS else ""

@@ -34,6 +34,7 @@ from utils.run_numbers import (
     lines_of,
     look_of,
     make_grid,
+    metric_title,
     output_of,
     title_of,
     total_bytes,
@@ -120,7 +121,7 @@ def federated_number(run: Run) -> Number:
     else:
         where = "of the global model on the clients' val splits, mean weighted by images"
     note = (
-        f"{title_of(str(run.metric))} {where}, after round {run.best['round']:.0f} of "
+        f"{metric_title(run)} {where}, after round {run.best['round']:.0f} of "
         f"{len(run.rounds)}, the best by fitness."
     )
     return Number("Federated", format_score(run.best_score), note)
@@ -140,7 +141,7 @@ def best_local_number(run: Run) -> Number:
             "Best local", format_score(score), "No client's model has scored above 0 yet."
         )
     note = (
-        f"{title_of(str(run.metric))} on {where} of {owner}, trained from the global model of a "
+        f"{metric_title(run)} on {where} of {owner}, trained from the global model of a "
         "round by one client alone, before averaging; the best of all rounds."
     )
     return Number("Best local", format_score(score), note)
@@ -176,7 +177,7 @@ def centralised_number(runs: Sequence[Run]) -> Number:
         )
         return Number("Centralised", NO_VALUE, note)
     note = (
-        f"{title_of(str(best.metric))} of {best.name} (yolo train) after epoch "
+        f"{metric_title(best)} of {best.name} (yolo train) after epoch "
         f"{best.best['round']:.0f} of {len(best.rounds)}, its best; on its own val split."
     )
     return Number("Centralised", format_score(best.best_score), note)
@@ -207,7 +208,7 @@ def _curves_section(run: Run) -> Section:
     losses, metrics = curve_columns(run)
     charts = []
     if run.metric in metrics:
-        name = f"{title_of(str(run.metric), metrics)} by round"
+        name = f"{metric_title(run)} by round"
         charts.append(line_chart(name, lines_of(run, str(run.metric)), height=360, is_wide=True))
     for column in (*(m for m in metrics if m != run.metric), *losses):
         charts.append(line_chart(title_of(column, metrics), lines_of(run, column)))
@@ -241,7 +242,7 @@ def _clients_note(run: Run, results: Sequence[ClientResult]) -> str:
     model = "its own model" if run.is_personal else "the global model"
     parts = []
     if any(result.final is not None for result in results):
-        metric = title_of(str(run.metric))
+        metric = metric_title(run)
         parts.append(f"first, best, final: {metric} of {model} on the client's val split, by round")
     if any(result.own is not None for result in results):
         parts.append("gain: how far that best is above the client's own best local model")
@@ -323,7 +324,7 @@ def _matrix_section(run: Run) -> Section:
         "Rows are models, columns the val splits they were tried on. A local model is a client's "
         f"best straight after its own training, before averaging.{first_clients(run)}"
     )
-    charts = [heat_chart(title_of(str(run.metric)), grid)]
+    charts = [heat_chart(metric_title(run), grid)]
     return Section("Every model on every data set", note, charts=charts)
 
 
