@@ -173,7 +173,7 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
         ),
         (
             "train: images/train\nval: [1]\nnames: [a]",
-            "val: found [1], expected a folder of images or a list of them",
+            "val: found 1, expected a folder of images or a list of them",
         ),
         (
             f"{LINES}names: [a]\nkpt_shape: [17]",

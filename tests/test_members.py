@@ -1,5 +1,6 @@
 """Sites that come, are refused, go and come back; in one process, through the real messages."""
 
+import gc
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,13 @@ def sites(folder: Path, *names: str, **more: Any) -> LocalGrid:
 
 
 def run(
-    grid: LocalGrid, folder: Path, display: Silent | None = None, **settings: Any
+    grid: LocalGrid,
+    folder: Path,
+    display: Silent | None = None,
+    resume: Path | None = None,
+    **settings: Any,
 ) -> tuple[RunResult, str]:
-    """A run on these sites, and what the console said while it waited for them."""
+    """A run on these sites, or the rest of one; and what the console said while it waited."""
     config = Config.model_validate(
         {"datasets": "supernodes", "save_dir": str(folder / "runs"), **SETTINGS, **settings}
     )
@@ -59,7 +64,7 @@ def run(
         return deployment.wait_for_sites(local, console, config, task)
 
     with checked(config, meet) as federation:
-        run_dir = RunDir.create(folder / "runs", config.name)
+        run_dir = RunDir.reopen(resume) if resume else RunDir.create(folder / "runs", config.name)
         result = deployment.run_on(local, federation, display or Silent(), run_dir)
     return result, console.export_text()
 
@@ -135,6 +140,45 @@ def test_a_site_that_comes_late_takes_part_and_keeps_its_seat(tmp_path: Path) ->
     assert rows == [("1", "south"), ("2", "north"), ("2", "south")]
     text = (result.run_dir / "args.yaml").read_text()
     assert text.index("south") < text.index("north")
+
+
+def test_a_run_of_sites_is_resumed_to_the_same_end(tmp_path: Path) -> None:
+    """Their states are with them, not in the server's run directory."""
+    whole, _ = run(sites(tmp_path, "north", "south"), tmp_path, name="whole")
+    display = Silent()
+
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    display.round_done = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(sites(tmp_path, "north", "south"), tmp_path, display, name="stopped")
+    gc.collect()  # nobody holds its directory any more
+    run_dir = tmp_path / "runs" / "stopped"
+    assert len(read_csv(run_dir / "results.csv")) == 1
+    listed = [{"name": "north"}, {"name": "south"}]  # as args.yaml has them
+    run(sites(tmp_path, "north", "south"), tmp_path, resume=run_dir, datasets=listed)
+    assert_same_training(outcome(run_dir), outcome(whole.run_dir))
+
+
+def test_a_name_that_another_node_takes_is_told_and_the_first_one_is_refused_aloud(
+    tmp_path: Path,
+) -> None:
+    grid = sites(tmp_path, "north", "north", "south")
+    first, second = 1000, 1007
+    grid.gone = {second}
+    display = Silent()
+    gone = iter([{first}, set(), set()])  # before rounds 2, 3 and the end
+
+    def change(_: Any) -> None:
+        grid.gone = next(gone)
+
+    display.round_done = change  # type: ignore[method-assign]
+    said: list[str] = []
+    display.notice = said.append  # type: ignore[method-assign]
+    run(grid, tmp_path, display, num_rounds=3)
+    assert any("'north': it is node 1007 now, and was node 1000" in text for text in said)
+    assert any(f"node {first} is refused: " in t and "another one of that name" in t for t in said)
 
 
 @pytest.mark.parametrize(

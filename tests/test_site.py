@@ -1,11 +1,15 @@
 """What a SuperNode's node config says, and what an error may tell outside of the site."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import make_dataset
 
+from utils.app import client_app
 from utils.config import InputError
+from utils.data import check_dataset
 from utils.site import is_site, paths_at, read_site, without_paths
 
 
@@ -90,13 +94,95 @@ def test_no_path_leaves_a_site(text: str, expected: str) -> None:
     assert without_paths(text) == expected
 
 
-def test_paths_that_a_site_names_itself_leave_the_rest_of_a_sentence(tmp_path: Path) -> None:
+def test_what_says_nothing_of_the_site_stays() -> None:
+    for text in (
+        "no 'train'; a data.yaml has train, val and names",
+        "none of the 6 images has a label; expected .txt files in a 'labels' folder",
+        "no such folder; expected a folder with train/CLASS/*.jpg and val/CLASS/*.jpg",
+        "client 'n' builds another model: its data.yaml has other channels or kpt_shape",
+        "CUDA out of memory. See https://pytorch.org/docs/stable/notes/cuda.html#memory (PyTorch)",
+    ):
+        assert without_paths(text) == text
+
+
+def test_a_path_that_the_site_names_itself_goes_only_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "Jane, Doe's"
     folder.mkdir()
-    (folder / "data.yaml").write_text("path: /mnt/old scans, 2\ntrain: images\n")
-    node_config = {"data": f"{folder}/data.yaml", "name": "n", "folder": f"{folder}/kept"}
-    known = paths_at(node_config)
-    assert without_paths(f"{folder}/kept holds no images", known) == "(a path) holds no images"
-    assert without_paths("/mnt/old scans, 2 is no folder", known) == "(a path) is no folder"
+    (folder / "data.yaml").write_text("path: /mnt/old scans, 2\nvalidation: images/Jane Doe\n")
+    known = paths_at({"data": f"{folder}/data.yaml", "name": "n", "folder": f"{folder}/kept"})
     text = f"site 'n' ({folder}/data.yaml): val: {folder}/kept/hang.txt says where it stood"
     assert without_paths(text, known) == "site 'n' ((a path)): val: (a path) says where it stood"
+    assert without_paths("'images/Jane Doe': empty", known) == "'(a path)': empty"
+    assert (
+        without_paths("not '/mnt/old scans, 2'; correct it", known) == "not '(a path)'; correct it"
+    )
+    for path in (f"{folder}_2/Jane", "/mnt/old scans, 2, Jane", f"{folder} Jane"):
+        assert "Jane" not in without_paths(f"no such folder: '{path}'; correct it", known)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no data.yaml": (lambda d: (d / "data.yaml").unlink(), "expected an Ultralytics data.yaml"),
+    "no names": (
+        lambda d: (d / "data.yaml").write_text("train: images/train\nval: images/val"),
+        "no 'names'; a data.yaml has train, val and names",
+    ),
+    "no YAML": (lambda d: (d / "data.yaml").write_text("train: [SECRET"), "line 1, column 15"),
+    "no such folder": (
+        lambda d: (d / "data.yaml").write_text("train: ../SECRET_2\nval: images/val\nnames: [a]"),
+        "train: (a path) does not exist; expected at least one image",
+    ),
+    "no such folder of the val split": (
+        lambda d: (d / "data.yaml").write_text("train: images/train\nval: ../SECRET_2\nnames: [a]"),
+        "images not found, missing path '(a path)'; correct 'path', 'train' or 'val'",
+    ),
+    "a strange list": (
+        lambda d: (d / "data.yaml").write_text("train: [SECRET, 3]\nval: images/val\nnames: [a]"),
+        "train: found 3, expected a folder of images or a list of them",
+    ),
+    "no labels": (
+        lambda d: [path.unlink() for path in (d / "labels/train").iterdir()],
+        "expected .txt files in a 'labels' folder beside 'images'",
+    ),
+    "a damaged image": (
+        lambda d: (d / "images/train/SECRET: 'a', b.jpg").write_bytes(b"no image"),
+        "not readable as an image",
+    ),
+    "a wrong label": (
+        lambda d: [
+            (d / "images/train/0.jpg").rename(d / "images/train/SECRET: 'a', b.jpg"),
+            (d / "labels/train/SECRET: 'a', b.txt").write_text("9 .5 .5 .1 .1"),
+        ],
+        "Label class 9 exceeds dataset class count",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_site_says_what_is_wrong_with_its_data_without_a_name_of_its_files(
+    damage: Callable[[Path], object], reason: str, tmp_path: Path
+) -> None:
+    data = make_dataset(tmp_path / "SECRET site")
+    damage(data.parent)
+    known = paths_at({"data": str(data), "name": "north"})
+    with pytest.raises(InputError) as error:
+        check_dataset(data, "detect", tmp_path, where="site 'north'", splits=("train", "val"))
+    assert "SECRET" in str(error.value)  # for the site's own log
+    said = "; ".join(without_paths(problem, known) for problem in error.value.problems)
+    assert said.startswith("site 'north' ((a path)): ")
+    assert "SECRET" not in said
+    assert reason in said
+
+
+def test_of_an_error_before_a_message_is_handled_only_the_kind_leaves_a_site(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise FileNotFoundError("No usable temporary directory found in ['/home/jane']")
+
+    monkeypatch.setattr("utils.environment.prepare_environment", fail)
+    anything: Any = None
+    with pytest.raises(RuntimeError) as error:
+        client_app(anything, anything)
+    assert str(error.value) == "FileNotFoundError before its work began; its own log says why"
+    assert error.value.__cause__ is None
+    assert "/home/jane" in caplog.text

@@ -5,6 +5,7 @@
 pyproject.toml names the two apps. `arguments` are those of federated.py.
 """
 
+import logging
 import shlex
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 server_app = ServerApp()
+log = logging.getLogger(__name__)
 
 
 @server_app.main()
@@ -36,13 +38,22 @@ class _PreparedClientApp(ClientApp):
     """The app of utils/client.py, which a process may import only after it has been prepared."""
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Handle a message."""
-        from utils.environment import prepare_environment
+        """Handle a message.
 
-        prepare_environment()
-        from utils.client import app
+        Errors of a message are told by the app itself. Flower would send the text of others, which
+        may name folders of the site, so that only their kind leaves it.
+        """
+        try:
+            from utils.environment import prepare_environment
 
-        return app(message, context)
+            prepare_environment()
+            from utils.client import app
+
+            return app(message, context)
+        except Exception as error:
+            log.exception("error: this site cannot take part")
+            kind = type(error).__name__
+            raise RuntimeError(f"{kind} before its work began; its own log says why") from None
 
 
 client_app = _PreparedClientApp()

@@ -420,10 +420,11 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
             yield f"no '{key}'; a data.yaml has train, val and names"
     for key in ("train", "val", "test"):
         folders = raw.get(key) or ""
-        if not all(
-            isinstance(x, str) for x in (folders if isinstance(folders, list) else [folders])
-        ):
-            yield f"{key}: found {folders!r}, expected a folder of images or a list of them"
+        for entry in folders if isinstance(folders, list) else [folders]:
+            if not isinstance(entry, str):  # what it holds may be names, which may not leave a site
+                found = entry if isinstance(entry, int | float) else f"a {type(entry).__name__}"
+                yield f"{key}: found {found}, expected a folder of images or a list of them"
+                break
     download = raw.get("download")
     if download and not re.fullmatch(r"https?://\S+", str(download).strip()):
         yield "download: holds code, which Ultralytics would run; remove it"

@@ -52,6 +52,7 @@ class Members:
         self.names_by_node: dict[int, str] = {}  # also of those that have gone
         self.online: set[int] = set()
         self.refused: dict[int, tuple[str, float]] = {}  # why, and when to ask again
+        self.moved: list[tuple[str, int, int]] = []  # names that another node has now, to be told
         self._surplus: set[int] = set()  # nodes of a simulation that have no client
 
     @property
@@ -144,6 +145,10 @@ class Members:
 
     def _enter(self, node: int, member: Member) -> None:
         self.refused.pop(node, None)
+        if (before := self.by_name.get(member.data.name)) and before.node != node:
+            # If that one comes back it has to introduce itself, and is told that it is too late.
+            self.names_by_node.pop(before.node, None)
+            self.moved.append((member.data.name, before.node, node))
         self.by_name[member.data.name] = member
         self.names_by_node[node] = member.data.name
         self.online.add(node)

@@ -5,12 +5,13 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import httpx
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -49,6 +50,7 @@ Again = Callable[[Message, Message], Message | None]
 RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord, MetricRecord)
 POLL_S = 0.1
 ROUND_TRIES = 3
+MAX_NUMBERS, MAX_NAME = 1000, 200  # of a client's losses and metrics, but for those of classes
 LARGEST_NUMBER = 1e30  # of a client's losses and metrics; means of more would be infinite
 SITE_POLL_S = 1.0  # over a network
 RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
@@ -266,7 +268,12 @@ class Server:
         self.rounds = [_result_of(row) for row in run_dir.rows(RESULTS)]
 
     def _check_states(self, last: int) -> None:
-        """Raise ValueError when a client that has trained could not go on from where it was."""
+        """Raise ValueError when a client that has trained could not go on from where it was.
+
+        A site has its own state, and says itself if it is gone.
+        """
+        if self.config.has_sites:
+            return
         trained = {
             row["client"]: int(row["round"])
             for row in self.run_dir.rows("clients.csv")
@@ -359,6 +366,11 @@ class Server:
             raise FederationError(f"before round 1: {'; '.join(reason for _, reason in refused)}")
         for who, reason in refused:
             self.display.notice(f"{who} is refused: {reason}")
+        for name, before, now in self.members.moved:
+            self.display.notice(
+                f"client '{name}': it is node {now} now, and was node {before}: another key"
+            )
+        self.members.moved.clear()
         self._record_new_clients()
 
     def wait_for_enough(self, grid: Grid) -> None:
@@ -777,7 +789,7 @@ class Server:
         replies = exchange(
             grid,
             messages,
-            self.config.round_timeout_s,
+            self._limit_s(len(messages)),
             self._pause,
             poll_s=SITE_POLL_S if self.members.has_sites else POLL_S,
             again=self._sent_again,
@@ -786,6 +798,11 @@ class Server:
             self._traffic_of(reply.metadata.src_node_id).upload_bytes += _num_bytes(reply)
             yield reply
             del reply  # its arrays, which would stay until the next one is there
+
+    def _limit_s(self, num_messages: int) -> float | None:
+        """For all answers: sites work side by side, clients of a simulation may wait in a queue."""
+        timeout_s = self.config.round_timeout_s
+        return timeout_s and timeout_s * (1 if self.members.has_sites else num_messages)
 
     def _sent_again(self, message: Message, reply: Message) -> Message | None:
         """The message with all arrays, for a client that lacked what it builds on."""
@@ -817,7 +834,7 @@ class Server:
 
     def checked(self, reply: Message, read: Callable[[str, Message], Any]) -> Any:
         """What a reply holds, or None after showing why it cannot be used."""
-        name = self.names_by_node.get(reply.metadata.src_node_id, "unknown client")
+        name = self.names_by_node[reply.metadata.src_node_id]  # `exchange` has seen to that
         try:
             if reply.has_error():
                 raise ValueError(reply.error.reason or "no reason given")
@@ -840,6 +857,11 @@ class Server:
         arrays = checked_arrays(self._rebuilt(reply), self.layout, "arrays were")
         numbers = _numbers(reply)
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
+        if (summary := self.summaries.get(name)) and num_examples > summary.num_train:
+            raise ValueError(
+                f"{EXAMPLES_KEY}: found {num_examples}, but it has {summary.num_train} train "
+                "images; its weight in the mean would be too large"
+            )
         num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
         seconds = numbers.pop("seconds")
         _refuse_own_names(numbers)
@@ -863,9 +885,9 @@ class Server:
         num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         for key in ("loss", "seconds"):
             numbers.pop(key)
-        _refuse_own_names(numbers)
         per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
         metrics = {k: v for k, v in numbers.items() if k not in per_class}
+        _refuse_own_names(metrics)
         metrics["fitness"]  # a score without it is none
         return Score(name, num_examples, metrics, per_class)
 
@@ -890,12 +912,13 @@ def exchange(
 ) -> Iterator[Message]:
     """Send messages and yield each reply when it arrives; an error stands for one that does not.
 
-    timeout_s: that a client may take, after which its worker ends itself; the limit here is for one
-    that cannot even do that. pause: waits so many seconds, or raises to stop. poll_s: between two
-    looks for replies. again: gives what to send in place of a message, if its reply asks for that.
+    timeout_s: that all of them may take, after which workers end themselves; the limit here is for
+    one that cannot even do that. pause: waits so many seconds, or raises to stop. poll_s: between
+    two looks for replies. again: gives what to send in place of a message, if its reply asks for
+    that.
     """
     waiting = _push(grid, messages)
-    latest = float("inf") if timeout_s is None else timeout_s * len(waiting) + GRACE_S
+    latest = float("inf") if timeout_s is None else timeout_s + GRACE_S
     started = time.monotonic()
     while waiting:
         before = set(waiting)
@@ -913,11 +936,27 @@ def exchange(
 def _pull(
     grid: Grid, message_id: str, waiting: dict[str, Message], again: Again
 ) -> Iterator[Message]:
-    """The reply to a message, if it has come; or send what stands in place of the message."""
-    for reply in grid.pull_messages([message_id]):
-        message = waiting.pop(message_id)
+    """The reply to a message, if it has come; or send what stands in place of the message.
+
+    Flower 1.41 hands out whatever is addressed to the ServerApp, so a node can slip in a message
+    that answers nothing; and it unpacks what a node has sent without looking whether it can.
+    """
+    message = waiting[message_id]
+    try:
+        replies = list(grid.pull_messages([message_id]))
+    except (httpx.HTTPError, OSError):  # of the SuperLink, not of this reply
+        raise
+    except Exception as error:  # of any kind: bytes that are no protobuf, JSON, record, ...
+        reason = f"its reply is not readable ({type(error).__name__})"
+        replies = [Message(Error(CLIENT_ERROR, reason), reply_to=message)]
+    for reply in replies:
+        if reply.metadata.reply_to_message_id != message_id or message_id not in waiting:
+            continue
         if reply.has_error():  # one that Flower makes, for a node that has gone, names no node
             reply = Message(reply.error, reply_to=message)
+        elif reply.metadata.src_node_id != message.metadata.dst_node_id:
+            continue
+        del waiting[message_id]
         other = again(message, reply)
         if other is None:
             yield reply
@@ -1006,9 +1045,19 @@ def _numbers(reply: Message) -> dict[str, float]:
     return numbers
 
 
-def _refuse_own_names(numbers: Iterable[str]) -> None:
-    """Keep a client's numbers out of the columns that the server writes itself."""
+def _refuse_own_names(numbers: Collection[str]) -> None:
+    """Keep a client's numbers out of the columns that the server writes itself, and the table one.
+
+    A field that is too long would make results.csv unreadable (`csv.field_size_limit`).
+    """
+    if len(numbers) > MAX_NUMBERS:
+        raise ValueError(f"found {len(numbers)} numbers, expected at most {MAX_NUMBERS}")
     for name in numbers:
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise ValueError(
+                f"its number '{name[:50]}' has a name of {len(name)} characters, expected at most "
+                f"{MAX_NAME}, all printable"
+            )
         if name.startswith("server/") or ("/" not in name and name != "fitness"):
             raise ValueError(
                 f"its number '{name}' is named as the server's own are; call it 'my/{name}'"

@@ -17,6 +17,13 @@ from utils.config import CLIENT_NAME, InputError, nearest
 
 DEFAULT_FOLDER = "~/.federated-yolo"
 A_PATH = "(a path)"  # stands for all of them
+# Names of files in our own sentences, and pages of libraries: they say nothing of the site.
+NO_PATH = re.compile(
+    r"https?://\S+|(?<![^\s('\"])(?:data\.yaml|\.ndjson\.yaml|\.txt|(?:local_)?best\.pt|last\.pt"
+    r"|(?:\w+/)?CLASS/\*\.jpg)(?![\w/.-])"
+)
+HIDDEN = str.maketrans({".": "\0", "/": "\1"})  # which no file name has
+SHOWN = {ord(new): chr(old) for old, new in HIDDEN.items()}
 # File names may hold anything, ": " and quotes too, so the last of these ends the last of them.
 SUFFIXES = sorted({*IMG_FORMATS, *"txt yaml yml json ndjson npy csv cache pt".split()})
 FILE_NAME_END = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})\b", re.IGNORECASE)
@@ -129,7 +136,7 @@ def paths_at(node_config: Mapping[str, Any]) -> list[str]:
         )
         with suppress(Exception):  # its reading may be what failed, in any way of a constructor
             raw = yaml.safe_load(site.data.read_text(encoding="utf-8"))
-            values += [raw.get(key) for key in ("path", "train", "val", "test")]
+            values += [raw.get(key) for key in ("path", "train", "val", "validation", "test")]
     for value in values:
         known.update(str(v) for v in (value if isinstance(value, list) else [value]))
     # A bare word, such as "images", says nothing, and may be one of a sentence.
@@ -143,17 +150,27 @@ def without_paths(text: str, known: Iterable[str] = ()) -> str:
     stands around it, since a file's name can look like a sentence; the site's log has it all.
     """
     for path in sorted(known, key=len, reverse=True):
-        text = text.replace(path, A_PATH)
+        # Not where it goes on: another folder may begin with the same letters.
+        text = re.sub(rf"{re.escape(path)}(?=[/\\'\"):;]|$)", A_PATH, text)
+    text = NO_PATH.sub(lambda found: found.group().translate(HIDDEN), text)
     beginning = BEGINNING.match(text)
     first = beginning.end() if beginning else 0
     ends = [found.end() for found in FILE_NAME_END.finditer(text, first)]
     if ends:
-        found = PATH_START.search(text, first, ends[-1])
+        found = PATH_START.search(text, first, ends[0])  # else it starts nobody knows where
         before = text[: found.start() if found else first]
-        return before + A_PATH + _without_folders(text[ends[-1] :])
-    return text[:first] + _without_folders(text[first:])
+        text = before + A_PATH + _without_folders(text[ends[-1] :])
+    else:
+        text = text[:first] + _without_folders(text[first:])
+    return text.translate(SHOWN)
 
 
 def _without_folders(text: str) -> str:
+    """Without paths that no suffix ends: up to the quote, the words of a check, or the end."""
     found = PATH_START.search(text)
-    return text[: found.start()] + A_PATH if found else text
+    if found is None:
+        return text
+    before, after = text[: found.start()], text[found.end() :]
+    quote = before[-1:] if before[-1:] in ("'", '"') else None
+    end = re.search(rf"{quote}(?=[;,:)\]]|$)" if quote else " does not exist; ", after)
+    return before + A_PATH + (_without_folders(after[end.start() :]) if end else "")

@@ -1,12 +1,13 @@
 """A reply that cannot be used costs its client the round, and nobody else anything."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, Error, Message
+from flwr.app import Array, Error, Message, RecordDict
 from helpers import make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
@@ -88,6 +89,9 @@ BAD: dict[str, tuple[Callable[[Message], None], str]] = {
     "fewer than no examples": (number("num-examples", -5), "num-examples: found -5.0"),
     "examples not counted": (number("num-examples", None), "its reply has no 'num-examples'"),
     "a loss that is no number": (number("train/box_loss", np.nan), "its numbers are not finite"),
+    "more examples than it has images": (number("num-examples", 3), "it has 2 train images"),
+    "a name that a table cannot hold": (number("x/" + "a" * 200_000, 1.0), "200002 characters"),
+    "a name that would move the cursor": (number("x/\x1b[2J", 1.0), "all printable"),
     "no steps": (number("num-steps", 0), "num-steps: found 0.0"),
     "more examples than there can be": (number("num-examples", 1.7e308), "not finite, or huge"),
     "more examples than a float counts": (number("num-examples", 2.0**60), "found 1.15"),
@@ -145,6 +149,54 @@ def test_its_client_is_left_out_of_the_round_named_and_asked_again_in_the_next(
     assert_identical({name: after_round_1[name] for name in sent}, sent)
     assert result.rounds[0].row["num_clients"] == 1
     assert result.rounds[1].row["num_clients"] == 2
+
+
+class Intruder(LocalGrid):
+    """The second node slips in messages that are no replies of its own."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = super().pull_messages(message_ids)
+        forged = []
+        for reply in (r for r in replies if r.has_content() and "arrays" in r.content):
+            poison = {n: np.full_like(a, 9) for n, a in arrays_of(reply).items()}
+            content = RecordDict({**reply.content, "arrays": to_record(poison)})
+            unasked = Message(content, 1, "train")
+            of_another = Message(content, reply_to=self.sent[-1])
+            of_another.metadata.__dict__.update(
+                _src_node_id=1007 if reply.metadata.src_node_id == 1000 else 1000,
+                _reply_to_message_id=reply.metadata.reply_to_message_id,
+            )
+            forged += [unasked, of_another]
+        return [*forged, *replies, *replies]
+
+
+def test_a_message_that_answers_nothing_or_for_another_is_not_looked_at(
+    data: Path, tmp_path: Path
+) -> None:
+    runs = [
+        federation([data, data], tmp_path / name, TRAIN, grid=grid, num_rounds=2)
+        for name, grid in (("plain", LocalGrid(2)), ("intruder", Intruder(2)))
+    ]
+    assert_identical(*(final_arrays(result) for result in runs))
+
+
+class Garbled(LocalGrid):
+    """Flower cannot unpack the first train reply of the first node."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        for reply in super().pull_messages(message_ids):
+            is_first = sum(m.metadata.message_type == "train" for m in self.sent) <= 2
+            if reply.metadata.src_node_id == 1000 and "arrays" in reply.content and is_first:
+                raise json.JSONDecodeError("Expecting value", "", 0)
+            return [reply]
+        return []
+
+
+def test_a_reply_that_cannot_be_unpacked_leaves_its_client_out(data: Path, tmp_path: Path) -> None:
+    display = Silent()
+    result = federation([data, data], tmp_path, TRAIN, grid=Garbled(2), display=display)
+    assert display.failures == [("c0", "its reply is not readable (JSONDecodeError)")]
+    assert [r.row["num_clients"] for r in result.rounds] == [1, 2, 2]
 
 
 @pytest.mark.parametrize(
