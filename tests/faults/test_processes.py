@@ -89,13 +89,12 @@ def kill_at(event: Callable[[], bool], delay_s: float, config: Path, folder: Pat
         process.kill()  # its workers notice later; a lock keeps them out of what is resumed
 
 
-@pytest.mark.parametrize("delay_s", [0.3, 2.0])
-def test_a_server_killed_and_resumed_gives_the_same(delay_s: float, tmp_path: Path) -> None:
+def test_a_server_killed_and_resumed_gives_the_same(tmp_path: Path) -> None:
     config = sites(tmp_path, strategy="fedavgm", server_ema=0.5)
     done = federated(str(config), "name=whole", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     first = tmp_path / "runs" / "train" / "weights" / "round1.npz"
-    kill_at(first.exists, delay_s, config, tmp_path)
+    kill_at(first.exists, 1.0, config, tmp_path)
     moved = tmp_path / "another place" / "train"
     moved.parent.mkdir()
     first.parents[1].rename(moved)  # and where it was cannot even be made again

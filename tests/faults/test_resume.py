@@ -102,7 +102,7 @@ def test_a_run_killed_at_any_write_and_resumed_gives_the_same(
     expected, number = outcome(tmp_path / "whole" / "run"), writes.count
     assert number > 30
     rng = np.random.default_rng(list(SETTINGS.values()).index(settings))
-    for trial, moment in enumerate(rng.choice(np.arange(1, number), size=3, replace=False)):
+    for trial, moment in enumerate(rng.choice(np.arange(1, number), size=2, replace=False)):
         folder = tmp_path / f"killed{trial}"
         assert killed_after(writes, int(moment), sites, folder, **settings)
         again = int(rng.integers(1, 12))
