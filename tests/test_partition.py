@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers import file_digests, make_dataset
+from helpers import file_digests, make_class_folders, make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import ROOT, clean_environment, finished, wait_until
@@ -374,15 +374,99 @@ def test_classification_folders_keep_all_classes(
         assert [s.class_counts for s in federation.summaries.values()] == [(4, 0), (0, 4)]
 
 
-def test_an_output_among_the_images_is_refused_and_leaves_them_as_they_are(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_images_of_a_linked_class_folder_count_as_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = file_digests(source.parent)
-    output = source.parent / "images" / "train" / "parts"
-    code, _, errors = run(capsys, source, "-o", output, "--clients", 2, "--copy")
+    pets = make_class_folders(tmp_path / "pets", num_train=6, num_val=4, names=("cat", "dog"))
+    for split in ("train", "val"):
+        elsewhere = shutil.move(pets / split / "dog", tmp_path / f"dogs_{split}")
+        (pets / split / "dog").symlink_to(elsewhere)
+    expected = check_dataset(pets, "classify", tmp_path, where="x", splits=("train", "val"))
+    assert (expected.num_train, expected.num_val, expected.class_counts) == (6, 4, (3, 3))
+    output = tmp_path / "parts"
+    assert run(capsys, pets, "-o", output, "--clients", 2)[0] == 0
+    clients = json.loads((output / "partitions.json").read_text())["clients"].values()
+    for split, total in (("train", expected.num_train), ("val", expected.num_val)):
+        assert sum(client[f"{split}_images"] for client in clients) == total
+        assert len([p for p in output.glob(f"*/{split}/*/*.jpg") if p.is_file()]) == total
+    for split, folder in (("train", pets / "train"), ("val", tmp_path / "dogs_val")):
+        code, _, errors = run(capsys, pets, "-o", folder / "parts", "--clients", 2)
+        assert code == 2
+        assert f"parts: is inside {folder}, where the {split} images are" in errors[0]
+        assert not (folder / "parts").exists()
+
+
+def test_all_wrong_folders_and_files_of_a_classifier_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pets = make_class_folders(tmp_path / "pets", names=("cat", "dog"))
+    (pets / "train" / "cat" / "0.jpg").write_bytes(b"no image")
+    (pets / "val" / "dog").rename(pets / "val" / "dogs")
+    code, _, errors = run(capsys, pets, "-o", tmp_path / "parts")
+    assert code == 2
+    assert errors == [
+        f"error: SOURCE ({pets}): val: class 'dogs' has no folder in train [cat, dog]; did you "
+        "mean 'dog'?; make one (it may be empty), or remove it"
+    ]
+    (pets / "val" / "dogs").rename(tmp_path / "dogs")
+    shutil.rmtree(pets / "val" / "cat")
+    code, _, errors = run(capsys, pets, "-o", tmp_path / "parts")
+    assert (code, len(errors)) == (2, 2)
+    assert f"{pets}: train: {pets}/train/cat/0.jpg: " in errors[0]
+    assert f"{pets}: val: Couldn't find any class folder" in errors[1]
+
+
+@pytest.mark.parametrize("has_yaml", [True, False])
+def test_a_folder_of_images_and_labels_is_not_taken_for_one_of_a_classifier(
+    has_yaml: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "robo"
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            shutil.copytree(source.parent / kind / split, folder / split / kind)
+    data = folder / "data.yaml"
+    if has_yaml:
+        data.write_text("train: train/images\nval: val/images\nnames: [a, b, c]\n")
+    code, _, errors = run(capsys, folder, "-o", tmp_path / "parts")
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {folder}: found a folder that is not of train/CLASS")
+    assert errors[0].endswith(f"; did you mean {data}?") == has_yaml
+
+
+@pytest.mark.parametrize("place", [".", "camera", "camera/below"])
+def test_an_output_among_the_images_is_refused_and_leaves_them_as_they_are(
+    place: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(source.parent, tmp_path / "origin"))
+    for kind in ("images", "labels"):  # all are in one folder below that of the data.yaml
+        shutil.move(folder / kind / "train", folder / kind / "all")
+        shutil.move(folder / kind / "all", folder / kind / "train" / "camera")
+    before = file_digests(folder)
+    output = folder / "images" / "train" / place / "parts"
+    code, _, errors = run(capsys, folder / "data.yaml", "-o", output, "--clients", 2, "--copy")
     assert code == 2
     assert "where the train images are" in errors[0]
-    assert file_digests(source.parent) == before
+    assert file_digests(folder) == before
+
+
+def test_an_output_beside_the_folders_of_images_or_among_listed_ones_is_fine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = tmp_path / "project"
+    for seed, name in enumerate(("north", "south")):
+        make_dataset(project / name, 4, 2, seed=seed)
+    data = project / "data.yaml"
+    data.write_text(
+        "train: [north/images/train, south/images/train]\n"
+        "val: [north/images/val, south/images/val]\nnames: [a, b, c]\n"
+    )
+    assert run(capsys, data, "-o", project / "parts", "--clients", 2)[0] == 0
+    for split in ("train", "val"):
+        images = sorted((project / "north" / "images" / split).iterdir())
+        (project / f"{split}.txt").write_text("".join(f"{image}\n" for image in images))
+    data.write_text("train: train.txt\nval: val.txt\nnames: [a, b, c]\n")
+    output = project / "north" / "images" / "train" / "parts"
+    assert run(capsys, data, "-o", output, "--clients", 2)[0] == 0
 
 
 def test_the_picture_is_drawn(
