@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -333,8 +335,9 @@ def test_every_kind_of_label_goes_with_its_image(
     with (folder / "data.yaml").open("a") as file:
         file.write(extra)
     output = tmp_path / "parts"
-    code, _, _ = run(capsys, folder / "data.yaml", "-o", output, "--clients", 2)
+    code, shown, _ = run(capsys, folder / "data.yaml", "-o", output, "--clients", 2)
     assert code == 0
+    assert re.search(f"^Labels of {task}: .*; for another task change base_model", shown, re.M)
     data = output / "client_1" / "data.yaml"
     summary = check_dataset(data, task, tmp_path, where="x", splits=("train", "val"))
     assert (summary.num_train, summary.class_counts) == (6, (0, 6, 0))
@@ -556,8 +559,12 @@ def test_near_duplicates_are_counted_and_groups_keep_them_together(
 # COCO and Pascal VOC
 
 
-def coco_of(data: Path, folder: Path, *, polygons: bool) -> None:
-    """The same data set as COCO, with category numbers that begin at 0 and leave one out."""
+def coco_of(data: Path, folder: Path, outline: str = "none") -> None:
+    """The same data set as COCO, with category numbers that begin at 0 and leave one out.
+
+    outline: what `segmentation` of each object is: "polygon", "corners" (of the box), "empty" (a
+    list of nothing) or "none" (it is not there).
+    """
     (folder / "annotations").mkdir(parents=True)
     names = {0: "a", 4: "b", 9: "c"}
     for split in ("train", "val"):
@@ -578,20 +585,32 @@ def coco_of(data: Path, folder: Path, *, polygons: bool) -> None:
                 label, x, y, w, h = (float(value) for value in row.split())
                 box = [64 * (x - w / 2), 64 * (y - h / 2), 64 * w, 64 * h]
                 left, top, right, low = box[0], box[1], box[0] + box[2], box[1] + box[3]
-                shape = [[left, top, right, top, right, low, (left + right) / 2, low, left, low]]
+                middle = [] if outline == "corners" else [(left + right) / 2, low]
+                shape = [[left, top, right, top, right, low, *middle, left, low]]
+                shape = [] if outline == "empty" else shape
                 content["annotations"].append(
                     {"image_id": image_id, "category_id": list(names)[int(label)], "bbox": box}
-                    | ({"segmentation": shape} if polygons else {})
+                    | ({} if outline == "none" else {"segmentation": shape})
                 )
         path = folder / "annotations" / f"instances_{split}2017.json"
         path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("polygons", [True, False])
+def edit_coco(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change what an annotation file holds."""
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("outline", "task"),
+    [("polygon", "segment"), ("corners", "segment"), ("empty", "detect"), ("none", "detect")],
+)
 def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
-    polygons: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    outline: str, task: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco_of(source, tmp_path / "coco", polygons=polygons)
+    coco_of(source, tmp_path / "coco", outline)
     before = file_digests(tmp_path / "coco")
     for name, path in (("yolo", source), ("coco", tmp_path / "coco")):
         code, _, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
@@ -601,7 +620,10 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
         for name in ("yolo", "coco")
     ]
     assert results[1]["clients"] == results[0]["clients"]
-    assert results[1]["task"] == ("segment" if polygons else "detect")
+    assert results[1]["task"] == task
+    labels = tmp_path / "parts_coco" / "source" / "labels" / "train"
+    rows = [row.split() for path in labels.iterdir() for row in path.read_text().splitlines()]
+    assert {len(row) for row in rows} == {{"polygon": 11, "corners": 9}.get(outline, 5)}
     assert file_digests(tmp_path / "coco") == before
     data = tmp_path / "parts_coco" / "client_0" / "data.yaml"
     summary = check_dataset(data, "detect", tmp_path, where="x", splits=("train", "val"))
@@ -611,7 +633,7 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
 def test_a_coco_file_without_objects_is_refused(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco_of(source, tmp_path / "coco", polygons=False)
+    coco_of(source, tmp_path / "coco")
     for path in (tmp_path / "coco" / "annotations").iterdir():
         path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
@@ -622,7 +644,7 @@ def test_a_coco_file_without_objects_is_refused(
 def test_a_broken_coco_file_is_named_and_nothing_is_left(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco_of(source, tmp_path / "coco", polygons=False)
+    coco_of(source, tmp_path / "coco")
     path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["category_id"] = 5
@@ -641,6 +663,78 @@ def test_a_broken_coco_file_is_named_and_nothing_is_left(
         f"error: {path.parent}: found none, expected one .json with 'val' in its name, e.g. "
         "instances_val2017.json"
     ]
+
+
+def test_objects_without_keypoints_are_left_out_of_coco_with_a_word(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    total = 0
+
+    def give_points(content: dict[str, Any]) -> None:
+        nonlocal total
+        for annotation in content["annotations"]:
+            annotation["keypoints"] = [10, 10, 2, 20, 20, 1]
+            total += 1
+
+    for split in ("train", "val"):
+        edit_coco(path.with_name(f"instances_{split}2017.json"), give_points)
+    edit_coco(path, lambda content: content["annotations"][0].update(keypoints=[0] * 6))
+    code, _, warnings = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 0
+    assert warnings[0] == (
+        f"warning: 1 of {total} objects have no labelled keypoint and are left out, as in COCO's "
+        "scores; where they are to be learned as boxes, make a detect data set of them"
+    )
+    result = json.loads((tmp_path / "parts" / "partitions.json").read_text())
+    objects = [
+        client[f"{split}_classes"]
+        for client in result["clients"].values()
+        for split in ("train", "val")
+    ]
+    assert result["task"] == "pose"
+    assert sum(sum(classes.values()) for classes in objects) == total - 1
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["0.jpg", "0.png"], "file_name '0.png' and '0.jpg' differ only in their ending"),
+        (["images/0.jpg"], "file_name 'images/0.jpg': expected one below the folder of the split"),
+        (["a/../../0.jpg"], "file_name 'a/../../0.jpg': expected one below the folder"),
+        (["/a/0.jpg"], "file_name '/a/0.jpg': expected one below the folder of the split"),
+    ],
+)
+def test_names_in_coco_whose_labels_would_go_astray_are_refused(
+    names: list[str], expected: str, source: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    coco_of(source, tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    edit_coco(
+        path,
+        lambda content: [
+            image.update(file_name=name)
+            for image, name in zip(content["images"], names, strict=False)
+        ],
+    )
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {path}: {expected}")
+    assert not (tmp_path / "parts").exists()
+
+
+def test_one_coco_file_for_train_and_val_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    folder = tmp_path / "coco" / "annotations"
+    (folder / "instances_val2017.json").unlink()
+    path = (folder / "instances_train2017.json").rename(folder / "instances_trainval.json")
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {path}: the only .json with 'train' or 'val' in its name")
 
 
 def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
@@ -663,10 +757,14 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
                 low, high = (round(64 * (x - w / 2)) + 1, round(64 * (y - h / 2)) + 1), (
                     round(64 * (x + w / 2)), round(64 * (y + h / 2)),
                 )  # fmt: skip
+                # The polygon, of which some VOC data sets have one here and there, is left out.
+                polygon = f"<polygon><x1>{low[0]}</x1><y1>{low[1]}</y1><x2>{high[0]}</x2>" + (
+                    f"<y2>{low[1]}</y2><x3>{high[0]}</x3><y3>{high[1]}</y3></polygon>"
+                )
                 objects += (
                     f"<object><name>{'abc'[int(index)]}</name><bndbox><xmin>{low[0]}</xmin>"
                     f"<ymin>{low[1]}</ymin><xmax>{high[0]}</xmax><ymax>{high[1]}</ymax></bndbox>"
-                    "</object>"
+                    f"{polygon if objects else ''}</object>"
                 )
             (folder / "Annotations" / f"{stem}.xml").write_text(
                 f"<annotation><filename>{stem}.jpg</filename>{objects}</annotation>"
@@ -676,10 +774,14 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
         code, _, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
         assert (code, errors) == (0, [])
     results = [
-        json.loads((tmp_path / f"parts_{name}" / "partitions.json").read_text())["clients"]
+        json.loads((tmp_path / f"parts_{name}" / "partitions.json").read_text())
         for name in ("yolo", "voc")
     ]
-    assert results[1] == results[0]
+    labels = (tmp_path / "parts_voc" / "source" / "labels").rglob("*.txt")
+    rows = [row.split() for path in labels for row in path.read_text().splitlines()]
+    assert {len(row) for row in rows} == {5}
+    assert results[1]["task"] == "detect"
+    assert results[1]["clients"] == results[0]["clients"]
     (folder / "ImageSets" / "Main" / "val.txt").unlink()
     code, _, errors = run(capsys, folder, "-o", tmp_path / "parts", "--clients", 2)
     assert (code, len(errors)) == (2, 1)

@@ -108,9 +108,10 @@ class Split:
 class Source:
     """A data set. path: its data.yaml, or its folder for classification.
 
-    task: as far as the labels tell. names: of the classes, by index. data: what else a data.yaml
-    has to say, such as `kpt_shape`. splits: "train" and "val". folders: of each split of the data
-    set, those in which images are looked for at any depth; none for lists of images.
+    task: given, or as far as the labels tell, and then why. names: of the classes, by index.
+    data: what else a data.yaml has to say, such as `kpt_shape`. splits: "train" and "val".
+    folders: of each split of the data set, those in which images are looked for at any depth; none
+    for lists of images.
     """
 
     path: Path
@@ -119,6 +120,7 @@ class Source:
     data: dict[str, Any]
     splits: dict[str, Split]
     folders: dict[str, tuple[Path, ...]]
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,14 @@ class Partition:
         return np.flatnonzero(owners == client)
 
 
-def read_source(path: Path, scratch: Path) -> Source:
+def read_source(path: Path, scratch: Path, task: str | None = None) -> Source:
     """Read a data.yaml, and check every image and label, or a folder of classification data.
 
-    scratch: folder for label caches. Raises InputError with all problems.
+    scratch: folder for label caches. task: of a data.yaml; None goes by its labels. Raises
+    InputError with all problems.
     """
     if not path.is_dir():
-        return _read_detection(path, scratch)
+        return _read_detection(path, scratch, task)
     has_yaml = (path / "data.yaml").is_file()
     if (path / "train").is_dir() and not has_yaml and not _has_label_folders(path):
         return _read_classification(path, scratch)
@@ -164,7 +167,7 @@ def _has_label_folders(path: Path) -> bool:
     return (path / "images").is_dir() or all((train / n).is_dir() for n in ("images", "labels"))
 
 
-def _read_detection(path: Path, scratch: Path) -> Source:
+def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
     data = read_data_yaml(path, where="SOURCE")
     splits: dict[str, Split] = {}
     outlines: list[np.ndarray] = []
@@ -191,11 +194,20 @@ def _read_detection(path: Path, scratch: Path) -> Source:
         problems += [f"{path}: {image} is in train and in val; list it in one" for image in both]
     if problems:
         raise InputError(problems[:MAX_LINES] + _more(problems))
-    task = "pose" if data.get("kpt_shape") else "detect"
-    if outlines and task == "detect":
-        task = "obb" if all(len(outline) == 4 for outline in outlines) else "segment"
+    task, why = (task, "") if task else _guess_task(data, outlines)
     form = {key: value for key, value in data.items() if key not in ("train", "val", "test")}
-    return Source(path, task, class_names(data), form, splits, _folders_of(data))
+    return Source(path, task, class_names(data), form, splits, _folders_of(data), why)
+
+
+def _guess_task(data: dict[str, Any], outlines: Sequence[np.ndarray]) -> tuple[str, str]:
+    """The task that labels are most likely for, and why; a label file does not say."""
+    if data.get("kpt_shape"):
+        return "pose", "the data.yaml has kpt_shape"
+    if not outlines:
+        return "detect", "all are boxes"
+    if all(len(outline) == 4 for outline in outlines):
+        return "obb", "all outlines have 4 corners"
+    return "segment", "not all outlines have 4 corners"
 
 
 def _folders_of(data: dict[str, Any]) -> dict[str, tuple[Path, ...]]:
@@ -562,12 +574,21 @@ def run(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     path: Path = options.source
+    converted = None
     if path.is_dir() and is_coco(path):
-        path = convert_coco(path, output / "source")
+        converted = convert_coco(path, output / "source")
     elif path.is_dir() and is_voc(path):
-        path = convert_voc(path, output / "source")
-    source = read_source(path, scratch)
+        converted = convert_voc(path, output / "source")
+    if converted:
+        source = read_source(converted.path, scratch, converted.task)
+    else:
+        source = read_source(path, scratch)
     _refuse_inside(source, output)
+    if source.why:
+        print(
+            f"Labels of {source.task}: {source.why}; for another task change base_model in "
+            "federated.yaml"
+        )
     partition = divide(source, options)
     num_images = sum(len(split.images) for split in source.splits.values())
     print(f"Comparing {num_images} images ...", flush=True)
@@ -582,7 +603,7 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     unit = "images" if source.task == "classify" else "objects"
     draw_partitions(output / "partitions.png", train_images, counts, source.names, unit)
     show(source, result, counts)
-    for warning in warnings:
+    for warning in [*(converted.warnings if converted else ()), *warnings]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{output / 'partitions.png'}  {described}")
     print("Next:")
