@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,13 @@ from utils import partition
 from utils.checks import checked
 from utils.config import load_config
 from utils.data import check_dataset
-from utils.duplicates import MAX_DISTANCE, near_duplicates, perceptual_hashes
+from utils.duplicates import (
+    MAX_DISTANCE,
+    exact_duplicates,
+    near_duplicates,
+    nearest_duplicate,
+    perceptual_hashes,
+)
 from utils.partition_schemes import (
     NO_CLASS,
     SCHEMES,
@@ -486,6 +493,14 @@ def test_the_picture_is_drawn(
 # Near-duplicates
 
 
+def pairs_of(hashes: np.ndarray) -> list[list[int]]:
+    """Pairs of near-duplicates, the smaller index first: each image is a group of its own."""
+    found = near_duplicates(hashes, np.eye(len(hashes), dtype=bool))
+    np.testing.assert_array_equal(found, found.T)
+    assert not found.diagonal().any()
+    return np.argwhere(np.triu(found)).tolist()
+
+
 def test_hashes_that_differ_in_few_bits_are_near_duplicates() -> None:
     first = np.ones(64, np.float32)
     near, far = first.copy(), first.copy()
@@ -493,9 +508,48 @@ def test_hashes_that_differ_in_few_bits_are_near_duplicates() -> None:
     far[-MAX_DISTANCE - 1 :] = -1
     unread = np.zeros(64, np.float32)
     hashes = np.array([first, unread, far, near, unread, first])
-    assert near_duplicates(hashes).tolist() == [[0, 3], [0, 5], [3, 5]]
+    assert pairs_of(hashes) == [[0, 3], [0, 5], [3, 5]]
     many = np.concatenate([np.resize(hashes[1], (700, 64)), hashes])  # over several blocks
-    assert near_duplicates(many).tolist() == [[700, 703], [700, 705], [703, 705]]
+    assert pairs_of(many) == [[700, 703], [700, 705], [703, 705]]
+
+
+def test_near_and_exact_duplicates_are_found_in_groups_but_not_in_oneself() -> None:
+    """Images 0, 1 and 2 are alike, 1 less than 2 to 0; 0 and 2 are the same file twice."""
+    hashes = np.ones((5, 64), np.float32)
+    hashes[1, 0] = -1
+    hashes[3, :32] = -1
+    hashes[4] = 0
+    groups = np.array([[1, 0, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+    assert near_duplicates(hashes, groups).astype(int).tolist() == [
+        [0, 1, 1, 0, 0],  # 0 is alone there
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    assert [nearest_duplicate(hashes, 0, group) for group in groups] == [0, 2, 0]
+    assert nearest_duplicate(hashes, 3, groups[1]) == 3
+    contents = np.array([7, 3, 7, -1, -1])
+    assert exact_duplicates(contents, groups).astype(int).tolist() == [
+        [0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    nothing = np.zeros((1, 0), bool)
+    assert near_duplicates(hashes[:0], nothing).shape == nothing.shape
+    assert exact_duplicates(contents[:0], nothing).shape == nothing.shape
+
+
+def test_of_a_camera_that_stands_still_no_pairs_are_kept() -> None:
+    """3000 frames that are all alike are 4.5 million pairs."""
+    hashes = np.ones((3000, 64), np.float32)
+    groups = np.arange(3000) % 2 == np.array([[0], [1]])
+    tracemalloc.start()
+    try:
+        assert near_duplicates(hashes, groups).all()
+        assert exact_duplicates(np.zeros(3000, int), groups).all()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6  # a block of 256 rows has 3 MB; all pairs as int64 72 MB
 
 
 def test_an_image_saved_smaller_brighter_and_poorer_is_found_and_another_is_not(
@@ -514,7 +568,7 @@ def test_an_image_saved_smaller_brighter_and_poorer_is_found_and_another_is_not(
     (tmp_path / "broken.png").write_bytes(b"no image")
     names = [*pictures, "broken.png", "lost.png"]
     hashes = perceptual_hashes([tmp_path / name for name in names])
-    assert near_duplicates(hashes).tolist() == [[0, 2], [0, 3], [2, 3]]
+    assert pairs_of(hashes) == [[0, 2], [0, 3], [2, 3]]
     assert (hashes[-2:] == 0).all()
 
 

@@ -22,7 +22,12 @@ from utils.data import (
     open_split,
     read_data,
 )
-from utils.duplicates import near_duplicates, perceptual_hashes
+from utils.duplicates import (
+    exact_duplicates,
+    near_duplicates,
+    nearest_duplicate,
+    perceptual_hashes,
+)
 from utils.run_dir import SERVER
 from utils.run_numbers import counted
 
@@ -206,59 +211,52 @@ def find_twins(reports: Sequence[DataReport]) -> Twins:
             mask = train if name == "train" else held_out
             mask[row, [index[image] for image in split.images]] = True
     hashes = perceptual_hashes(images)
-    pairs = near_duplicates(hashes)
-    contents = _contents([images[i] for i in np.unique(pairs)])
-    same = [contents[images[i]] == contents[images[j]] for i, j in pairs]
+    everything = np.ones((1, len(images)), bool)
+    # One row more: which have any twin, so that only those are read again.
+    near_in = near_duplicates(hashes, np.concatenate([train, everything]))
+    near_in, has_any = near_in[:-1], near_in[-1]
+    same_in = exact_duplicates(_contents(images, has_any), train)
     near: dict[str, dict[str, int]] = {relation: {} for relation in RELATIONS}
     exact: dict[str, dict[str, int]] = {relation: {} for relation in RELATIONS}
     everywhere = {relation: np.zeros(len(images), bool) for relation in RELATIONS}
     examples: dict[str, tuple[str, str]] = {}
     for row, report in enumerate(reports):
-        elsewhere = np.logical_or.reduce(np.delete(train, row, axis=0), axis=0)
-        for relation, mine, theirs in zip(
+        here, elsewhere = np.arange(len(reports)) == row, np.arange(len(reports)) != row
+        for relation, mine, places in zip(
             RELATIONS,
             (train[row], held_out[row], train[row], held_out[row]),
-            (train[row], train[row], elsewhere, elsewhere),
+            (here, here, elsewhere, elsewhere),
             strict=True,
         ):
-            with_itself = relation != "within_train"  # the same file can be listed there, too
-            found = mine & _with_twin(pairs, theirs, with_itself=with_itself)
+            theirs = train[places].any(axis=0)
+            # The same file can be listed there, too.
+            itself = np.zeros_like(theirs) if relation == "within_train" else theirs
+            found = mine & (itself | near_in[places].any(axis=0))
             everywhere[relation] |= found
             near[relation][report.name] = int(found.sum())
-            found_same = mine & _with_twin(pairs[same], theirs, with_itself=with_itself)
+            found_same = mine & (itself | same_in[places].any(axis=0))
             exact[relation][report.name] = int(found_same.sum())
             if found.any() and relation not in examples:
                 image = int(np.flatnonzero(found)[0])
-                examples[relation] = images[image], images[_twin(pairs, image, theirs)]
+                twin = nearest_duplicate(hashes, image, theirs)
+                examples[relation] = images[image], images[twin]
     unread = np.flatnonzero((hashes == 0).all(axis=1))
     totals = {relation: int(found.sum()) for relation, found in everywhere.items()}
     return Twins(len(images), near, exact, totals, examples, tuple(images[i] for i in unread))
 
 
-def _contents(paths: Sequence[str]) -> dict[str, bytes]:
-    """A digest of the bytes of each file."""
-    digests = {}
-    for path in paths:
-        with Path(path).open("rb") as file:
-            digests[path] = hashlib.file_digest(file, "sha256").digest()
-    return digests
+def _contents(paths: Sequence[str], which: np.ndarray) -> np.ndarray:
+    """A number for each file, the same for the same bytes; -1 for those not in `which`, (n,) bool.
 
-
-def _with_twin(pairs: np.ndarray, others: np.ndarray, *, with_itself: bool) -> np.ndarray:
-    """(n,) bool: which images have a twin among `others`, (n,) bool."""
-    found = others.copy() if with_itself else np.zeros_like(others)
-    first, second = pairs.T
-    found[first[others[second]]] = True
-    found[second[others[first]]] = True
-    return found
-
-
-def _twin(pairs: np.ndarray, image: int, others: np.ndarray) -> int:
-    """One of the twins of an image among `others`; itself if it has no other one."""
-    first, second = pairs.T
-    twins = np.concatenate([second[first == image], first[second == image]])
-    twins = twins[others[twins]]
-    return int(twins[0]) if len(twins) else image
+    Returns (n,) int.
+    """
+    numbers: dict[bytes, int] = {}
+    contents = np.full(len(paths), -1)
+    for index in np.flatnonzero(which):
+        with Path(paths[index]).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        contents[index] = numbers.setdefault(digest, len(numbers))
+    return contents
 
 
 def pixel_problems(reports: Sequence[DataReport], unreadable: Sequence[str]) -> list[str]:

@@ -68,7 +68,7 @@ from utils.data import (
     read_data_yaml,
     scan_split,
 )
-from utils.duplicates import near_duplicates, perceptual_hashes
+from utils.duplicates import near_duplicates, nearest_duplicate, perceptual_hashes
 from utils.environment import remove_private_settings
 from utils.other_formats import convert_coco, convert_voc, is_coco, is_voc
 from utils.partition_picture import draw_partitions
@@ -330,32 +330,30 @@ def count_duplicates(source: Source, partition: Partition) -> tuple[dict[str, An
     train, val = source.splits["train"].images, source.splits["val"].images
     images = train + val
     hashes = perceptual_hashes(images)
-    pairs = near_duplicates(hashes)
     owners = partition.owners["train"]
     assert owners is not None
-    first, second = pairs.T
-    in_train = second < len(train)  # and so is the first
-    apart = np.zeros(len(pairs), bool)
-    apart[in_train] = owners[first[in_train]] != owners[second[in_train]]
-    leaks = (first < len(train)) & ~in_train
-    found = {
-        "between_clients": len(np.unique(pairs[apart])),
-        "train_and_val": len(np.unique(second[leaks])),
-    }
+    of_client = np.zeros((len(partition.clients), len(images)), bool)  # its train images
+    of_client[owners, np.arange(len(train))] = True
+    near = near_duplicates(hashes, of_client)
+    apart = np.flatnonzero((near & ~of_client).any(axis=0)[: len(train)])
+    leaks = len(train) + np.flatnonzero(near.any(axis=0)[len(train) :])
+    found = {"between_clients": len(apart), "train_and_val": len(leaks)}
     unread = int((hashes == 0).all(axis=1).sum())
     warnings = []
-    if found["between_clients"]:
-        i, j = pairs[apart][0]
+    if len(apart):
+        elsewhere = of_client.any(axis=0) & ~of_client[owners[apart[0]]]
+        twin = nearest_duplicate(hashes, apart[0], elsewhere)
         warnings.append(
-            f"{found['between_clients']} of {len(train)} train images have a near-duplicate at "
-            f"another client, e.g. {images[i]} and {images[j]}; frames of one video stay together "
-            "with --scheme group"
+            f"{len(apart)} of {len(train)} train images have a near-duplicate at another client, "
+            f"e.g. {images[apart[0]]} and {images[twin]}; frames of one video stay together with "
+            "--scheme group"
         )
-    if found["train_and_val"]:
-        i, j = pairs[leaks][0]
+    if len(leaks):
+        twin = nearest_duplicate(hashes, leaks[0], of_client.any(axis=0))
         warnings.append(
-            f"{found['train_and_val']} of {len(val)} val images have a near-duplicate in train, "
-            f"e.g. {images[j]} and {images[i]}; they make scores too good: split train and val anew"
+            f"{len(leaks)} of {len(val)} val images have a near-duplicate in train, e.g. "
+            f"{images[leaks[0]]} and {images[twin]}; they make scores too good: split train and "
+            "val anew"
         )
     if unread:
         warnings.append(f"{unread} of {len(images)} images could not be compared")
