@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ultralytics.data.utils import img2label_paths
@@ -28,6 +27,7 @@ from utils.duplicates import (
     nearest_duplicate,
     perceptual_hashes,
 )
+from utils.model import is_rtdetr, structure_of
 from utils.run_dir import SERVER
 from utils.run_numbers import counted
 
@@ -52,8 +52,8 @@ class SplitReport:
     num_background: images without an object. num_unlabelled: those of them without a label file.
     num_damaged: images that cannot be used. class_counts: (classes,) int, objects of each of the
     data set's own classes; for a classifier, images. size_counts: (3,) int, small, medium and large
-    boxes, in pixels of the image as it is fed to the model: its longer side scaled to imgsz; none
-    for a classifier.
+    boxes, in pixels of the image as it is fed to the model: its longer side scaled to imgsz, for
+    RT-DETR both sides; none for a classifier.
     """
 
     images: tuple[str, ...]
@@ -111,28 +111,51 @@ class Twins:
     unreadable: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape."""
+
+    imgsz: int
+    squares: bool
+
+    def fed(self, height: int, width: int) -> tuple[float, float]:
+        """Width and height of an image in pixels, without what is padded."""
+        if self.squares:
+            return self.imgsz, self.imgsz
+        scale = self.imgsz / max(height, width)
+        return width * scale, height * scale
+
+
 def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
     """Read the data sets of the clients and of the server, as far as they can be read.
 
     caches: label caches, a folder for each, as `checks.check` leaves them.
     """
-    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    shape = _Shape(config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"]), _takes_squares(config))
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
         where = f"datasets[{index}] '{data.name}' ({path})"
         report = DataReport(data.name, where, (), data.not_annotated)
         folder = caches / data.name
-        reports.append(_read(report, path, ("train", *HELD_OUT), task, imgsz, folder))
+        reports.append(_read(report, path, ("train", *HELD_OUT), task, shape, folder))
     if config.evaluate.data is not None:
         path = Path(config.evaluate.data)
         report = DataReport(SERVER, f"evaluate.data ({path})")
-        reports.append(_read(report, path, HELD_OUT, task, imgsz, caches / SERVER_CACHES))
+        reports.append(_read(report, path, HELD_OUT, task, shape, caches / SERVER_CACHES))
     return reports
 
 
+def _takes_squares(config: Config) -> bool:
+    """Whether the base model is an RT-DETR, which takes images stretched to squares."""
+    try:
+        return is_rtdetr(structure_of(config.base_model, where="base_model"))
+    except InputError:  # the checks have said why
+        return False
+
+
 def _read(
-    empty: DataReport, path: Path, splits: Sequence[str], task: str, imgsz: int, caches: Path
+    empty: DataReport, path: Path, splits: Sequence[str], task: str, shape: _Shape, caches: Path
 ) -> DataReport:
     try:
         data = read_data(path, task, where=empty.where)
@@ -151,7 +174,7 @@ def _read(
             continue
         if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
             continue  # as a run does, which cannot be scored there
-        found[split] = _report_split(dataset, len(names), imgsz)
+        found[split] = _report_split(dataset, len(names), shape)
     is_classes = task == "classify"
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
 
@@ -167,15 +190,13 @@ def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> Split
     )
 
 
-def _report_split(dataset: PrivateDataset, num_classes: int, imgsz: int) -> SplitReport:
+def _report_split(dataset: PrivateDataset, num_classes: int, shape: _Shape) -> SplitReport:
     """Count what Ultralytics has read of each image: its shape, classes and boxes."""
     counts, sizes = np.zeros(num_classes, int), np.zeros(len(SIZE_NAMES), int)
     background = []
     for label in dataset.labels:
         counts += np.bincount(label["cls"].astype(int).ravel(), minlength=num_classes)
-        height, width = dataset.shapes[label["im_file"]]
-        scale = imgsz / max(height, width)
-        pixels = label["bboxes"][:, 2:4] * (width * scale, height * scale)
+        pixels = label["bboxes"][:, 2:4] * shape.fed(*dataset.shapes[label["im_file"]])
         # A limit belongs to the larger size, but for the rounding of the fractions.
         kinds = np.digitize(pixels.prod(axis=1).round(1), SIZE_LIMITS)
         sizes += np.bincount(kinds, minlength=len(sizes))
