@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ultralytics.data.utils import img2label_paths
@@ -131,7 +132,8 @@ def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
 
     caches: label caches, a folder for each, as `checks.check` leaves them.
     """
-    shape = _Shape(config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"]), _takes_squares(config))
+    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    shape = _Shape(imgsz, _takes_squares(config))
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
@@ -249,13 +251,13 @@ def find_twins(reports: Sequence[DataReport]) -> Twins:
             (here, here, elsewhere, elsewhere),
             strict=True,
         ):
-            theirs = train[places].any(axis=0)
+            theirs = np.logical_or.reduce(train[places])
             # The same file can be listed there, too.
             itself = np.zeros_like(theirs) if relation == "within_train" else theirs
-            found = mine & (itself | near_in[places].any(axis=0))
+            found = mine & (itself | np.logical_or.reduce(near_in[places]))
             everywhere[relation] |= found
             near[relation][report.name] = int(found.sum())
-            found_same = mine & (itself | same_in[places].any(axis=0))
+            found_same = mine & (itself | np.logical_or.reduce(same_in[places]))
             exact[relation][report.name] = int(found_same.sum())
             if found.any() and relation not in examples:
                 image = int(np.flatnonzero(found)[0])
@@ -273,7 +275,7 @@ def _contents(paths: Sequence[str], which: np.ndarray) -> np.ndarray:
     """
     numbers: dict[bytes, int] = {}
     contents = np.full(len(paths), -1)
-    for index in np.flatnonzero(which):
+    for index in np.flatnonzero(which).tolist():
         with Path(paths[index]).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         contents[index] = numbers.setdefault(digest, len(numbers))

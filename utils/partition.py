@@ -335,21 +335,22 @@ def count_duplicates(source: Source, partition: Partition) -> tuple[dict[str, An
     of_client = np.zeros((len(partition.clients), len(images)), bool)  # its train images
     of_client[owners, np.arange(len(train))] = True
     near = near_duplicates(hashes, of_client)
-    apart = np.flatnonzero((near & ~of_client).any(axis=0)[: len(train)])
-    leaks = len(train) + np.flatnonzero(near.any(axis=0)[len(train) :])
+    is_train = np.arange(len(images)) < len(train)
+    apart = np.flatnonzero(is_train & np.logical_or.reduce(near & ~of_client)).tolist()
+    leaks = np.flatnonzero(~is_train & np.logical_or.reduce(near)).tolist()
     found = {"between_clients": len(apart), "train_and_val": len(leaks)}
     unread = int((hashes == 0).all(axis=1).sum())
     warnings = []
-    if len(apart):
-        elsewhere = of_client.any(axis=0) & ~of_client[owners[apart[0]]]
+    if apart:
+        elsewhere = is_train & ~of_client[owners[apart[0]]]
         twin = nearest_duplicate(hashes, apart[0], elsewhere)
         warnings.append(
             f"{len(apart)} of {len(train)} train images have a near-duplicate at another client, "
             f"e.g. {images[apart[0]]} and {images[twin]}; frames of one video stay together with "
             "--scheme group"
         )
-    if len(leaks):
-        twin = nearest_duplicate(hashes, leaks[0], of_client.any(axis=0))
+    if leaks:
+        twin = nearest_duplicate(hashes, leaks[0], is_train)
         warnings.append(
             f"{len(leaks)} of {len(val)} val images have a near-duplicate in train, e.g. "
             f"{images[leaks[0]]} and {images[twin]}; they make scores too good: split train and "
