@@ -16,6 +16,7 @@ from utils.run_dir import load_arrays, read_csv
 
 TELLING = """
 from pathlib import Path
+from utils import client
 from utils.client import YoloClient
 
 
@@ -26,7 +27,12 @@ class Telling(YoloClient):
 
     def train(self, round_number, arrays, config):
         self.tell(f"train {round_number} {self.history('train').get('round', [])}")
+        client._clients.clear()  # as if the next message went to another worker
         return super().train(round_number, arrays, config)
+
+    def evaluate(self, parameters, config):
+        client._clients.clear()
+        return super().evaluate(parameters, config)
 
     def finish(self):
         self.tell(f"finish {self.history('train')['round']} {self.history('evaluate')['round']}")
@@ -99,7 +105,7 @@ def test_the_terminal_shows_rounds_paths_and_next_steps_and_no_noise(
 
 @pytest.fixture(scope="module")
 def run_again(run: tuple[Path, Any]) -> Path:
-    """A run of the saved args, with a client that tells what it remembers; and its folder."""
+    """The folder of a run of the saved args, with a client that tells what it remembers."""
     folder, _ = run
     (folder / "telling.py").write_text(TELLING)
     args = str(folder / "runs" / "mine" / "args.yaml")
@@ -109,7 +115,7 @@ def run_again(run: tuple[Path, Any]) -> Path:
 
 
 def test_a_simulated_client_remembers_all_rounds_to_the_end(run_again: Path) -> None:
-    """Flower's engine keeps what each message leaves in the client's context."""
+    """Flower's engine keeps what each message leaves in the client's context, not its worker."""
     told = (run_again.parents[1] / "telling.log").read_text().splitlines()
     assert told == ["train 1 []", "train 2 [1.0]", "finish [1.0, 2.0] [1.0, 2.0]"]
 
