@@ -126,6 +126,10 @@ def test_objects_backgrounds_and_sizes_of_boxes_are_counted(tmp_path: Path) -> N
     assert train.class_counts.tolist() == [3, 3]
     assert train.size_counts.tolist() == [1, 2, 3]  # the others are 160 x 160: large
     assert len(report.splits["val"].images) == 1
+    # RT-DETR gets it stretched to 320 x 320: 31 x 64, 32 x 64, 95 x 192 and 96 x 192 pixels.
+    config = config_of(tmp_path, path, train={"imgsz": 320}, base_model="rtdetr-l.yaml")
+    (report,) = reports_of(config, tmp_path)
+    assert report.splits["train"].size_counts.tolist() == [0, 2, 4]
 
 
 def test_a_test_split_counts_only_with_labels(tmp_path: Path) -> None:

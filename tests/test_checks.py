@@ -13,6 +13,7 @@ import torch
 from utils.checks import checked
 from utils.config import Config, InputError, load_config
 from utils.environment import num_cpus
+from utils.model import load_checkpoint_module, save_checkpoint
 
 Sites = dict[str, Path]
 TASKS = "expected one of detect, segment, pose, obb, classify"
@@ -201,6 +202,58 @@ def test_a_val_split_without_labels_is_refused(tmp_path: Path, sites: Sites) -> 
     assert "'west'" in problem
     assert "val: none of the" in problem
     assert "so that every model would score 0" in problem
+
+
+def pose_sites(folder: Path, **said: str) -> Sites:
+    """Clients of two keypoints; said: more lines of their data.yaml."""
+    sites = {}
+    for name, lines in said.items():
+        names = ("b", "a") if "b, a" in lines else ("a", "b")
+        path = helpers.make_data(folder / name, "pose", num_train=2, num_val=1, names=names)
+        path.write_text(path.read_text().replace("flip_idx: [1, 0]\n", "") + lines)
+        sites[name] = path
+    return sites
+
+
+def test_what_clients_say_of_keypoints_goes_to_the_model_by_class_name(tmp_path: Path) -> None:
+    sites = pose_sites(
+        tmp_path,
+        north="kpt_names: {1: [tail, nose]}\n",
+        south="# b, a\nkpt_names: {0: [tail, nose], '1': [left, right]}\nkpt_oks_sigmas: [1, 0.5]",
+        west="flip_idx: [1, 0]\n",
+    )
+    config = config_of(tmp_path, sites, base_model="yolov8n-pose.yaml")
+    with checked(config) as federation:
+        save_checkpoint(tmp_path / "model.pt", federation.model)
+        alone = checked(config_of(tmp_path, {"west": sites["west"]}, base_model=config.base_model))
+        with alone as federation:
+            west: Any = federation.model
+    model: Any = load_checkpoint_module(str(tmp_path / "model.pt"), where="test")
+    assert model.kpt_names == {0: ["left", "right"], 1: ["tail", "nose"]}
+    assert model.kpt_oks_sigmas == [1, 0.5]
+    # As a training of `yolo train` has it, where nothing is said.
+    assert west.kpt_names == {0: ["0", "1"], 1: ["0", "1"]}
+    assert west.kpt_oks_sigmas is None
+
+
+def test_clients_that_mean_other_keypoints_are_refused(tmp_path: Path) -> None:
+    sites = pose_sites(
+        tmp_path,
+        silent="",
+        north="kpt_names: {0: [left, right], 1: [tail, nose]}\nflip_idx: [1, 0]",
+        south="# b, a\nkpt_names: {0: [tail, snout]}\nflip_idx: [0, 1]",
+        west="kpt_names: {0: [left, right]}\nkpt_oks_sigmas: [0.1, 0.2]",
+        east="kpt_oks_sigmas: [0.1, 0.3]",
+    )
+    config = config_of(tmp_path, sites, base_model="yolov8n-pose.yaml")
+    end = "all data sets that say it need the same"
+    assert problems_of(config) == [
+        "datasets[2] 'south': flip_idx: 0 for keypoint 0, datasets[1] 'north' has 1; " + end,
+        "datasets[2] 'south': kpt_names of 'b': snout for keypoint 1, datasets[1] 'north' has "
+        f"nose; {end}",
+        "datasets[4] 'east': kpt_oks_sigmas: 0.3 for keypoint 1, datasets[3] 'west' has 0.2; "
+        + end,
+    ]
 
 
 def test_other_channels_than_the_first_clients_are_refused(tmp_path: Path, sites: Sites) -> None:

@@ -14,6 +14,30 @@ from test_exactness import TRAIN, assert_identical, plain_training
 
 from utils.run_dir import load_arrays, read_csv
 
+TELLING = """
+from pathlib import Path
+from utils import client
+from utils.client import YoloClient
+
+
+class Telling(YoloClient):
+    def tell(self, text):
+        with Path(__file__).with_suffix(".log").open("a") as file:
+            file.write(text + "\\n")
+
+    def train(self, round_number, arrays, config):
+        self.tell(f"train {round_number} {self.history('train').get('round', [])}")
+        client._clients.clear()  # as if the next message went to another worker
+        return super().train(round_number, arrays, config)
+
+    def evaluate(self, parameters, config):
+        client._clients.clear()
+        return super().evaluate(parameters, config)
+
+    def finish(self):
+        self.tell(f"finish {self.history('train')['round']} {self.history('evaluate')['round']}")
+"""
+
 
 def write_config(folder: Path, **changes: Any) -> Path:
     settings: dict[str, Any] = {
@@ -79,11 +103,27 @@ def test_the_terminal_shows_rounds_paths_and_next_steps_and_no_noise(
         assert noise not in done.stdout
 
 
-def test_the_saved_args_run_again_to_the_same_arrays(run: tuple[Path, Any]) -> None:
+@pytest.fixture(scope="module")
+def run_again(run: tuple[Path, Any]) -> Path:
+    """The folder of a run of the saved args, with a client that tells what it remembers."""
     folder, _ = run
-    done = federated(str(folder / "runs" / "mine" / "args.yaml"), cwd=folder)
+    (folder / "telling.py").write_text(TELLING)
+    args = str(folder / "runs" / "mine" / "args.yaml")
+    done = federated(args, "client=telling.py:Telling", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    again = folder / "runs" / "mine2"
+    return folder / "runs" / "mine2"
+
+
+def test_a_simulated_client_remembers_all_rounds_to_the_end(run_again: Path) -> None:
+    """Flower's engine keeps what each message leaves in the client's context, not its worker."""
+    told = (run_again.parents[1] / "telling.log").read_text().splitlines()
+    assert told == ["train 1 []", "train 2 [1.0]", "finish [1.0, 2.0] [1.0, 2.0]"]
+
+
+def test_the_saved_args_run_again_to_the_same_arrays(
+    run: tuple[Path, Any], run_again: Path
+) -> None:
+    folder, again = run[0], run_again
     arrays, _ = load_arrays(again / "weights" / "round2.npz")
     expected, _ = load_arrays(folder / "runs" / "mine" / "weights" / "round2.npz")
     assert_identical(arrays, expected)

@@ -125,6 +125,7 @@ def test_class_names_come_in_the_order_of_their_indices(site: Path, names: str) 
 
 def test_what_ultralytics_reads_is_kept_and_nothing_else(site: Path) -> None:
     text = "names: [a, b, c]\nkpt_shape: [2, 3]\nflip_idx: [1, 0]\nauthor: me\n"
+    text += "kpt_names: {'2': [1, right], 0: [x, y]}\nkpt_oks_sigmas: [0.1, 2]\n"
     text += "download: https://example.org/data.zip\n"
     (site / "data.yaml").write_text(LINES + text)
     assert read_data_yaml(site / "data.yaml", where="test") == {
@@ -135,7 +136,12 @@ def test_what_ultralytics_reads_is_kept_and_nothing_else(site: Path) -> None:
         "channels": 3,
         "kpt_shape": [2, 3],
         "flip_idx": [1, 0],
+        "kpt_names": {0: ["x", "y"], 2: ["1", "right"]},
+        "kpt_oks_sigmas": [0.1, 2],
     }
+    (site / "data.yaml").write_text(LINES + text.replace("kpt_shape: [2, 3]\n", ""))
+    data = read_data_yaml(site / "data.yaml", where="test")
+    assert not [key for key in data if "kpt" in key or "flip" in key]  # they mean nothing there
 
 
 def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Path) -> None:
@@ -178,6 +184,27 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
         (
             f"{LINES}names: [a]\nkpt_shape: [17]",
             "kpt_shape: found [17], expected [number of keypoints, 2 or 3], e.g. [17, 3]",
+        ),
+        (
+            f"{LINES}names: [a]\nkpt_shape: [2, 3]\nflip_idx: [1, 1]",
+            "flip_idx: found [1, 1], expected each number from 0 to 1 once",
+        ),
+        (
+            f"{LINES}names: [a]\nkpt_shape: [2, 3]\nkpt_oks_sigmas: [0.1, 0]",
+            "kpt_oks_sigmas: found [0.1, 0], expected 2 positive numbers",
+        ),
+        (
+            f"{LINES}names: [a]\nkpt_shape: [2, 3]\nkpt_names: [nose, tail]",
+            "kpt_names: found ['nose', 'tail'], expected a list of 2 names for the index of each "
+            "class, e.g. {0: [name0, name1]}",
+        ),
+        (
+            f"{LINES}names: [a]\nkpt_shape: [2, 3]\nkpt_names: {{1: [nose, tail]}}",
+            "kpt_names: found class 1, expected 0 to 0",
+        ),
+        (
+            f"{LINES}names: [a]\nkpt_shape: [2, 3]\nkpt_names: {{0: [nose]}}",
+            "kpt_names: 0: found ['nose'], expected 2 names",
         ),
         (f"{LINES}names: [a]\nchannels: rgb", "channels: found 'rgb', expected a whole number"),
         (

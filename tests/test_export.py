@@ -182,6 +182,36 @@ def test_other_tasks_are_rebuilt_alike(
     assert torch.equal(raw_output(model.model), raw_output(source))
 
 
+def test_a_pose_model_keeps_what_its_run_base_or_data_yaml_says_of_keypoints(
+    tmp_path: Path,
+) -> None:
+    def said(path: Path) -> tuple[Any, Any]:
+        model: Any = load(path)
+        return model.kpt_names, model.kpt_oks_sigmas
+
+    form = {"kpt_shape": [17, 3], "kpt_oks_sigmas": [0.5] * 17}
+    points = [f"point {i}" for i in range(17)]
+    source = build_model(
+        "yolov8n-pose.yaml", "pose", make_data(**form, kpt_names={1: points}), seed=1
+    )
+    path = tmp_path / "weights" / "round1.npz"
+    path.parent.mkdir()
+    save_arrays(path, to_arrays(source), RoundMeta(1, NAMES, "pose", "base.pt"))
+    base = helpers.make_checkpoint(tmp_path / "base.pt", ["else"], "yolov8n-pose.yaml")
+    unknown = {i: [str(n) for n in range(17)] for i in range(3)}
+    assert said(export(base, path, tmp_path / "out.pt")) == (unknown, None)
+    save_checkpoint(path.with_name("last.pt"), source)
+    assert said(export(base, path, tmp_path / "out.pt")) == ({1: points}, [0.5] * 17)
+    data = tmp_path / "data.yaml"
+    other = [f"other {i}" for i in range(17)]
+    data.write_text(f"names: [{', '.join(NAMES)}]\nkpt_names: {{0: {other}}}\n")
+    assert said(export(base, path, tmp_path / "out.pt", data))[0] == {0: other}
+    # Arrays of another program, whose classes are the base's.
+    np.savez(tmp_path / "foreign.npz", **to_arrays(source))  # pyright: ignore[reportArgumentType]
+    found = said(export(path.with_name("last.pt"), tmp_path / "foreign.npz", tmp_path / "out.pt"))
+    assert found == ({1: points}, [0.5] * 17)
+
+
 @pytest.fixture(scope="module")
 def base_80(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 80 classes, as those trained on COCO."""

@@ -64,6 +64,13 @@ def test_a_data_set_that_has_the_federations_classes_stays_as_it_is() -> None:
     }
 
 
+def test_names_of_keypoints_are_renumbered_with_their_classes() -> None:
+    data = {"names": {0: "c", 1: "b"}, "nc": 2, "kpt_names": {0: ["x", "y"], 1: ["left", "right"]}}
+    found = in_label_space(data, ("a", "b", "c"))
+    assert found["kpt_names"] == {2: ["x", "y"], 1: ["left", "right"]}
+    assert in_label_space(data, ("c", "b"))["kpt_names"] == data["kpt_names"]
+
+
 def test_classes_in_another_order_train_and_score_as_in_the_same_order(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     first = make_dataset(tmp_path / "first")

@@ -257,6 +257,12 @@ SUMMARY = DataSummary(names=("a", "b"), num_train=4, num_val=2, num_test=0, clas
         ({"num_val": -5}, "images: expected at least one to train"),
         ({"channels": 10**7}, "channels: expected 1 to 1024"),
         ({"kpt_shape": (17, 10**6)}, "kpt_shape: expected two small numbers"),
+        ({"flip_idx": (0, 1)}, "keypoints: expected a flip_idx"),  # of no keypoints
+        ({"kpt_shape": (2, 3), "flip_idx": (1, 1)}, "keypoints: expected a flip_idx"),
+        ({"kpt_shape": (2, 3), "kpt_oks_sigmas": (1.0, -1.0)}, "keypoints: expected"),
+        ({"kpt_shape": (2, 3), "kpt_names": (("x", "y"),)}, "keypoints: expected"),
+        ({"kpt_shape": (2, 3), "kpt_names": (("x",), ())}, "keypoints: expected"),
+        ({"kpt_shape": (2, 3), "kpt_names": (("x", "y" * 101), ())}, "keypoints: expected"),
     ],
 )
 def test_a_site_that_says_what_cannot_be_is_refused_and_shapes_nothing(
@@ -268,6 +274,22 @@ def test_a_site_that_says_what_cannot_be_is_refused_and_shapes_nothing(
     assert not members.clients
     members._take(8, Introduction(name="north", summary=SUMMARY))
     assert members.present == ["north"]
+
+
+def test_a_site_that_means_other_keypoints_than_one_that_is_there_is_refused() -> None:
+    members = Members([], hello("pose"), is_open=True, has_sites=True)
+    silent = replace(SUMMARY, kpt_shape=(2, 3))
+    north = replace(silent, flip_idx=(1, 0), kpt_names=(("left", "right"), ()))
+    south = replace(silent, names=("b", "a"), kpt_names=((), ("right", "left")))
+    for node, (name, summary) in enumerate({"first": silent, "north": north}.items()):
+        introduction = Introduction(name=name, summary=summary)
+        members._take(node, Introduction.from_json(introduction.to_json()))
+    with pytest.raises(Unfit, match="'south': kpt_names of 'a': right for keypoint 0, 'north' has"):
+        members._take(7, Introduction(name="south", summary=south))
+    members._take(8, Introduction(name="south", summary=replace(south, kpt_names=())))
+    with pytest.raises(Unfit, match=r"'west': kpt_shape \(2, 2\), 'first' has \(2, 3\); all data"):
+        members._take(9, Introduction(name="west", summary=replace(SUMMARY, kpt_shape=(2, 2))))
+    assert members.present == ["first", "north", "south"]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers import file_digests, make_dataset
+from helpers import file_digests, make_class_folders, make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import ROOT, clean_environment, finished, wait_until
@@ -23,7 +26,13 @@ from utils import partition
 from utils.checks import checked
 from utils.config import load_config
 from utils.data import check_dataset
-from utils.duplicates import MAX_DISTANCE, near_duplicates, perceptual_hashes
+from utils.duplicates import (
+    MAX_DISTANCE,
+    exact_duplicates,
+    near_duplicates,
+    nearest_duplicate,
+    perceptual_hashes,
+)
 from utils.partition_schemes import (
     NO_CLASS,
     SCHEMES,
@@ -333,8 +342,9 @@ def test_every_kind_of_label_goes_with_its_image(
     with (folder / "data.yaml").open("a") as file:
         file.write(extra)
     output = tmp_path / "parts"
-    code, _, _ = run(capsys, folder / "data.yaml", "-o", output, "--clients", 2)
+    code, shown, _ = run(capsys, folder / "data.yaml", "-o", output, "--clients", 2)
     assert code == 0
+    assert re.search(f"^Labels of {task}: .*; for another task change base_model", shown, re.M)
     data = output / "client_1" / "data.yaml"
     summary = check_dataset(data, task, tmp_path, where="x", splits=("train", "val"))
     assert (summary.num_train, summary.class_counts) == (6, (0, 6, 0))
@@ -374,15 +384,99 @@ def test_classification_folders_keep_all_classes(
         assert [s.class_counts for s in federation.summaries.values()] == [(4, 0), (0, 4)]
 
 
-def test_an_output_among_the_images_is_refused_and_leaves_them_as_they_are(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_images_of_a_linked_class_folder_count_as_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = file_digests(source.parent)
-    output = source.parent / "images" / "train" / "parts"
-    code, _, errors = run(capsys, source, "-o", output, "--clients", 2, "--copy")
+    pets = make_class_folders(tmp_path / "pets", num_train=6, num_val=4, names=("cat", "dog"))
+    for split in ("train", "val"):
+        elsewhere = shutil.move(pets / split / "dog", tmp_path / f"dogs_{split}")
+        (pets / split / "dog").symlink_to(elsewhere)
+    expected = check_dataset(pets, "classify", tmp_path, where="x", splits=("train", "val"))
+    assert (expected.num_train, expected.num_val, expected.class_counts) == (6, 4, (3, 3))
+    output = tmp_path / "parts"
+    assert run(capsys, pets, "-o", output, "--clients", 2)[0] == 0
+    clients = json.loads((output / "partitions.json").read_text())["clients"].values()
+    for split, total in (("train", expected.num_train), ("val", expected.num_val)):
+        assert sum(client[f"{split}_images"] for client in clients) == total
+        assert len([p for p in output.glob(f"*/{split}/*/*.jpg") if p.is_file()]) == total
+    for split, folder in (("train", pets / "train"), ("val", tmp_path / "dogs_val")):
+        code, _, errors = run(capsys, pets, "-o", folder / "parts", "--clients", 2)
+        assert code == 2
+        assert f"parts: is inside {folder}, where the {split} images are" in errors[0]
+        assert not (folder / "parts").exists()
+
+
+def test_all_wrong_folders_and_files_of_a_classifier_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pets = make_class_folders(tmp_path / "pets", names=("cat", "dog"))
+    (pets / "train" / "cat" / "0.jpg").write_bytes(b"no image")
+    (pets / "val" / "dog").rename(pets / "val" / "dogs")
+    code, _, errors = run(capsys, pets, "-o", tmp_path / "parts")
+    assert code == 2
+    assert errors == [
+        f"error: SOURCE ({pets}): val: class 'dogs' has no folder in train [cat, dog]; did you "
+        "mean 'dog'?; make one (it may be empty), or remove it"
+    ]
+    (pets / "val" / "dogs").rename(tmp_path / "dogs")
+    shutil.rmtree(pets / "val" / "cat")
+    code, _, errors = run(capsys, pets, "-o", tmp_path / "parts")
+    assert (code, len(errors)) == (2, 2)
+    assert f"{pets}: train: {pets}/train/cat/0.jpg: " in errors[0]
+    assert f"{pets}: val: Couldn't find any class folder" in errors[1]
+
+
+@pytest.mark.parametrize("has_yaml", [True, False])
+def test_a_folder_of_images_and_labels_is_not_taken_for_one_of_a_classifier(
+    has_yaml: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "robo"
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            shutil.copytree(source.parent / kind / split, folder / split / kind)
+    data = folder / "data.yaml"
+    if has_yaml:
+        data.write_text("train: train/images\nval: val/images\nnames: [a, b, c]\n")
+    code, _, errors = run(capsys, folder, "-o", tmp_path / "parts")
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {folder}: found a folder that is not of train/CLASS")
+    assert errors[0].endswith(f"; did you mean {data}?") == has_yaml
+
+
+@pytest.mark.parametrize("place", [".", "camera", "camera/below"])
+def test_an_output_among_the_images_is_refused_and_leaves_them_as_they_are(
+    place: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(source.parent, tmp_path / "origin"))
+    for kind in ("images", "labels"):  # all are in one folder below that of the data.yaml
+        shutil.move(folder / kind / "train", folder / kind / "all")
+        shutil.move(folder / kind / "all", folder / kind / "train" / "camera")
+    before = file_digests(folder)
+    output = folder / "images" / "train" / place / "parts"
+    code, _, errors = run(capsys, folder / "data.yaml", "-o", output, "--clients", 2, "--copy")
     assert code == 2
     assert "where the train images are" in errors[0]
-    assert file_digests(source.parent) == before
+    assert file_digests(folder) == before
+
+
+def test_an_output_beside_the_folders_of_images_or_among_listed_ones_is_fine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = tmp_path / "project"
+    for seed, name in enumerate(("north", "south")):
+        make_dataset(project / name, 4, 2, seed=seed)
+    data = project / "data.yaml"
+    data.write_text(
+        "train: [north/images/train, south/images/train]\n"
+        "val: [north/images/val, south/images/val]\nnames: [a, b, c]\n"
+    )
+    assert run(capsys, data, "-o", project / "parts", "--clients", 2)[0] == 0
+    for split in ("train", "val"):
+        images = sorted((project / "north" / "images" / split).iterdir())
+        (project / f"{split}.txt").write_text("".join(f"{image}\n" for image in images))
+    data.write_text("train: train.txt\nval: val.txt\nnames: [a, b, c]\n")
+    output = project / "north" / "images" / "train" / "parts"
+    assert run(capsys, data, "-o", output, "--clients", 2)[0] == 0
 
 
 def test_the_picture_is_drawn(
@@ -399,6 +493,14 @@ def test_the_picture_is_drawn(
 # Near-duplicates
 
 
+def pairs_of(hashes: np.ndarray) -> list[list[int]]:
+    """Pairs of near-duplicates, the smaller index first: each image is a group of its own."""
+    found = near_duplicates(hashes, np.eye(len(hashes), dtype=bool))
+    np.testing.assert_array_equal(found, found.T)
+    assert not found.diagonal().any()
+    return np.argwhere(np.triu(found)).tolist()
+
+
 def test_hashes_that_differ_in_few_bits_are_near_duplicates() -> None:
     first = np.ones(64, np.float32)
     near, far = first.copy(), first.copy()
@@ -406,9 +508,48 @@ def test_hashes_that_differ_in_few_bits_are_near_duplicates() -> None:
     far[-MAX_DISTANCE - 1 :] = -1
     unread = np.zeros(64, np.float32)
     hashes = np.array([first, unread, far, near, unread, first])
-    assert near_duplicates(hashes).tolist() == [[0, 3], [0, 5], [3, 5]]
+    assert pairs_of(hashes) == [[0, 3], [0, 5], [3, 5]]
     many = np.concatenate([np.resize(hashes[1], (700, 64)), hashes])  # over several blocks
-    assert near_duplicates(many).tolist() == [[700, 703], [700, 705], [703, 705]]
+    assert pairs_of(many) == [[700, 703], [700, 705], [703, 705]]
+
+
+def test_near_and_exact_duplicates_are_found_in_groups_but_not_in_oneself() -> None:
+    """Images 0, 1 and 2 are alike, 1 less than 2 to 0; 0 and 2 are the same file twice."""
+    hashes = np.ones((5, 64), np.float32)
+    hashes[1, 0] = -1
+    hashes[3, :32] = -1
+    hashes[4] = 0
+    groups = np.array([[1, 0, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+    assert near_duplicates(hashes, groups).astype(int).tolist() == [
+        [0, 1, 1, 0, 0],  # 0 is alone there
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    assert [nearest_duplicate(hashes, 0, group) for group in groups] == [0, 2, 0]
+    assert nearest_duplicate(hashes, 3, groups[1]) == 3
+    contents = np.array([7, 3, 7, -1, -1])
+    assert exact_duplicates(contents, groups).astype(int).tolist() == [
+        [0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    nothing = np.zeros((1, 0), bool)
+    assert near_duplicates(hashes[:0], nothing).shape == nothing.shape
+    assert exact_duplicates(contents[:0], nothing).shape == nothing.shape
+
+
+def test_of_a_camera_that_stands_still_no_pairs_are_kept() -> None:
+    """3000 frames that are all alike are 4.5 million pairs."""
+    hashes = np.ones((3000, 64), np.float32)
+    groups = np.arange(3000) % 2 == np.array([[0], [1]])
+    tracemalloc.start()
+    try:
+        assert near_duplicates(hashes, groups).all()
+        assert exact_duplicates(np.zeros(3000, int), groups).all()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6  # a block of 256 rows has 3 MB; all pairs as int64 72 MB
 
 
 def test_an_image_saved_smaller_brighter_and_poorer_is_found_and_another_is_not(
@@ -427,7 +568,7 @@ def test_an_image_saved_smaller_brighter_and_poorer_is_found_and_another_is_not(
     (tmp_path / "broken.png").write_bytes(b"no image")
     names = [*pictures, "broken.png", "lost.png"]
     hashes = perceptual_hashes([tmp_path / name for name in names])
-    assert near_duplicates(hashes).tolist() == [[0, 2], [0, 3], [2, 3]]
+    assert pairs_of(hashes) == [[0, 2], [0, 3], [2, 3]]
     assert (hashes[-2:] == 0).all()
 
 
@@ -472,8 +613,12 @@ def test_near_duplicates_are_counted_and_groups_keep_them_together(
 # COCO and Pascal VOC
 
 
-def coco_of(data: Path, folder: Path, *, polygons: bool) -> None:
-    """The same data set as COCO, with category numbers that begin at 0 and leave one out."""
+def coco_of(data: Path, folder: Path, outline: str = "none") -> None:
+    """The same data set as COCO, with category numbers that begin at 0 and leave one out.
+
+    outline: what `segmentation` of each object is: "polygon", "corners" (of the box), "empty" (a
+    list of nothing) or "none" (it is not there).
+    """
     (folder / "annotations").mkdir(parents=True)
     names = {0: "a", 4: "b", 9: "c"}
     for split in ("train", "val"):
@@ -494,20 +639,32 @@ def coco_of(data: Path, folder: Path, *, polygons: bool) -> None:
                 label, x, y, w, h = (float(value) for value in row.split())
                 box = [64 * (x - w / 2), 64 * (y - h / 2), 64 * w, 64 * h]
                 left, top, right, low = box[0], box[1], box[0] + box[2], box[1] + box[3]
-                shape = [[left, top, right, top, right, low, (left + right) / 2, low, left, low]]
+                middle = [] if outline == "corners" else [(left + right) / 2, low]
+                shape = [[left, top, right, top, right, low, *middle, left, low]]
+                shape = [] if outline == "empty" else shape
                 content["annotations"].append(
                     {"image_id": image_id, "category_id": list(names)[int(label)], "bbox": box}
-                    | ({"segmentation": shape} if polygons else {})
+                    | ({} if outline == "none" else {"segmentation": shape})
                 )
         path = folder / "annotations" / f"instances_{split}2017.json"
         path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("polygons", [True, False])
+def edit_coco(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change what an annotation file holds."""
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("outline", "task"),
+    [("polygon", "segment"), ("corners", "segment"), ("empty", "detect"), ("none", "detect")],
+)
 def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
-    polygons: bool, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    outline: str, task: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco_of(source, tmp_path / "coco", polygons=polygons)
+    coco_of(source, tmp_path / "coco", outline)
     before = file_digests(tmp_path / "coco")
     for name, path in (("yolo", source), ("coco", tmp_path / "coco")):
         code, _, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
@@ -517,7 +674,10 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
         for name in ("yolo", "coco")
     ]
     assert results[1]["clients"] == results[0]["clients"]
-    assert results[1]["task"] == ("segment" if polygons else "detect")
+    assert results[1]["task"] == task
+    labels = tmp_path / "parts_coco" / "source" / "labels" / "train"
+    rows = [row.split() for path in labels.iterdir() for row in path.read_text().splitlines()]
+    assert {len(row) for row in rows} == {{"polygon": 11, "corners": 9}.get(outline, 5)}
     assert file_digests(tmp_path / "coco") == before
     data = tmp_path / "parts_coco" / "client_0" / "data.yaml"
     summary = check_dataset(data, "detect", tmp_path, where="x", splits=("train", "val"))
@@ -527,7 +687,7 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
 def test_a_coco_file_without_objects_is_refused(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco_of(source, tmp_path / "coco", polygons=False)
+    coco_of(source, tmp_path / "coco")
     for path in (tmp_path / "coco" / "annotations").iterdir():
         path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
@@ -538,7 +698,7 @@ def test_a_coco_file_without_objects_is_refused(
 def test_a_broken_coco_file_is_named_and_nothing_is_left(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco_of(source, tmp_path / "coco", polygons=False)
+    coco_of(source, tmp_path / "coco")
     path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["category_id"] = 5
@@ -557,6 +717,78 @@ def test_a_broken_coco_file_is_named_and_nothing_is_left(
         f"error: {path.parent}: found none, expected one .json with 'val' in its name, e.g. "
         "instances_val2017.json"
     ]
+
+
+def test_objects_without_keypoints_are_left_out_of_coco_with_a_word(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    total = 0
+
+    def give_points(content: dict[str, Any]) -> None:
+        nonlocal total
+        for annotation in content["annotations"]:
+            annotation["keypoints"] = [10, 10, 2, 20, 20, 1]
+            total += 1
+
+    for split in ("train", "val"):
+        edit_coco(path.with_name(f"instances_{split}2017.json"), give_points)
+    edit_coco(path, lambda content: content["annotations"][0].update(keypoints=[0] * 6))
+    code, _, warnings = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 0
+    assert warnings[0] == (
+        f"warning: 1 of {total} objects have no labelled keypoint and are left out, as in COCO's "
+        "scores; where they are to be learned as boxes, make a detect data set of them"
+    )
+    result = json.loads((tmp_path / "parts" / "partitions.json").read_text())
+    objects = [
+        client[f"{split}_classes"]
+        for client in result["clients"].values()
+        for split in ("train", "val")
+    ]
+    assert result["task"] == "pose"
+    assert sum(sum(classes.values()) for classes in objects) == total - 1
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["0.jpg", "0.png"], "file_name '0.png' and '0.jpg' differ only in their ending"),
+        (["images/0.jpg"], "file_name 'images/0.jpg': expected one below the folder of the split"),
+        (["a/../../0.jpg"], "file_name 'a/../../0.jpg': expected one below the folder"),
+        (["/a/0.jpg"], "file_name '/a/0.jpg': expected one below the folder of the split"),
+    ],
+)
+def test_names_in_coco_whose_labels_would_go_astray_are_refused(
+    names: list[str], expected: str, source: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    coco_of(source, tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    edit_coco(
+        path,
+        lambda content: [
+            image.update(file_name=name)
+            for image, name in zip(content["images"], names, strict=False)
+        ],
+    )
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {path}: {expected}")
+    assert not (tmp_path / "parts").exists()
+
+
+def test_one_coco_file_for_train_and_val_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    folder = tmp_path / "coco" / "annotations"
+    (folder / "instances_val2017.json").unlink()
+    path = (folder / "instances_train2017.json").rename(folder / "instances_trainval.json")
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {path}: the only .json with 'train' or 'val' in its name")
 
 
 def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
@@ -579,10 +811,14 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
                 low, high = (round(64 * (x - w / 2)) + 1, round(64 * (y - h / 2)) + 1), (
                     round(64 * (x + w / 2)), round(64 * (y + h / 2)),
                 )  # fmt: skip
+                # The polygon, of which some VOC data sets have one here and there, is left out.
+                polygon = f"<polygon><x1>{low[0]}</x1><y1>{low[1]}</y1><x2>{high[0]}</x2>" + (
+                    f"<y2>{low[1]}</y2><x3>{high[0]}</x3><y3>{high[1]}</y3></polygon>"
+                )
                 objects += (
                     f"<object><name>{'abc'[int(index)]}</name><bndbox><xmin>{low[0]}</xmin>"
                     f"<ymin>{low[1]}</ymin><xmax>{high[0]}</xmax><ymax>{high[1]}</ymax></bndbox>"
-                    "</object>"
+                    f"{polygon if objects else ''}</object>"
                 )
             (folder / "Annotations" / f"{stem}.xml").write_text(
                 f"<annotation><filename>{stem}.jpg</filename>{objects}</annotation>"
@@ -592,10 +828,14 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
         code, _, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
         assert (code, errors) == (0, [])
     results = [
-        json.loads((tmp_path / f"parts_{name}" / "partitions.json").read_text())["clients"]
+        json.loads((tmp_path / f"parts_{name}" / "partitions.json").read_text())
         for name in ("yolo", "voc")
     ]
-    assert results[1] == results[0]
+    labels = (tmp_path / "parts_voc" / "source" / "labels").rglob("*.txt")
+    rows = [row.split() for path in labels for row in path.read_text().splitlines()]
+    assert {len(row) for row in rows} == {5}
+    assert results[1]["task"] == "detect"
+    assert results[1]["clients"] == results[0]["clients"]
     (folder / "ImageSets" / "Main" / "val.txt").unlink()
     code, _, errors = run(capsys, folder, "-o", tmp_path / "parts", "--clients", 2)
     assert (code, len(errors)) == (2, 1)

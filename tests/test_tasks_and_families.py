@@ -108,6 +108,9 @@ def one_round(base_model: str, folder: Path) -> tuple[Path, dict[str, float]]:
     """
     task = task_of(base_model)
     data = make_data(folder / "data", task, num_train=2, num_val=1)
+    if task == "pose":
+        points = "kpt_oks_sigmas: [0.1, 0.2]\nkpt_names: {1: [low, high]}\n"
+        data.write_text(data.read_text() + points)
     display = Silent()
     result = federation(
         [data],
@@ -127,6 +130,10 @@ def one_round(base_model: str, folder: Path) -> tuple[Path, dict[str, float]]:
     for path in (weights / "best.pt", rebuilt):
         module = load_checkpoint_module(str(path), where="test")
         assert_identical(to_arrays(module), found)
+        if task == "pose":  # as a training of `yolo train` leaves it
+            kept: Any = module
+            assert kept.kpt_names == {1: ["low", "high"]}
+            assert kept.kpt_oks_sigmas == [0.1, 0.2]
     parts = {"backbone", "head"} | ({"neck"} if task != "classify" else set())
     assert set(part_of_arrays(module).values()) == parts
     row = {k: float(v) for k, v in read_csv(result.run_dir / "results.csv")[0].items() if v}

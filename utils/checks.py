@@ -23,7 +23,15 @@ from utils.config import (
     config_problems,
     nearest,
 )
-from utils.data import DataSummary, check_dataset, in_label_space, label_space, read_data
+from utils.data import (
+    DataSummary,
+    check_dataset,
+    form_problems,
+    in_label_space,
+    label_space,
+    model_data,
+    read_data,
+)
 from utils.environment import num_cpus
 from utils.gpu_share import CudaMemory, MemoryProbe, with_gpu_share
 from utils.loggers import logger_problems, loggers_of_settings
@@ -177,7 +185,7 @@ def check(
     )
     if problems or task is None:
         raise InputError(problems)
-    form = next(iter(summaries.values())).as_data(names)
+    form = model_data(summaries.values(), names)
     config = _resolve(config, task, summaries, names)
     try:
         model: Any = build_model(config.base_model, task, form, config.train, config.seed)
@@ -416,7 +424,7 @@ def _label_space(
 def _form_problems(
     config: Config, summaries: dict[str, DataSummary], server_summary: DataSummary | None
 ) -> list[str]:
-    """Channels and keypoints must be the same everywhere: they shape the model."""
+    """What differs in channels and keypoints, which must be the same everywhere."""
     found = [
         (f"datasets[{i}] '{data.name}'", summaries[data.name])
         for i, data in enumerate(config.clients)
@@ -424,12 +432,11 @@ def _form_problems(
     ]
     if server_summary is not None:
         found.append(("evaluate.data", server_summary))
+    # With all before it: what the first one leaves out, others can say.
     return [
-        f"{where}: {key} {getattr(summary, key)}, {found[0][0]} has {getattr(found[0][1], key)}; "
-        "all data sets need the same, since it shapes the model"
-        for where, summary in found[1:]
-        for key in ("channels", "kpt_shape")
-        if getattr(summary, key) != getattr(found[0][1], key)
+        f"{where}: {problem}"
+        for i, (where, summary) in enumerate(found)
+        for problem in form_problems(summary, dict(found[:i]))
     ]
 
 

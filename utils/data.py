@@ -10,6 +10,7 @@ caches and repaired JPEGs beside the images, and would execute a `download:` ent
 folder holds the caches and a cleaned copy of the data.yaml, and damaged images are reported.
 """
 
+import math
 import re
 import shutil
 import tempfile
@@ -40,7 +41,8 @@ from utils.environment import ensure_torchvision_nms
 
 # Keys of a data.yaml that training and validation read.
 DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
-DATA_KEYS += ("kpt_shape", "kpt_names", "kpt_oks_sigmas", "flip_idx")
+OF_KEYPOINTS = ("kpt_names", "kpt_oks_sigmas", "flip_idx")  # mean nothing without kpt_shape
+DATA_KEYS += ("kpt_shape", *OF_KEYPOINTS)
 # Keys that `in_label_space` adds to private data.yaml files.
 CLASS_MAP, NOT_ANNOTATED = "federated_class_map", "federated_not_annotated"
 DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
@@ -75,6 +77,9 @@ class DataSummary:
     images.
     test_is_unlabelled: there are test images, but none with a label.
     channels, kpt_shape: of the images and the keypoints (None without any); they shape the model.
+    flip_idx, kpt_oks_sigmas, kpt_names: what else a data.yaml can say of keypoints, empty where it
+    does not: which each one is in a mirrored image, how exactly it can be placed, and, by index of
+    the class, their names.
     """
 
     names: tuple[str, ...]
@@ -85,12 +90,71 @@ class DataSummary:
     test_is_unlabelled: bool = False
     channels: int = 3
     kpt_shape: tuple[int, ...] | None = None
+    flip_idx: tuple[int, ...] = ()
+    kpt_oks_sigmas: tuple[float, ...] = ()
+    kpt_names: tuple[tuple[str, ...], ...] = ()
 
-    def as_data(self, names: Sequence[str]) -> dict[str, Any]:
-        """What `build_model` needs of a data.yaml, with these class names."""
-        shape = {} if self.kpt_shape is None else {"kpt_shape": list(self.kpt_shape)}
-        form = {"names": dict(enumerate(names)), "nc": len(names), "channels": self.channels}
-        return {**form, **shape}
+    @property
+    def keypoint_lists(self) -> dict[str, tuple[Any, ...]]:
+        """What is said of each keypoint: a list by its name in messages, independent of indices."""
+        lists = {"flip_idx": self.flip_idx, "kpt_oks_sigmas": self.kpt_oks_sigmas}
+        lists |= {f"kpt_names of '{name}'": p for name, p in self.kpt_names_by_class.items()}
+        return {name: values for name, values in lists.items() if values}
+
+    @property
+    def kpt_names_by_class(self) -> dict[str, tuple[str, ...]]:
+        """Names of keypoints by name of the class, of those that have any."""
+        pairs = zip(self.names, self.kpt_names, strict=False)  # empty if nothing is said
+        return {name: points for name, points in pairs if points}
+
+
+def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list[str]:
+    """Say in what a data set differs from others of a federation, each thing once.
+
+    Channels and kpt_shape shape the model. What else is said of keypoints has to agree where two
+    say it: else the model would learn two meanings of one keypoint.
+
+    others: by how messages name them.
+    """
+    problems: dict[str, str] = {}
+    for other, expected in others.items():
+        for key in ("channels", "kpt_shape"):
+            ours, theirs = getattr(found, key), getattr(expected, key)
+            if ours != theirs:
+                text = f"{key} {ours}, {other} has {theirs}; all data sets need the same, since it"
+                problems.setdefault(key, f"{text} shapes the model")
+        if found.kpt_shape != expected.kpt_shape:
+            continue
+        theirs = expected.keypoint_lists
+        for key, ours in found.keypoint_lists.items():
+            said = theirs.get(key, ours)
+            if said != ours:
+                i = [a == b for a, b in zip(ours, said, strict=True)].index(False)
+                text = f"{key}: {ours[i]} for keypoint {i}, {other} has {said[i]}; all data sets"
+                problems.setdefault(key, f"{text} that say it need the same")
+    return list(problems.values())
+
+
+def model_data(summaries: Iterable[DataSummary], names: Sequence[str]) -> dict[str, Any]:
+    """What `build_model` needs of a data.yaml, for all clients together.
+
+    summaries: at least one, without `form_problems`. names: the federation's classes.
+    """
+    summaries = list(summaries)
+    data: dict[str, Any] = {"names": dict(enumerate(names)), "nc": len(names)}
+    data["channels"] = summaries[0].channels
+    if summaries[0].kpt_shape is None:
+        return data
+    data["kpt_shape"] = list(summaries[0].kpt_shape)
+    sigmas = next((s.kpt_oks_sigmas for s in summaries if s.kpt_oks_sigmas), ())
+    points = {name: list(p) for s in summaries for name, p in s.kpt_names_by_class.items()}
+    points = {i: points[name] for i, name in enumerate(names) if name in points}
+    # Where no client says it, neither does what `yolo train` would read.
+    if sigmas:
+        data["kpt_oks_sigmas"] = list(sigmas)
+    if points:
+        data["kpt_names"] = points
+    return data
 
 
 class PrivateDataset(YOLODataset):
@@ -402,6 +466,11 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     except (SyntaxError, TypeError, ValueError, KeyError, AssertionError) as error:
         text = _one_line(error).removeprefix(f"{path} ")
         raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
+    if not data.get("kpt_shape"):
+        data = {key: value for key, value in data.items() if key not in OF_KEYPOINTS}
+    if data.get("kpt_names"):  # by 0 or "0", as names can be
+        points = {int(index): listed for index, listed in data["kpt_names"].items()}
+        data["kpt_names"] = {index: [*map(str, points[index])] for index in sorted(points)}
     # As written, since Ultralytics turns codes of ImageNet into words; a mapping may list its
     # indices in any order, and from here on they ascend.
     names = raw["names"]
@@ -444,6 +513,41 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     shape = raw.get("kpt_shape", [1, 2])
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
         yield f"kpt_shape: found {shape!r}, expected [number of keypoints, 2 or 3], e.g. [17, 3]"
+    elif raw.get("kpt_shape"):
+        yield from _keypoint_problems(raw, shape[0], len(listed))
+
+
+def _keypoint_problems(raw: dict[str, Any], num_points: int, num_classes: int) -> Iterator[str]:
+    """What is wrong with what a data.yaml says of keypoints; Ultralytics hardly looks at it."""
+    flip, sigmas = raw.get("flip_idx") or [], raw.get("kpt_oks_sigmas") or []
+    if flip and not (
+        isinstance(flip, list)
+        and all(type(n) is int for n in flip)
+        and sorted(flip) == list(range(num_points))
+    ):
+        yield f"flip_idx: found {flip!r}, expected each number from 0 to {num_points - 1} once"
+    if sigmas and not (
+        isinstance(sigmas, list)
+        and len(sigmas) == num_points
+        and all(type(s) in (int, float) and 0 < s < math.inf for s in sigmas)
+    ):
+        yield f"kpt_oks_sigmas: found {sigmas!r}, expected {num_points} positive numbers"
+    points = raw.get("kpt_names") or {}
+    if not isinstance(points, dict):
+        yield (
+            f"kpt_names: found {points!r}, expected a list of {num_points} names for the index of "
+            f"each class, e.g. {{0: [{', '.join(f'name{i}' for i in range(min(num_points, 3)))}]}}"
+        )
+        return
+    for index, names in points.items():
+        if str(index) not in map(str, range(num_classes)):
+            yield f"kpt_names: found class {index!r}, expected 0 to {num_classes - 1}"
+        elif not (
+            isinstance(names, list)
+            and len(names) == num_points
+            and all(isinstance(n, str | int | float) and str(n).strip() for n in names)
+        ):
+            yield f"kpt_names: {index}: found {names!r}, expected {num_points} names"
 
 
 def class_names(data: dict[str, Any]) -> tuple[str, ...]:
@@ -487,7 +591,9 @@ def in_label_space(
     result.pop(CLASS_MAP, None)
     result.pop(NOT_ANNOTATED, None)
     if own != tuple(names):
-        result[CLASS_MAP] = [list(names).index(name) for name in own]
+        result[CLASS_MAP] = class_map = [list(names).index(name) for name in own]
+        if "kpt_names" in data:
+            result["kpt_names"] = {class_map[i]: p for i, p in data["kpt_names"].items()}
     annotated = set(own) - set(not_annotated)
     missing = [index for index, name in enumerate(names) if name not in annotated]
     if missing:
@@ -535,6 +641,7 @@ def check_dataset(
     if problems:
         raise InputError(problems)
     names = class_names(data)
+    points = data.get("kpt_names")
     labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
     counts = np.bincount(labels, minlength=len(names))
     return DataSummary(
@@ -546,6 +653,9 @@ def check_dataset(
         test_is_unlabelled,
         data.get("channels", 3),
         tuple(data["kpt_shape"]) if data.get("kpt_shape") else None,
+        tuple(data.get("flip_idx", ())),
+        tuple(float(sigma) for sigma in data.get("kpt_oks_sigmas", ())),
+        tuple(tuple(points.get(i, ())) for i in range(len(names))) if points else (),
     )
 
 

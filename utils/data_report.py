@@ -22,7 +22,13 @@ from utils.data import (
     open_split,
     read_data,
 )
-from utils.duplicates import near_duplicates, perceptual_hashes
+from utils.duplicates import (
+    exact_duplicates,
+    near_duplicates,
+    nearest_duplicate,
+    perceptual_hashes,
+)
+from utils.model import is_rtdetr, structure_of
 from utils.run_dir import SERVER
 from utils.run_numbers import counted
 
@@ -47,8 +53,8 @@ class SplitReport:
     num_background: images without an object. num_unlabelled: those of them without a label file.
     num_damaged: images that cannot be used. class_counts: (classes,) int, objects of each of the
     data set's own classes; for a classifier, images. size_counts: (3,) int, small, medium and large
-    boxes, in pixels of the image as it is fed to the model: its longer side scaled to imgsz; none
-    for a classifier.
+    boxes, in pixels of the image as it is fed to the model: its longer side scaled to imgsz, for
+    RT-DETR both sides; none for a classifier.
     """
 
     images: tuple[str, ...]
@@ -106,28 +112,52 @@ class Twins:
     unreadable: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape."""
+
+    imgsz: int
+    squares: bool
+
+    def fed(self, height: int, width: int) -> tuple[float, float]:
+        """Width and height of an image in pixels, without what is padded."""
+        if self.squares:
+            return self.imgsz, self.imgsz
+        scale = self.imgsz / max(height, width)
+        return width * scale, height * scale
+
+
 def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
     """Read the data sets of the clients and of the server, as far as they can be read.
 
     caches: label caches, a folder for each, as `checks.check` leaves them.
     """
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    shape = _Shape(imgsz, _takes_squares(config))
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
         where = f"datasets[{index}] '{data.name}' ({path})"
         report = DataReport(data.name, where, (), data.not_annotated)
         folder = caches / data.name
-        reports.append(_read(report, path, ("train", *HELD_OUT), task, imgsz, folder))
+        reports.append(_read(report, path, ("train", *HELD_OUT), task, shape, folder))
     if config.evaluate.data is not None:
         path = Path(config.evaluate.data)
         report = DataReport(SERVER, f"evaluate.data ({path})")
-        reports.append(_read(report, path, HELD_OUT, task, imgsz, caches / SERVER_CACHES))
+        reports.append(_read(report, path, HELD_OUT, task, shape, caches / SERVER_CACHES))
     return reports
 
 
+def _takes_squares(config: Config) -> bool:
+    """Whether the base model is an RT-DETR, which takes images stretched to squares."""
+    try:
+        return is_rtdetr(structure_of(config.base_model, where="base_model"))
+    except InputError:  # the checks have said why
+        return False
+
+
 def _read(
-    empty: DataReport, path: Path, splits: Sequence[str], task: str, imgsz: int, caches: Path
+    empty: DataReport, path: Path, splits: Sequence[str], task: str, shape: _Shape, caches: Path
 ) -> DataReport:
     try:
         data = read_data(path, task, where=empty.where)
@@ -146,7 +176,7 @@ def _read(
             continue
         if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
             continue  # as a run does, which cannot be scored there
-        found[split] = _report_split(dataset, len(names), imgsz)
+        found[split] = _report_split(dataset, len(names), shape)
     is_classes = task == "classify"
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
 
@@ -162,15 +192,13 @@ def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> Split
     )
 
 
-def _report_split(dataset: PrivateDataset, num_classes: int, imgsz: int) -> SplitReport:
+def _report_split(dataset: PrivateDataset, num_classes: int, shape: _Shape) -> SplitReport:
     """Count what Ultralytics has read of each image: its shape, classes and boxes."""
     counts, sizes = np.zeros(num_classes, int), np.zeros(len(SIZE_NAMES), int)
     background = []
     for label in dataset.labels:
         counts += np.bincount(label["cls"].astype(int).ravel(), minlength=num_classes)
-        height, width = dataset.shapes[label["im_file"]]
-        scale = imgsz / max(height, width)
-        pixels = label["bboxes"][:, 2:4] * (width * scale, height * scale)
+        pixels = label["bboxes"][:, 2:4] * shape.fed(*dataset.shapes[label["im_file"]])
         # A limit belongs to the larger size, but for the rounding of the fractions.
         kinds = np.digitize(pixels.prod(axis=1).round(1), SIZE_LIMITS)
         sizes += np.bincount(kinds, minlength=len(sizes))
@@ -206,59 +234,52 @@ def find_twins(reports: Sequence[DataReport]) -> Twins:
             mask = train if name == "train" else held_out
             mask[row, [index[image] for image in split.images]] = True
     hashes = perceptual_hashes(images)
-    pairs = near_duplicates(hashes)
-    contents = _contents([images[i] for i in np.unique(pairs)])
-    same = [contents[images[i]] == contents[images[j]] for i, j in pairs]
+    everything = np.ones((1, len(images)), bool)
+    # One row more: which have any twin, so that only those are read again.
+    near_in = near_duplicates(hashes, np.concatenate([train, everything]))
+    near_in, has_any = near_in[:-1], near_in[-1]
+    same_in = exact_duplicates(_contents(images, has_any), train)
     near: dict[str, dict[str, int]] = {relation: {} for relation in RELATIONS}
     exact: dict[str, dict[str, int]] = {relation: {} for relation in RELATIONS}
     everywhere = {relation: np.zeros(len(images), bool) for relation in RELATIONS}
     examples: dict[str, tuple[str, str]] = {}
     for row, report in enumerate(reports):
-        elsewhere = np.logical_or.reduce(np.delete(train, row, axis=0), axis=0)
-        for relation, mine, theirs in zip(
+        here, elsewhere = np.arange(len(reports)) == row, np.arange(len(reports)) != row
+        for relation, mine, places in zip(
             RELATIONS,
             (train[row], held_out[row], train[row], held_out[row]),
-            (train[row], train[row], elsewhere, elsewhere),
+            (here, here, elsewhere, elsewhere),
             strict=True,
         ):
-            with_itself = relation != "within_train"  # the same file can be listed there, too
-            found = mine & _with_twin(pairs, theirs, with_itself=with_itself)
+            theirs = np.logical_or.reduce(train[places])
+            # The same file can be listed there, too.
+            itself = np.zeros_like(theirs) if relation == "within_train" else theirs
+            found = mine & (itself | np.logical_or.reduce(near_in[places]))
             everywhere[relation] |= found
             near[relation][report.name] = int(found.sum())
-            found_same = mine & _with_twin(pairs[same], theirs, with_itself=with_itself)
+            found_same = mine & (itself | np.logical_or.reduce(same_in[places]))
             exact[relation][report.name] = int(found_same.sum())
             if found.any() and relation not in examples:
                 image = int(np.flatnonzero(found)[0])
-                examples[relation] = images[image], images[_twin(pairs, image, theirs)]
+                twin = nearest_duplicate(hashes, image, theirs)
+                examples[relation] = images[image], images[twin]
     unread = np.flatnonzero((hashes == 0).all(axis=1))
     totals = {relation: int(found.sum()) for relation, found in everywhere.items()}
     return Twins(len(images), near, exact, totals, examples, tuple(images[i] for i in unread))
 
 
-def _contents(paths: Sequence[str]) -> dict[str, bytes]:
-    """A digest of the bytes of each file."""
-    digests = {}
-    for path in paths:
-        with Path(path).open("rb") as file:
-            digests[path] = hashlib.file_digest(file, "sha256").digest()
-    return digests
+def _contents(paths: Sequence[str], which: np.ndarray) -> np.ndarray:
+    """A number for each file, the same for the same bytes; -1 for those not in `which`, (n,) bool.
 
-
-def _with_twin(pairs: np.ndarray, others: np.ndarray, *, with_itself: bool) -> np.ndarray:
-    """(n,) bool: which images have a twin among `others`, (n,) bool."""
-    found = others.copy() if with_itself else np.zeros_like(others)
-    first, second = pairs.T
-    found[first[others[second]]] = True
-    found[second[others[first]]] = True
-    return found
-
-
-def _twin(pairs: np.ndarray, image: int, others: np.ndarray) -> int:
-    """One of the twins of an image among `others`; itself if it has no other one."""
-    first, second = pairs.T
-    twins = np.concatenate([second[first == image], first[second == image]])
-    twins = twins[others[twins]]
-    return int(twins[0]) if len(twins) else image
+    Returns (n,) int.
+    """
+    numbers: dict[bytes, int] = {}
+    contents = np.full(len(paths), -1)
+    for index in np.flatnonzero(which).tolist():
+        with Path(paths[index]).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        contents[index] = numbers.setdefault(digest, len(numbers))
+    return contents
 
 
 def pixel_problems(reports: Sequence[DataReport], unreadable: Sequence[str]) -> list[str]:

@@ -46,16 +46,50 @@ def _perceptual_hash(path: Path | str) -> np.ndarray:
     return np.where(bits.ravel(), 1, -1)
 
 
-def near_duplicates(hashes: np.ndarray) -> np.ndarray:
-    """All pairs of images whose hashes differ in at most MAX_DISTANCE bits.
+def near_duplicates(hashes: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Which images have a near-duplicate in which group, other than themselves.
 
-    hashes: (n, 64) float32, as of `perceptual_hashes`.
-    Returns (pairs, 2) int64, indices of rows, the smaller first.
+    Two are near-duplicates if their hashes differ in at most MAX_DISTANCE bits. No list of pairs is
+    made: the frames of one camera that stands still can all be alike.
+
+    hashes: (n, 64) float32, as of `perceptual_hashes`. groups: (g, n) bool, the images of each.
+    Returns (g, n) bool.
     """
-    found = [np.empty((0, 2), np.int64)]
+    found = np.zeros(groups.shape, bool)
+    members = groups.T.astype(np.float32)
     for start in range(0, len(hashes), ROWS_AT_ONCE):
-        # Rows of -1 and 1 that differ in d of 64 places have the product 64 - 2 d.
-        products = hashes[start : start + ROWS_AT_ONCE] @ hashes[start:].T
-        pairs = np.argwhere(np.triu(products >= NUM_BITS - 2 * MAX_DISTANCE, k=1))
-        found.append(pairs + start)
-    return np.concatenate(found)
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(hashes)))
+        # Counts of near-duplicates; those of an image that has any are at least 1.
+        found[:, rows] = (_near(hashes, rows).astype(np.float32) @ members > 0).T
+    return found
+
+
+def nearest_duplicate(hashes: np.ndarray, image: int, group: np.ndarray) -> int:
+    """The near-duplicate of an image in a group that is most like it; itself if there is none.
+
+    hashes, group: as for `near_duplicates`, (n,) bool.
+    """
+    others = np.flatnonzero(_near(hashes, np.array([image]))[0] & group)
+    return int(others[(hashes[others] @ hashes[image]).argmax()]) if len(others) else image
+
+
+def _near(hashes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(rows, n) bool: which images are near-duplicates of these, without themselves."""
+    # Rows of -1 and 1 that differ in d of 64 places have the product 64 - 2 d.
+    near = hashes[rows] @ hashes.T >= NUM_BITS - 2 * MAX_DISTANCE
+    near[np.arange(len(rows)), rows] = False
+    return near
+
+
+def exact_duplicates(contents: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Which images have one of the same content in which group, other than themselves.
+
+    contents: (n,) int, the same from 0 for the same content; -1 has no duplicate.
+    groups: (g, n) bool. Returns (g, n) bool.
+    """
+    found = np.zeros(groups.shape, bool)
+    known = contents >= 0
+    for row, group in zip(found, groups, strict=True):
+        counts = np.bincount(contents[group & known], minlength=contents.max(initial=0) + 1)
+        row[known] = counts[contents[known]] > group[known]
+    return found

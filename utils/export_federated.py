@@ -78,6 +78,7 @@ FORMAT_MODULES = {
     "openvino": {"openvino": "pip install openvino"},
 }
 RUNS_HERE = {".onnx", ".torchscript", ".engine"}  # their runtimes were checked, or are PyTorch
+KEYPOINTS = ("kpt_names", "kpt_oks_sigmas")  # what a pose model knows of them by its data
 T = TypeVar("T")
 
 
@@ -89,7 +90,8 @@ class ExportError(RuntimeError):
 class Base:
     """What a base model says by itself.
 
-    data: `names`, `nc`, `channels`, for pose also `kpt_shape`. imgsz: pixels.
+    data: `names`, `nc`, `channels`, for pose also `kpt_shape` and, of a checkpoint, what else it
+    knows of keypoints. imgsz: pixels.
     """
 
     task: str
@@ -118,7 +120,8 @@ def export(
 
     base: checkpoint or model YAML. arrays_path: a `roundN.npz`, or another program's .npz.
     data: a data.yaml with the class names (and `kpt_shape`) where the archive has none; its images
-    need not be there.
+    need not be there. Names of keypoints are its own, else those of the run's `last.pt` beside the
+    archive.
 
     Raises InputError with all problems; then nothing was written.
     """
@@ -142,6 +145,8 @@ def rebuild(
     arrays, meta = found
     model_data = merge_data(facts, classes, meta, base=base, arrays_path=arrays_path)
     train = run_train_args(arrays_path) if meta else {}
+    if meta and facts.task == "pose":
+        model_data = {**run_keypoints(arrays_path), **model_data}
     try:
         model = build_model(base, facts.task, model_data, train)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
@@ -226,9 +231,11 @@ def format_problems(name: str | None) -> list[str]:
 def read_base(base: str) -> Base:
     """Read what the base says; its weights only matter for their shapes."""
     task = task_of(base)
+    keypoints: dict[str, Any] = {}
     if Path(base).suffix.lower() == ".pt":
         module: Any = load_checkpoint_module(base, where=f"base '{base}'")
         structure: dict[str, Any] = module.yaml
+        keypoints = keypoints_of(module)
         names = getattr(module, "names", None)
         args = getattr(module, "args", {})
         imgsz = (args if isinstance(args, Mapping) else vars(args)).get("imgsz", 640)
@@ -238,7 +245,7 @@ def read_base(base: str) -> Base:
     names = check_class_names(names or [str(i) for i in range(structure.get("nc", 80))])
     data = {"names": names, "nc": len(names), "channels": structure.get("channels", 3)}
     if task == "pose":
-        data["kpt_shape"] = list(structure["kpt_shape"])
+        data.update({"kpt_shape": list(structure["kpt_shape"]), **keypoints})
     return Base(task, data, max(imgsz) if isinstance(imgsz, Sequence) else int(imgsz))
 
 
@@ -262,7 +269,7 @@ def read_classes(path: Path) -> dict[str, Any]:
     points = raw.get("kpt_shape", [17, 3])
     if not (isinstance(points, list) and len(points) == 2 and points[1] in (2, 3)):
         raise InputError(f"{where}: kpt_shape: found {points}, expected [number of points, 2 or 3]")
-    optional = {k: raw[k] for k in ("channels", "kpt_shape", "kpt_names") if k in raw}
+    optional = {k: raw[k] for k in ("channels", "kpt_shape", *KEYPOINTS) if k in raw}
     return {"names": dict(sorted(names.items())), "nc": len(names), **optional}
 
 
@@ -302,6 +309,23 @@ def run_train_args(arrays_path: Path) -> dict[str, Any]:
     return train
 
 
+def run_keypoints(arrays_path: Path) -> dict[str, Any]:
+    """What the clients of this run say of keypoints, by the model that it has saved.
+
+    Empty for a round that was copied out of its run directory, and for a run without such a model.
+    """
+    path = arrays_path.with_name("last.pt")
+    if not path.is_file():
+        return {}
+    return keypoints_of(load_checkpoint_module(str(path), where=str(path)))
+
+
+def keypoints_of(module: Any) -> dict[str, Any]:
+    """What a pose model knows of its keypoints, by the keys of a data.yaml."""
+    found = {key: getattr(module, key, None) for key in KEYPOINTS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def merge_data(
     facts: Base,
     classes: Mapping[str, Any],
@@ -315,6 +339,8 @@ def merge_data(
     Raises InputError where they contradict each other.
     """
     data = {**facts.data, **classes}
+    if classes or meta:  # the base's are of other classes
+        data = {k: v for k, v in data.items() if k not in KEYPOINTS or k in classes}
     if meta is None:
         return data
     if meta.task != facts.task:

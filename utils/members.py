@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from utils.attempts import in_one_line
 from utils.config import CLIENT_NAME, ClientData, nearest
-from utils.data import DataSummary
+from utils.data import DataSummary, form_problems
 from utils.greeting import Hello, Introduction
 
 ASK_AGAIN_S = 60.0  # a site that has been refused may have been mended
@@ -204,15 +204,9 @@ class Members:
                 f"[{', '.join(self.names or ())}]{nearest(unknown[0], self.names or ())}; correct "
                 "its data.yaml, or start a new run with it under names"
             )
-        for other, reference in self.summaries.items():
-            for key in ("channels", "kpt_shape"):
-                found, expected = getattr(summary, key), getattr(reference, key)
-                if found != expected:
-                    raise Unfit(
-                        f"SuperNode '{name}': {key} {found}, '{other}' has {expected}; all data "
-                        "sets need the same, since it shapes the model"
-                    )
-            return
+        others = {f"'{other}'": reference for other, reference in self.summaries.items()}
+        for problem in form_problems(summary, others):
+            raise Unfit(f"SuperNode '{name}': {problem}")
 
 
 def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
@@ -238,10 +232,27 @@ def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
         "kpt_shape: expected two small numbers": (
             shape is None or (len(shape) == 2 and all(0 < n <= 1000 for n in shape))
         ),
+        "keypoints: expected a flip_idx, kpt_oks_sigmas and kpt_names for each, or none": (
+            _is_of_keypoints(summary)
+        ),
         "show-images: expected 0 to 16": 0 <= introduction.show_images <= 16,
         f"not-annotated: {sorted(alien)[:3]} are none of its classes": not alien,
     }
     return [problem for problem, is_right in checks.items() if not is_right]
+
+
+def _is_of_keypoints(summary: DataSummary) -> bool:
+    """Whether what is said of keypoints can be true; most data sets say nothing."""
+    num_points = summary.kpt_shape[0] if summary.kpt_shape else 0
+    flip, sigmas, names = summary.flip_idx, summary.kpt_oks_sigmas, summary.kpt_names
+    return (
+        (not flip or sorted(flip) == list(range(num_points)))
+        and (not sigmas or (len(sigmas) == num_points and all(0 < s < 1e6 for s in sigmas)))
+        and (not names or len(names) == len(summary.names))
+        and sum(map(len, names)) <= 100_000
+        and all(len(points) in (0, num_points) for points in names)
+        and all(n.strip() and n.isprintable() and len(n) <= 100 for points in names for n in points)
+    )
 
 
 def _introduction_in(reply: Message) -> Introduction:

@@ -1,6 +1,7 @@
 """COCO and Pascal VOC data sets as Ultralytics data sets, by Ultralytics and supervision.
 
-Takes a folder and gives a data.yaml; images stay where they are and are linked. As they come:
+Takes a folder and gives a data.yaml, and the task that it is for; images stay where they are and
+are linked. As they come:
 
     COCO  FOLDER/annotations/instances_train2017.json and ..._val2017.json (or others with `train`
           and `val` in their names), images in FOLDER/train2017 or FOLDER/images/train2017
@@ -9,7 +10,8 @@ Takes a folder and gives a data.yaml; images stay where they are and are linked.
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,19 @@ from utils.config import InputError
 
 SPLITS = ("train", "val")
 MAX_LINES = 5
+MIN_NUMBERS = 6  # of a polygon: x and y of three corners; the converter takes no shorter one
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A data set that Ultralytics can read. path: its data.yaml. task: of its labels.
+
+    warnings: what of the original it lacks.
+    """
+
+    path: Path
+    task: str
+    warnings: tuple[str, ...] = ()
 
 
 def is_coco(folder: Path) -> bool:
@@ -31,14 +46,28 @@ def is_voc(folder: Path) -> bool:
     return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
 
 
-def convert_coco(folder: Path, target: Path) -> Path:
-    """Write the labels of a COCO data set below `target`, and a data.yaml, whose path is returned.
+def convert_coco(folder: Path, target: Path) -> Converted:
+    """Write the labels of a COCO data set and a data.yaml below `target`.
 
     Polygons and keypoints are kept where all objects have them; else it is a data set of boxes.
-    Crowds are left out. Raises InputError.
+    Crowds are left out, and in a data set of keypoints objects without any labelled one, which
+    COCO's scores ignore, too. Raises InputError.
     """
     files = {split: _annotation_file(folder, split) for split in SPLITS}
+    if files["train"] == files["val"]:
+        raise InputError(
+            f"{files['train']}: the only .json with 'train' or 'val' in its name, so that both "
+            "splits would be the same images; divide it in two, e.g. instances_train2017.json and "
+            "instances_val2017.json"
+        )
     contents = {split: _read_coco(path) for split, path in files.items()}
+    problems = [
+        f"{path}: {problem}"
+        for split, path in files.items()
+        for problem in _file_name_problems(contents[split])
+    ]
+    if problems:
+        raise InputError(problems)
     images = {split: _image_folder(folder, path, split) for split, path in files.items()}
     categories = [
         {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
@@ -53,7 +82,7 @@ def convert_coco(folder: Path, target: Path) -> Path:
         o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)
     ]
     keypoints = bool(objects) and all(o.get("keypoints") for o in objects)
-    polygons = not keypoints and all(isinstance(o.get("segmentation"), list) for o in objects)
+    polygons = bool(objects) and not keypoints and all(map(_has_polygon, objects))
     _convert_coco_labels(contents, list(categories[0]), target, polygons, keypoints)
     form: dict[str, Any] = {"names": list(categories[0].values())}
     if keypoints:
@@ -62,7 +91,48 @@ def convert_coco(folder: Path, target: Path) -> Path:
         split: [f"{split}/{image['file_name']}" for image in content["images"]]
         for split, content in contents.items()
     }
-    return _write(target, images, listed, form)
+    task = "pose" if keypoints else "segment" if polygons else "detect"
+    warnings = _without_points(objects) if keypoints else ()
+    return Converted(_write(target, images, listed, form), task, tuple(warnings))
+
+
+def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
+    """File names whose labels would be written over each other, or elsewhere than is looked."""
+    taken: dict[Path, str] = {}
+    for name in (str(image["file_name"]) for image in content["images"]):
+        path = Path(name)
+        if path.is_absolute() or {"..", "images"} & set(path.parts):
+            yield (
+                f"file_name '{name}': expected one below the folder of the split, without a folder "
+                "'images' in it, since labels are looked for beside the last one; correct it to "
+                f"e.g. '{path.name}'"
+            )
+            return  # most likely all of them are so
+        other = taken.setdefault(path.with_suffix(""), name)
+        if other != name:
+            yield (
+                f"file_name '{name}' and '{other}' differ only in their ending, and would get the "
+                "same labels; rename one"
+            )
+            return
+
+
+def _has_polygon(annotation: dict[str, Any]) -> bool:
+    """Whether an object has an outline; exports of boxes alone have `segmentation: []`."""
+    parts = annotation.get("segmentation")
+    return isinstance(parts, list) and any(
+        isinstance(part, list) and len(part) >= MIN_NUMBERS for part in parts
+    )
+
+
+def _without_points(objects: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Say how many objects the converter leaves out of a data set of keypoints."""
+    lost = sum(not any(o["keypoints"][2::3]) for o in objects)  # the third number: 0 is unlabelled
+    if lost:
+        yield (
+            f"{lost} of {len(objects)} objects have no labelled keypoint and are left out, as in "
+            "COCO's scores; where they are to be learned as boxes, make a detect data set of them"
+        )
 
 
 def _annotation_file(folder: Path, split: str) -> Path:
@@ -130,8 +200,8 @@ def _convert_coco_labels(
         converter.convert_coco(scratch, str(target), polygons, keypoints, cls91to80=False)
 
 
-def convert_voc(folder: Path, target: Path) -> Path:
-    """Write the boxes of a VOC data set below `target`, and a data.yaml, whose path is returned.
+def convert_voc(folder: Path, target: Path) -> Converted:
+    """Write the boxes of a VOC data set and a data.yaml below `target`; no polygons.
 
     Raises InputError, also where the package supervision is missing.
     """
@@ -154,6 +224,8 @@ def convert_voc(folder: Path, target: Path) -> Path:
         data = supervision.DetectionDataset.from_pascal_voc(
             str(images), str(folder / "Annotations")
         )
+        for detections in data.annotations.values():
+            detections.mask = None  # else objects with a <polygon> would not be boxes
         data.as_yolo(annotations_directory_path=str(target / "labels" / images.name))
     except Exception as error:  # XML of any shape meets its code here
         raise InputError(
@@ -170,7 +242,8 @@ def convert_voc(folder: Path, target: Path) -> Path:
     if unknown:
         raise InputError(unknown[:MAX_LINES])
     files = {s: [f"{images.name}/{file_of[stem]}" for stem in stems] for s, stems in listed.items()}
-    return _write(target, {images.name: images}, files, {"names": data.classes})
+    path = _write(target, {images.name: images}, files, {"names": data.classes})
+    return Converted(path, "detect")
 
 
 def _lines(path: Path) -> list[str]:

@@ -56,12 +56,19 @@ if __name__ == "__main__":
     exit_on_interrupt()  # the imports below take seconds; main() has Python's own handler again
     prepare_environment()  # before Ultralytics is imported, which the modules below do
 
-from ultralytics.data.utils import IMG_FORMATS, img2label_paths
+from ultralytics.data.utils import img2label_paths
 
 from utils.command import Parser, show_problems
 from utils.config import InputError, nearest
-from utils.data import PrivateDataset, class_names, read_data_yaml, scan_split
-from utils.duplicates import near_duplicates, perceptual_hashes
+from utils.data import (
+    PrivateClassDataset,
+    PrivateDataset,
+    class_names,
+    read_class_folders,
+    read_data_yaml,
+    scan_split,
+)
+from utils.duplicates import near_duplicates, nearest_duplicate, perceptual_hashes
 from utils.environment import remove_private_settings
 from utils.other_formats import convert_coco, convert_voc, is_coco, is_voc
 from utils.partition_picture import draw_partitions
@@ -101,8 +108,10 @@ class Split:
 class Source:
     """A data set. path: its data.yaml, or its folder for classification.
 
-    task: as far as the labels tell. names: of the classes, by index. data: what else a data.yaml
-    has to say, such as `kpt_shape`. splits: "train" and "val".
+    task: given, or as far as the labels tell, and then why. names: of the classes, by index.
+    data: what else a data.yaml has to say, such as `kpt_shape`. splits: "train" and "val".
+    folders: of each split of the data set, those in which images are looked for at any depth; none
+    for lists of images.
     """
 
     path: Path
@@ -110,6 +119,8 @@ class Source:
     names: tuple[str, ...]
     data: dict[str, Any]
     splits: dict[str, Split]
+    folders: dict[str, tuple[Path, ...]]
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,23 +143,31 @@ class Partition:
         return np.flatnonzero(owners == client)
 
 
-def read_source(path: Path, scratch: Path) -> Source:
+def read_source(path: Path, scratch: Path, task: str | None = None) -> Source:
     """Read a data.yaml, and check every image and label, or a folder of classification data.
 
-    scratch: folder for label caches. Raises InputError with all problems.
+    scratch: folder for label caches. task: of a data.yaml; None goes by its labels. Raises
+    InputError with all problems.
     """
     if not path.is_dir():
-        return _read_detection(path, scratch)
-    if (path / "train").is_dir() and not (path / "images").is_dir():
-        return _read_classification(path)
-    hint = f"; did you mean {path / 'data.yaml'}?" if (path / "data.yaml").is_file() else ""
+        return _read_detection(path, scratch, task)
+    has_yaml = (path / "data.yaml").is_file()
+    if (path / "train").is_dir() and not has_yaml and not _has_label_folders(path):
+        return _read_classification(path, scratch)
+    hint = f"; did you mean {path / 'data.yaml'}?" if has_yaml else ""
     raise InputError(
-        f"{path}: found a folder without train/CLASS, expected a data.yaml, or a folder of "
-        f"classification, COCO or Pascal VOC data{hint}"
+        f"{path}: found a folder that is not of train/CLASS/*.jpg, expected a data.yaml, or a "
+        f"folder of classification, COCO or Pascal VOC data{hint}"
     )
 
 
-def _read_detection(path: Path, scratch: Path) -> Source:
+def _has_label_folders(path: Path) -> bool:
+    """Whether a folder has the images and labels of a data.yaml: images/train or train/images."""
+    train = path / "train"
+    return (path / "images").is_dir() or all((train / n).is_dir() for n in ("images", "labels"))
+
+
+def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
     data = read_data_yaml(path, where="SOURCE")
     splits: dict[str, Split] = {}
     outlines: list[np.ndarray] = []
@@ -175,42 +194,49 @@ def _read_detection(path: Path, scratch: Path) -> Source:
         problems += [f"{path}: {image} is in train and in val; list it in one" for image in both]
     if problems:
         raise InputError(problems[:MAX_LINES] + _more(problems))
-    task = "pose" if data.get("kpt_shape") else "detect"
-    if outlines and task == "detect":
-        task = "obb" if all(len(outline) == 4 for outline in outlines) else "segment"
+    task, why = (task, "") if task else _guess_task(data, outlines)
     form = {key: value for key, value in data.items() if key not in ("train", "val", "test")}
-    return Source(path, task, class_names(data), form, splits)
+    return Source(path, task, class_names(data), form, splits, _folders_of(data), why)
 
 
-def _read_classification(path: Path) -> Source:
-    folders = {"train": path / "train", "val": path / "val"}
-    missing = [f"{path}: no folder '{s}'" for s, folder in folders.items() if not folder.is_dir()]
-    names = sorted(p.name for p in folders["train"].iterdir() if p.is_dir())
-    if not names:
-        missing.append(f"{folders['train']}: no folders; expected one of images for each class")
-    if missing:
-        raise InputError(f"{problem}; expected train/CLASS/*.jpg and val/CLASS/*.jpg"
-                         for problem in missing)  # fmt: skip
+def _guess_task(data: dict[str, Any], outlines: Sequence[np.ndarray]) -> tuple[str, str]:
+    """The task that labels are most likely for, and why; a label file does not say."""
+    if data.get("kpt_shape"):
+        return "pose", "the data.yaml has kpt_shape"
+    if not outlines:
+        return "detect", "all are boxes"
+    if all(len(outline) == 4 for outline in outlines):
+        return "obb", "all outlines have 4 corners"
+    return "segment", "not all outlines have 4 corners"
+
+
+def _folders_of(data: dict[str, Any]) -> dict[str, tuple[Path, ...]]:
+    """The folders among the places of the splits. data: as of `read_data`."""
+    found = {}
+    for split in ("train", "val", "test"):
+        places = data.get(split) or []
+        places = [Path(place) for place in (places if isinstance(places, list) else [places])]
+        found[split] = tuple(place for place in places if place.is_dir())
+    return found
+
+
+def _read_classification(path: Path, scratch: Path) -> Source:
+    # Read as the training reads it, which also finds images behind linked folders.
+    data = read_class_folders(path, where="SOURCE")
     splits: dict[str, Split] = {}
     problems: list[str] = []
-    for split, folder in folders.items():
-        found = sorted(
-            p
-            for p in folder.absolute().rglob("*.*")
-            if p.suffix[1:].lower() in IMG_FORMATS and p.is_file()
-        )
-        classes = [p.relative_to(folder.absolute()).parts[0] for p in found]
-        unknown = sorted(set(classes) - set(names))
-        problems += [f"{folder}: '{name}' is not a class of train{nearest(name, names)}; expected "
-                     f"folders [{', '.join(names)}]" for name in unknown]  # fmt: skip
-        if not found:
-            problems.append(f"{folder}: found no images, expected at least one")
-        if not unknown:
-            labels = [np.array([names.index(name)]) for name in classes]
-            splits[split] = Split([str(image) for image in found], labels)
+    for name in ("train", "val"):
+        try:
+            scanned = scan_split(data, "classify", name, scratch)
+            assert isinstance(scanned, PrivateClassDataset)
+        except InputError as error:
+            problems += [f"{path}: {name}: {line}" for line in error.problems]
+            continue
+        files, classes = zip(*((file, label) for file, label, *_ in scanned.samples), strict=True)
+        splits[name] = Split(list(files), [np.array([label]) for label in classes])
     if problems:
-        raise InputError(problems)
-    return Source(path, "classify", tuple(names), {}, splits)
+        raise InputError(problems[:MAX_LINES] + _more(problems))
+    return Source(path, "classify", class_names(data), {}, splits, _folders_of(data))
 
 
 def divide(source: Source, options: argparse.Namespace) -> Partition:
@@ -304,32 +330,31 @@ def count_duplicates(source: Source, partition: Partition) -> tuple[dict[str, An
     train, val = source.splits["train"].images, source.splits["val"].images
     images = train + val
     hashes = perceptual_hashes(images)
-    pairs = near_duplicates(hashes)
     owners = partition.owners["train"]
     assert owners is not None
-    first, second = pairs.T
-    in_train = second < len(train)  # and so is the first
-    apart = np.zeros(len(pairs), bool)
-    apart[in_train] = owners[first[in_train]] != owners[second[in_train]]
-    leaks = (first < len(train)) & ~in_train
-    found = {
-        "between_clients": len(np.unique(pairs[apart])),
-        "train_and_val": len(np.unique(second[leaks])),
-    }
+    of_client = np.zeros((len(partition.clients), len(images)), bool)  # its train images
+    of_client[owners, np.arange(len(train))] = True
+    near = near_duplicates(hashes, of_client)
+    is_train = np.arange(len(images)) < len(train)
+    apart = np.flatnonzero(is_train & np.logical_or.reduce(near & ~of_client)).tolist()
+    leaks = np.flatnonzero(~is_train & np.logical_or.reduce(near)).tolist()
+    found = {"between_clients": len(apart), "train_and_val": len(leaks)}
     unread = int((hashes == 0).all(axis=1).sum())
     warnings = []
-    if found["between_clients"]:
-        i, j = pairs[apart][0]
+    if apart:
+        elsewhere = is_train & ~of_client[owners[apart[0]]]
+        twin = nearest_duplicate(hashes, apart[0], elsewhere)
         warnings.append(
-            f"{found['between_clients']} of {len(train)} train images have a near-duplicate at "
-            f"another client, e.g. {images[i]} and {images[j]}; frames of one video stay together "
-            "with --scheme group"
+            f"{len(apart)} of {len(train)} train images have a near-duplicate at another client, "
+            f"e.g. {images[apart[0]]} and {images[twin]}; frames of one video stay together with "
+            "--scheme group"
         )
-    if found["train_and_val"]:
-        i, j = pairs[leaks][0]
+    if leaks:
+        twin = nearest_duplicate(hashes, leaks[0], is_train)
         warnings.append(
-            f"{found['train_and_val']} of {len(val)} val images have a near-duplicate in train, "
-            f"e.g. {images[j]} and {images[i]}; they make scores too good: split train and val anew"
+            f"{len(leaks)} of {len(val)} val images have a near-duplicate in train, e.g. "
+            f"{images[leaks[0]]} and {images[twin]}; they make scores too good: split train and "
+            "val anew"
         )
     if unread:
         warnings.append(f"{unread} of {len(images)} images could not be compared")
@@ -358,7 +383,7 @@ def write(source: Source, partition: Partition, output: Path, *, copy: bool) -> 
 def _write_class_folders(
     source: Source, images: Sequence[str], folder: Path, split: str, *, copy: bool
 ) -> None:
-    root = source.path.absolute() / split
+    (root,) = source.folders[split]
     for name in source.names:  # all of them: Ultralytics counts classes by the folders there are
         (folder / split / name).mkdir(parents=True)
     for image in images:
@@ -548,12 +573,21 @@ def run(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     path: Path = options.source
+    converted = None
     if path.is_dir() and is_coco(path):
-        path = convert_coco(path, output / "source")
+        converted = convert_coco(path, output / "source")
     elif path.is_dir() and is_voc(path):
-        path = convert_voc(path, output / "source")
-    source = read_source(path, scratch)
+        converted = convert_voc(path, output / "source")
+    if converted:
+        source = read_source(converted.path, scratch, converted.task)
+    else:
+        source = read_source(path, scratch)
     _refuse_inside(source, output)
+    if source.why:
+        print(
+            f"Labels of {source.task}: {source.why}; for another task change base_model in "
+            "federated.yaml"
+        )
     partition = divide(source, options)
     num_images = sum(len(split.images) for split in source.splits.values())
     print(f"Comparing {num_images} images ...", flush=True)
@@ -568,7 +602,7 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     unit = "images" if source.task == "classify" else "objects"
     draw_partitions(output / "partitions.png", train_images, counts, source.names, unit)
     show(source, result, counts)
-    for warning in warnings:
+    for warning in [*(converted.warnings if converted else ()), *warnings]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{output / 'partitions.png'}  {described}")
     print("Next:")
@@ -579,13 +613,17 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
 
 def _refuse_inside(source: Source, output: Path) -> None:
     """Raise InputError where what is written would become a part of the source."""
-    for split, content in source.splits.items():
-        folder = os.path.commonpath([str(Path(i).resolve().parent) for i in content.images])
-        if output.resolve().is_relative_to(folder):
-            raise InputError(
-                f"-o {output}: is inside {folder}, where the {split} images are, and would become "
-                "a part of them; choose a place outside"
-            )
+    for split, folders in source.folders.items():
+        images = source.splits[split].images if split in source.splits else []
+        # Where an image is that was found in a folder, others are looked for, too: it can lie
+        # behind a link.
+        below = {Path(i).parent for i in images if any(map(Path(i).is_relative_to, folders))}
+        for folder in sorted({place.resolve() for place in (*folders, *below)}):
+            if output.resolve().is_relative_to(folder):
+                raise InputError(
+                    f"-o {output}: is inside {folder}, where the {split} images are, and would "
+                    "become a part of them; choose a place outside"
+                )
 
 
 def describe(options: argparse.Namespace) -> str:
