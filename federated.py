@@ -85,7 +85,7 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
     except KeyboardInterrupt:
         show_problems(["interrupted"])
         code = 130
-    terminal.show_what_is_done(run_dir)
+    terminal.show_what_is_done(run_dir, over_network=grid is not None)
     return code
 
 

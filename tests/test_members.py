@@ -191,7 +191,6 @@ def test_a_name_that_another_node_takes_is_told_and_the_first_one_is_refused_alo
         ),
         ({"names": ["a", "b"]}, {}, "class 'c' is not one of the federation's [a, b]"),
         ({}, {"name": "../up"}, "name: found '(a path)', expected letters"),
-        ({}, {"name": "NORTH"}, "another one of that name is there"),
         ({}, {"not-annotated": "z"}, "not-annotated: 'z' is not one of its classes"),
     ],
 )
@@ -206,6 +205,18 @@ def test_a_site_that_does_not_fit_is_refused_with_the_reason(
     assert reason in said
     clients = {row["client"].lower() for row in read_csv(result.run_dir / "clients.csv")}
     assert clients == {"north"}
+
+
+def test_of_two_sites_that_come_under_one_name_none_is_taken(tmp_path: Path) -> None:
+    """Nobody can tell which of them is an impostor, also if it writes the name in capitals."""
+    grid = sites(tmp_path, "north", "south", "east")
+    grid._contexts[1007].node_config["name"] = "NORTH"
+    result, said = run(grid, tmp_path, num_rounds=1)
+    for node, name in ((1000, "north"), (1007, "NORTH")):
+        reason = f"SuperNode '{name.lower()}': 2 nodes have come under this name, so none is taken"
+        assert f"node {node} is refused: {reason}" in said
+    assert "site 'east' is there: node 1014" in said
+    assert {row["client"] for row in read_csv(result.run_dir / "clients.csv")} == {"east"}
 
 
 def test_a_site_with_other_packages_is_refused_here_and_there(

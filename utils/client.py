@@ -597,10 +597,18 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
     different = version_problems(theirs)
     if different:
         raise InputError(f"site '{site.name}': {', '.join(different)}; install what the server has")
+    caches = site.folder / "caches"
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"site '{site.name}': node-config: folder: cannot be written ({error.strerror}): "
+            f"'{site.folder}'; give another one, or make it writable"
+        ) from error
     summary = check_dataset(
         site.data,
         theirs.task,
-        site.folder / "caches",
+        caches,
         where=f"site '{site.name}'",
         splits=("train", "val"),
     )

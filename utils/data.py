@@ -56,6 +56,9 @@ PLAIN_WORDS = {
     # It tries what Pillow cannot read as HEIF, and reports the failure of that.
     "No module named 'pi_heif'": "not readable as an image (HEIC needs the package pi-heif)",
     "setting an array element with a sequence": "label lines of different numbers of columns",
+    # What the labels hold may not leave a site.
+    "could not convert string to float": "a label line has something that is no number",
+    "non-normalized or out of bounds coordinates": "label coordinates that are not from 0 to 1",
 }
 
 

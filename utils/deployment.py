@@ -58,7 +58,7 @@ def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> M
             tell(f"{who} is refused: {reason}")
         present = members.present
         for name in sorted(set(present) - set(before)):
-            tell(f"site '{name}' is there")
+            tell(f"site '{name}' is there: node {members.by_name[name].node}")
         if present != before:
             last_change = time.monotonic()
         patience_s = JOIN_WAIT_S if waits_for_all else SETTLE_S

@@ -1,7 +1,9 @@
 """Which node is which client: nodes say who they are, are taken or refused, go and come back."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +97,16 @@ class Members:
         messages = [
             Message(RecordDict({"config": record}), node, "query.hello") for node in sorted(new)
         ]
-        for reply in ask(messages):
+        replies = list(ask(messages))  # all, to see who comes under one name
+        names = Counter(_name_in(reply) for reply in replies)
+        for reply in replies:
             node = reply.metadata.src_node_id
             try:
+                if names[_name_in(reply)] > 1 and _name_in(reply):
+                    raise Unfit(
+                        f"SuperNode '{_name_in(reply)}': {names[_name_in(reply)]} nodes have come "
+                        "under this name, so none is taken; give each its own"
+                    )
                 self._take(node, _introduction_in(reply))
             except Unfit as error:
                 reason, (before, _) = str(error), self.refused.get(node, ("", 0))
@@ -253,6 +262,13 @@ def _is_of_keypoints(summary: DataSummary) -> bool:
         and all(len(points) in (0, num_points) for points in names)
         and all(n.strip() and n.isprintable() and len(n) <= 100 for points in names for n in points)
     )
+
+
+def _name_in(reply: Message) -> str:
+    """The name that a node gives itself, in small letters; empty for none."""
+    with suppress(Unfit):
+        return _introduction_in(reply).name.casefold()
+    return ""
 
 
 def _introduction_in(reply: Message) -> Introduction:

@@ -16,6 +16,7 @@ from ultralytics.data.utils import IMG_FORMATS
 from utils.config import CLIENT_NAME, InputError, nearest
 
 DEFAULT_FOLDER = "~/.federated-yolo"
+MAX_THREADS = 1024  # with very many PyTorch ends in a segmentation fault
 A_PATH = "(a path)"  # stands for all of them
 # Names of files in our own sentences, and pages of libraries: they say nothing of the site.
 NO_PATH = re.compile(
@@ -65,7 +66,7 @@ KEYS: dict[str, tuple[type, str]] = {
     "not-annotated": (str, "class names, separated by commas"),
     "show-images": (int, "a whole number of images, from 0 to 16"),
     "share-model": (bool, "true or false"),
-    "num-threads": (int, "a whole number, at least 1"),
+    "num-threads": (int, f"a whole number from 1 to {MAX_THREADS}"),
 }
 
 
@@ -91,7 +92,7 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
             "node-config: no 'data'; start the SuperNode with --node-config "
             '\'data="/srv/site/data.yaml" name="north"\''
         )
-    data = Path(str(node_config["data"])).expanduser().absolute()
+    data = _read_path(node_config["data"], "data")
     name = str(node_config.get("name", data.name if data.is_dir() else data.parent.name))
     images, threads = node_config.get("show-images", 0), node_config.get("num-threads")
     if not CLIENT_NAME.fullmatch(name):
@@ -106,7 +107,7 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
         f"node-config: {key}: found {node_config[key]}, expected {KEYS[key][1]}"
         for key, fits in (
             ("show-images", 0 <= images <= 16),
-            ("num-threads", threads is None or threads > 0),
+            ("num-threads", threads is None or 0 < threads <= MAX_THREADS),
         )
         if not fits
     ]
@@ -116,12 +117,23 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
     return Site(
         name=name,
         data=data,
-        folder=Path(str(node_config.get("folder", f"{DEFAULT_FOLDER}/{name}"))).expanduser(),
+        folder=_read_path(node_config.get("folder", f"{DEFAULT_FOLDER}/{name}"), "folder"),
         not_annotated=tuple(part for part in classes if part),
         show_images=images,
         share_model=node_config.get("share-model", False),
         num_threads=threads,
     )
+
+
+def _read_path(value: Any, key: str) -> Path:
+    try:
+        path = Path(str(value)).expanduser().absolute()
+        path.resolve()  # raises for what no path can be
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a null; no such user's home
+        raise InputError(
+            f"node-config: {key}: is no path ({type(error).__name__}); expected {KEYS[key][1]}"
+        ) from error
+    return path
 
 
 def paths_at(node_config: Mapping[str, Any]) -> list[str]:

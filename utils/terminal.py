@@ -171,7 +171,7 @@ def _beside_python(name: str) -> str:
     return shlex.quote(str(_shown(beside)))
 
 
-def show_what_is_done(run_dir: RunDir | None) -> None:
+def show_what_is_done(run_dir: RunDir | None, *, over_network: bool) -> None:
     """Say what a run that ended early has left, and draw it."""
     if run_dir is None:
         return
@@ -180,8 +180,12 @@ def show_what_is_done(run_dir: RunDir | None) -> None:
         draw(run_dir)
     found = f"{counted(done, 'finished round')}" if done else "no round was finished"
     print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
-    command = f"federated.py {shlex.quote(f'resume={_shown(run_dir.path)}')}"
-    print(f"go on with it: {_beside_python('python')} {command}", file=sys.stderr)
+    resume = shlex.quote(f"resume={_shown(run_dir.path)}")
+    command = f"{_beside_python('python')} federated.py {resume}"
+    if over_network:
+        arguments = shlex.quote(f'arguments="{resume}"')
+        command = f"flwr run . --run-config {arguments}"
+    print(f"go on with it: {command}", file=sys.stderr)
 
 
 def draw(run_dir: RunDir) -> None:
