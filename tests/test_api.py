@@ -9,6 +9,7 @@ import pytest
 from helpers import make_dataset
 from processes import ROOT, clean_environment
 
+from utils import api
 from utils.checks import checked
 from utils.config import Config, InputError
 
@@ -78,3 +79,12 @@ def test_a_config_that_was_made_in_python_is_checked_as_a_file_is(tmp_path: Path
         "new_clients: only SuperNodes",
     ):
         assert text.count(expected) == 1, expected
+
+
+def test_what_is_no_config_is_refused_in_a_line() -> None:
+    anything: Any = "config.yaml"
+    with pytest.raises(InputError, match=r"run: found str, expected a Config: run\(load_config"):
+        api.run(anything)
+    for wrong in (({"base_model": "x"},), ("config.yaml", "num_rounds=5")):
+        with pytest.raises(InputError, match=r"load_config: found .* expected the path"):
+            api.load_config(*wrong)

@@ -27,7 +27,7 @@ from utils.data_report import (
     findings,
     look_at,
 )
-from utils.round_estimate import RoundEstimate, Trial, estimate
+from utils.round_estimate import RoundEstimate, Trial, _together, estimate
 from utils.run_dir import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -300,6 +300,13 @@ def test_the_estimate_is_steps_by_seconds_shared_out_over_those_at_once(
     assert (alone.at_once, alone.round_s) == (1, 4.0)
     assert alone.evaluation_s == pytest.approx((4 + 4 + 6) / 2 * 0.5 / 3)
     assert (together.at_once, together.round_s) == (2, 3.0)
+
+
+def test_clients_take_turns_as_a_whole() -> None:
+    """Three equal ones in two places take as long as four; of a part, each is as the mean."""
+    assert _together({"a": 2.0, "b": 2.0, "c": 2.0}, 3, 2) == 4.0
+    assert _together({"a": 1.0, "b": 1.0, "c": 2.0}, 3, 2) == 3.0
+    assert _together({"a": 1.0, "b": 3.0, "c": 2.0, "d": 2.0}, 2, 2) == 2.0
 
 
 # The command

@@ -88,6 +88,21 @@ class Unready(YoloClient):
         raise ValueError("no disk is mounted")
 
 
+class Forgetful(YoloClient):
+    def train(self, round_number, arrays, config):
+        super().train(round_number, arrays, config)
+
+
+class Brief(YoloClient):
+    def evaluate(self, parameters, config):
+        return 0.5
+
+
+class Narrow(YoloClient):
+    def train(self, round_number, arrays):
+        return super().train(round_number, arrays, {})
+
+
 class Ending(YoloClient):
     def prepare(self):
         raise SystemExit("enough")
@@ -195,6 +210,11 @@ def test_what_was_received_cannot_be_changed_by_a_hook(
     ("name", "reason"),
     [
         ("Unready", "ValueError: no disk is mounted"),
+        (
+            "Forgetful",
+            "TypeError: Forgetful.train returned NoneType, expected the SliceResult of "
+            "super().train(...)",
+        ),
         ("Ending", "SystemExit: enough"),
         ("Cancelled", "KeyboardInterrupt: enough"),
     ],
@@ -209,12 +229,24 @@ def test_an_error_in_a_hook_is_told_as_any_other(
     assert last["note"] == reason
 
 
+def test_a_wrong_score_of_a_hook_is_told_and_costs_no_update(hooks: Path, tmp_path: Path) -> None:
+    two_datasets(tmp_path)
+    result = run(tmp_path, "run", f"{hooks}:Brief", evaluate={"every": 1}, num_rounds=1)
+    (first, _) = read_csv(result.run_dir / "clients.csv")
+    assert first["note"].startswith("TypeError: Brief.evaluate returned float, expected the loss")
+    assert result.rounds[0].row["num_clients"] == 2
+
+
 @pytest.mark.parametrize(
     ("client", "message"),
     [
-        ("nowhere.py:Noting", r"expected FILE.py:CLASS, with a file that is in"),
-        ("Noting", r"expected FILE.py:CLASS, with a file that is in"),
+        ("nowhere.py:Noting", r"expected FILE.py:CLASS, with a file in the working"),
+        ("Noting", r"expected FILE.py:CLASS, with a file in the working"),
         ("{hooks}:Notign", r"'Notign' is not a subclass of YoloClient .* did you mean 'Noting'"),
+        (
+            "{hooks}:Narrow",
+            r"Narrow.train: too many .*expected train\(self, round_number, arrays, c",
+        ),
         ("{hooks}:Path", r"'Path' is not a subclass of YoloClient"),
         ("{broken}:Noting", r"broken.py: NameError: name 'nothing' is not defined"),
     ],

@@ -301,6 +301,7 @@ def test_runs_are_compared_with_a_centralised_one(
     other = Path(shutil.copytree(run_dir, tmp_path / "other" / "run"))
     settings = yaml.safe_load((other / "args.yaml").read_text())
     settings["strategy"]["name"] = "fedadam"
+    settings["num_rounds"] = 9
     settings["datasets"][1]["data"] = "elsewhere/data.yaml"
     (other / "args.yaml").write_text(yaml.safe_dump(settings))
     output = tmp_path / "page.html"
@@ -324,6 +325,7 @@ def test_runs_are_compared_with_a_centralised_one(
     assert "batch=5" in rows[0][-1]
     assert "batch=16" in rows[2][-1]
     assert "seed" not in rows[0][-1]
+    assert rows[1][4].endswith(" of 4, ended before 9")
     assert rows[2][1:7] == [
         "centralised",
         "mAP50-95, val split of pooled/data.yaml",

@@ -24,6 +24,11 @@ __all__ = ["Config", "InputError", "load_config", "run"]
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """A config from a YAML file and `key=value` overrides. Raises InputError with every problem."""
+    if not isinstance(path, str | Path) or isinstance(overrides, str):
+        raise InputError(
+            f"load_config: found {type(path).__name__}, {type(overrides).__name__}; expected the "
+            'path of a YAML file and a list: load_config("config.yaml", ["num_rounds=5"])'
+        )
     path, overrides = Path(path), list(overrides)
     _prepare(trust_checkpoints=config_module.trusts_checkpoint(path, overrides))
     return config_module.load_config(path, overrides)
@@ -37,18 +42,27 @@ def run(config: Config, *, show: bool = False) -> "RunResult":
     Raises InputError with all problems before anything is started, and FederationError
     (utils/server.py) when the run cannot go on.
     """
+    if not isinstance(config, Config):
+        raise InputError(
+            f"run: found {type(config).__name__}, expected a Config: run(load_config(...))"
+        )
     _prepare(trust_checkpoints=config.trust_checkpoint)
     from rich.console import Console
 
     from utils import terminal
     from utils.checks import checked, with_demo_data
     from utils.run_dir import RunDir
+    from utils.server import FederationError
     from utils.simulation import simulate
 
     console = Console(file=sys.stdout, highlight=False, quiet=not show)
     with checked(with_demo_data(config)) as federation:
         run_dir = RunDir.create(Path(federation.config.save_dir), config.name)
-        return terminal.shown(console, federation, run_dir, simulate)
+        try:
+            return terminal.shown(console, federation, run_dir, simulate)
+        except FederationError:
+            terminal.draw(run_dir)  # what is there
+            raise
 
 
 def _prepare(*, trust_checkpoints: bool) -> None:

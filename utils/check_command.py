@@ -85,6 +85,13 @@ def _check_and_show(console: Console, config: Config, caches: Path) -> None:
         console.print(f"No estimate of time and memory: {reason}")
     is_single = bool(config.train.get("single_cls"))
     found = findings(reports, names, twins, single_cls=is_single)
+    if estimate and config.train.get("warmup_epochs", DEFAULT_CFG_DICT["warmup_epochs"]):
+        found += [
+            f"'{name}' takes one step a round; that of round 1 has a learning rate of 0, as each "
+            "warm-up begins: lower train.batch, or set train.warmup_epochs=0"
+            for name, steps in estimate.num_steps.items()
+            if steps == 1
+        ]
     if found:
         console.print("Worth a look", style="bold")
         for line in found:
@@ -273,7 +280,8 @@ def estimate_lines(estimate: RoundEstimate, config: Config) -> list[str]:
         f"{counted(config.num_rounds, 'round')}: {format_duration(run_s)}",
         memory,
         f"An estimate, from a few training steps of '{estimate.tried}' on this machine as it is "
-        "now; the start (and the first round, which reads the data) come on top",
+        "now; the start, the first reading of the data, and in each round some seconds for "
+        "messages and saving come on top",
     ]
 
 

@@ -7,6 +7,7 @@ unpack named arrays from a message, call it, and pack the reply.
 
 import gc
 import importlib.util
+import inspect
 import json
 import logging
 import sys
@@ -277,7 +278,12 @@ class YoloClient(NumPyClient):
         round_number = int(config["server-round"])
         arrays = dict(zip(self.names, parameters, strict=True))
         try:
-            result = self.train(round_number, arrays, config)
+            result: Any = self.train(round_number, arrays, config)
+            if not isinstance(result, SliceResult):
+                raise TypeError(
+                    f"{type(self).__name__}.train returned {type(result).__name__}, expected the "
+                    "SliceResult of super().train(...)"
+                )
         except AbortedError:
             self.trainer.forget(round_number)
             raise
@@ -393,8 +399,8 @@ def client_class(name: str) -> type[YoloClient]:
     path = ROOT / file
     if path.suffix != ".py" or not path.is_file():
         raise InputError(
-            f"client: found '{name}', expected FILE.py:CLASS, with a file that is in the working "
-            f"directory or at {path}, and a subclass of utils.client.YoloClient in it"
+            f"client: found '{name}', expected FILE.py:CLASS, with a file in the working directory "
+            f"or {ROOT}, and a subclass of utils.client.YoloClient in it"
         )
     found = vars(_module_of(path))
     classes = {n: v for n, v in found.items() if isinstance(v, type) and issubclass(v, YoloClient)}
@@ -404,7 +410,21 @@ def client_class(name: str) -> type[YoloClient]:
             f"client: '{class_name}' is not a subclass of YoloClient in {path} (there: {own})"
             f"{nearest(class_name, classes)}"
         )
+    _check_hooks(classes[class_name], path)
     return classes[class_name]
+
+
+def _check_hooks(found: type[YoloClient], path: Path) -> None:
+    """Raise InputError for a hook that cannot be called as it will be."""
+    for hook in ("prepare", "train", "evaluate", "finish"):
+        expected = inspect.signature(getattr(YoloClient, hook))
+        try:
+            inspect.signature(getattr(found, hook)).bind(*expected.parameters)
+        except TypeError as error:
+            raise InputError(
+                f"client: {path}: {found.__name__}.{hook}: {error}; expected "
+                f"{hook}({', '.join(expected.parameters)})"
+            ) from error
 
 
 def _module_of(path: Path) -> Any:
@@ -711,7 +731,13 @@ def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model."""
     client, arrays, config = _unpack(message, context)
-    loss, num_examples, metrics = client.evaluate(arrays, config)
+    score: Any = client.evaluate(arrays, config)
+    if not (isinstance(score, tuple) and len(score) == 3):
+        raise TypeError(
+            f"{type(client).__name__}.evaluate returned {type(score).__name__}, expected the loss, "
+            "number of images and metrics of super().evaluate(...)"
+        )
+    loss, num_examples, metrics = score
     if config.get("split", "val") == "val":
         remember(context.state, "evaluate", int(config["server-round"]), metrics)
     return _score_message((loss, num_examples, metrics), message)

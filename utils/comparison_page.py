@@ -80,10 +80,21 @@ def _run_cells(run: Run) -> list[str]:
         "federated" if run.is_federated else "centralised",
         f"{metric_title(run)}, {data}" if best else "not evaluated",
         format_score(run.best_score),
-        f"{best['round']:.0f} of {len(run.rounds)}" if best else str(len(run.rounds)),
+        _best_round(run),
         format_duration(total_seconds(run)),
         format_bytes(total_bytes(run)),
     ]
+
+
+def _best_round(run: Run) -> str:
+    """Its best round and how many there are; a run that ended early says so."""
+    done, planned = (
+        len(run.rounds),
+        run.settings.get("num_rounds" if run.is_federated else "epochs"),
+    )
+    text = f"{run.best['round']:.0f} of {done}" if run.best else str(done)
+    is_whole = not isinstance(planned, int) or done >= planned
+    return text if is_whole else f"{text}, ended before {planned}"
 
 
 def _data_of(run: Run) -> str:

@@ -688,7 +688,10 @@ def open_split(
         raise _NothingThereError(f"{cause}; expected at least one image") from error
     except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
         lines = str(error).splitlines()
-        raise InputError(_damaged_files(lines) or _one_line(error)) from error
+        text = _one_line(error)
+        if "Please supply" in text:  # labels of another task
+            text += f" (base_model is of the task {task}; take one of the labels' task)"
+        raise InputError(_damaged_files(lines) or text) from error
 
 
 def scan_split(

@@ -343,7 +343,7 @@ def _empty_class_findings(clients: Sequence[DataReport], names: Sequence[str]) -
     counts = {c.name: dict(zip(names, c.objects(names), strict=True)) for c in clients}
     thing = "image" if any(client.says_all for client in clients) else "object"
     nowhere = [name for name in names if not any(count[name] for count in counts.values())]
-    if nowhere and clients:
+    if nowhere and clients and all(client.objects_split for client in clients):
         yield f"no client has an {thing} of [{', '.join(nowhere)}] in train: it cannot be learned"
     for client, count in counts.items():
         empty = [name for name in names if count[name] == 0 and name not in nowhere]

@@ -521,7 +521,7 @@ def compare(saved: Path, exported: Path, imgsz: int) -> str:
     largest = max(float(a.abs().max()) for a, _ in pairs)
     return (
         f"largest difference from {saved.name}: {difference:.2g}, on outputs up to {largest:.3g} "
-        f"(raw outputs before NMS, one random image of {imgsz} px)"
+        f"(raw outputs, one random image of {imgsz} px)"
     )
 
 

@@ -6,6 +6,7 @@ Nothing of them is kept.
 """
 
 import dataclasses
+import heapq
 import math
 import multiprocessing
 import threading
@@ -136,9 +137,17 @@ def _used_images(config: Config, num_images: int) -> float:
 
 
 def _together(seconds: dict[str, float], per_round: int, at_once: int) -> float:
-    """Seconds of clients that share out places: no less than the longest, or their mean."""
-    mean = sum(seconds.values()) / len(seconds)
-    return max(max(seconds.values()), mean * per_round / at_once)
+    """Seconds until all are done: each client takes the first place that is free.
+
+    Of a round that only some are drawn for, each counts as the mean of all.
+    """
+    times = list(seconds.values())
+    if per_round < len(times):
+        times = [fmean(times)] * per_round
+    free_at = [0.0] * at_once
+    for time_s in times:
+        heapq.heapreplace(free_at, free_at[0] + time_s)
+    return max(free_at)
 
 
 def num_at_once(config: Config) -> int:

@@ -407,6 +407,11 @@ class Server:
         self.traffic.clear()
         updates = self.train_clients(grid, round_number)
         clock.stop("train_seconds")
+        if not any(update.norm for update in updates):
+            self.display.notice(
+                f"round {round_number}: no weight has moved at any client (one step at the start "
+                "of a warm-up has a learning rate of 0; see train.batch and train.warmup_epochs)"
+            )
         updates = self.limit_norms(round_number, updates)
         self.arrays = self.aggregate(round_number, updates)
         if self.downloads:  # and what of it can be sent
@@ -462,7 +467,7 @@ class Server:
         self.write_client_rows(round_number, list(updates.values()), [])
         raise FederationError(
             f"round {round_number}: {found}, it needs {needed} (min_clients, strategy); tried "
-            f"{ROUND_TRIES} times, the reasons are above and in {self.run_dir.path}/clients.csv"
+            f"{ROUND_TRIES} times, the reasons are in {self.run_dir.path}/clients.csv"
         )
 
     @property
@@ -1041,7 +1046,8 @@ def _numbers(reply: Message) -> dict[str, float]:
     record = _record(reply, "metrics", MetricRecord)
     numbers = {name: float(value) for name, value in record.items() if not isinstance(value, list)}
     if not all(abs(value) <= LARGEST_NUMBER for value in numbers.values()):  # NaN is not
-        raise ValueError(f"its numbers are not finite, or huge: {numbers}")
+        wrong = {n: v for n, v in numbers.items() if not abs(v) <= LARGEST_NUMBER}
+        raise ValueError(f"its numbers are not finite, or huge: {wrong}")
     return numbers
 
 

@@ -257,7 +257,8 @@ class TerminalDisplay:
         """A client is left out of this step: say so, for good."""
         self._answers[name] = "failed"
         where = f"round {self._round}/{self.num_rounds}"
-        text = Text.assemble((f"{where}: client '{name}' is left out: ", "bold red"), reason)
+        what = "is left out" if self._step == "train" else f"has failed ({self._step})"
+        text = Text.assemble((f"{where}: client '{name}' {what}: ", "bold red"), reason)
         self.console.print(text, soft_wrap=True)
 
     def notice(self, text: str) -> None:
@@ -340,13 +341,13 @@ def _rounds_table(
         number = f"{'* ' if is_best else ''}{result.round}"
         seconds = f"{result.row['seconds']:.1f}"
         table.add_row(number, *cells, seconds, style="bold green" if is_best else "")
-    if best is not None:
-        table.caption = (
-            "* best round by fitness, saved as best.pt"
-            if best.score
-            else "no round has scored above 0 yet: train longer, or look at the losses"
-        )
-        table.caption_justify = "left"
+    table.caption_justify = "left"
+    if best is None:
+        table.caption = "no round has a score: none was evaluated"
+    elif best.score:
+        table.caption = "* best round by fitness, saved as best.pt"
+    else:
+        table.caption = "no round has scored above 0 yet: train longer, or look at the losses"
     return table
 
 
