@@ -85,6 +85,7 @@ def test_what_is_no_config_is_refused_in_a_line() -> None:
     anything: Any = "config.yaml"
     with pytest.raises(InputError, match=r"run: found str, expected a Config: run\(load_config"):
         api.run(anything)
-    for wrong in (({"base_model": "x"},), ("config.yaml", "num_rounds=5")):
+    calls: list[Any] = [({"base_model": "x"},), ("config.yaml", "num_rounds=5")]
+    for wrong in calls:
         with pytest.raises(InputError, match=r"load_config: found .* expected the path"):
             api.load_config(*wrong)
