@@ -166,7 +166,9 @@ class Intruder(LocalGrid):
                 _src_node_id=1007 if reply.metadata.src_node_id == 1000 else 1000,
                 _reply_to_message_id=reply.metadata.reply_to_message_id,
             )
-            forged += [unasked, of_another]
+            failed = Message(Error(2, "I speak for others"), reply_to=self.sent[-1])
+            failed.metadata.__dict__["_reply_to_message_id"] = ""
+            forged += [unasked, of_another, failed]
         return [*forged, *replies, *replies]
 
 
