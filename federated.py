@@ -75,7 +75,7 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
         meet = partial(wait_for_sites, grid, console) if grid else None
         with checked(with_demo_data(config), meet) as federation:
             run_dir = run_dir or RunDir.create(Path(federation.config.save_dir), config.name)
-            terminal.shown(
+            terminal.show_run(
                 console, federation, run_dir, partial(run_on, grid) if grid else simulate
             )
         return 0
@@ -114,12 +114,12 @@ def parse(arguments: list[str]) -> Command:
     from utils.run_dir import CONFIG_FILE, find_run
 
     only_checks = arguments[:1] == ["check"]
-    for name in arguments[:1]:
-        if not only_checks and name.isidentifier() and not Path(name).exists():
-            raise InputError(
-                f"'{name}': found neither a command nor a file{nearest(name, ['check'])}; expected "
-                "CONFIG.yaml, check CONFIG.yaml or key=value"
-            )
+    first = "" if only_checks or not arguments else arguments[0]
+    if first.isidentifier() and not Path(first).exists():
+        raise InputError(
+            f"'{first}': found neither a command nor a file{nearest(first, ['check'])}; expected "
+            "CONFIG.yaml, check CONFIG.yaml or key=value"
+        )
     arguments = arguments[1:] if only_checks else arguments
     values = dict(a.split("=", 1) for a in arguments if a.startswith(("resume=", "save_dir=")))
     overrides = [a for a in arguments if "=" in a and not a.startswith("resume=")]

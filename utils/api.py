@@ -59,7 +59,7 @@ def run(config: Config, *, show: bool = False) -> "RunResult":
     with checked(with_demo_data(config)) as federation:
         run_dir = RunDir.create(Path(federation.config.save_dir), config.name)
         try:
-            return terminal.shown(console, federation, run_dir, simulate)
+            return terminal.show_run(console, federation, run_dir, simulate)
         except FederationError:
             terminal.draw(run_dir)  # what is there
             raise

@@ -592,7 +592,7 @@ def _error_reply(error: BaseException, message: Message, context: Context) -> Me
 
 def _for_others(texts: list[str], context: Context) -> list[str]:
     """What may be told of these; a site's paths are its own."""
-    if not is_site(context.node_config):
+    if not texts or not is_site(context.node_config):
         return texts
     known = paths_at(context.node_config)
     return [without_paths(text, known) for text in texts]

@@ -97,15 +97,15 @@ class Members:
         messages = [
             Message(RecordDict({"config": record}), node, "query.hello") for node in sorted(new)
         ]
-        replies = list(ask(messages))  # all, to see who comes under one name
-        names = Counter(_name_in(reply) for reply in replies)
-        for reply in replies:
+        named = [(_name_in(reply), reply) for reply in ask(messages)]
+        numbers = Counter(name for name, _ in named)  # who comes under one name
+        for name, reply in named:
             node = reply.metadata.src_node_id
             try:
-                if names[_name_in(reply)] > 1 and _name_in(reply):
+                if name and numbers[name] > 1:
                     raise Unfit(
-                        f"SuperNode '{_name_in(reply)}': {names[_name_in(reply)]} nodes have come "
-                        "under this name, so none is taken; give each its own"
+                        f"SuperNode '{name}': {numbers[name]} nodes have come under this name, so "
+                        "none is taken; give each its own"
                     )
                 self._take(node, _introduction_in(reply))
             except Unfit as error:
@@ -264,6 +264,11 @@ def _is_of_keypoints(summary: DataSummary) -> bool:
     )
 
 
+def reason_in(reply: Message) -> str:
+    """Why a node has failed, as it says in a reply with an error."""
+    return in_one_line(reply.error.reason or "") or "no reason given"
+
+
 def _name_in(reply: Message) -> str:
     """The name that a node gives itself, in small letters; empty for none."""
     with suppress(Unfit):
@@ -273,7 +278,7 @@ def _name_in(reply: Message) -> str:
 
 def _introduction_in(reply: Message) -> Introduction:
     if reply.has_error():
-        raise Unfit(in_one_line(reply.error.reason or "") or "no reason given")
+        raise Unfit(reason_in(reply))
     try:
         record: Any = reply.content.config_records["introduction"]
         return Introduction.from_json(str(record["json"]))

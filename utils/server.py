@@ -38,7 +38,7 @@ from utils.evaluation import Evaluation, Evaluator, class_metrics
 from utils.greeting import Seat
 from utils.increments import Encoding, Residuals
 from utils.loggers import Loggers
-from utils.members import Members
+from utils.members import Members, reason_in
 from utils.model import load_into, moved_names, save_checkpoint, shared_names, to_arrays
 from utils.privacy import SPENT, ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
@@ -356,8 +356,7 @@ class Server:
         for reply in self.exchange(grid, messages):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                name = self.names_by_node[node]
-                reason = in_one_line(reply.error.reason or "") or "no reason given"
+                name, reason = self.names_by_node[node], reason_in(reply)
                 self.members.refuse(grid, name, reason)
                 refused.append((f"client '{name}'", reason))
             else:
@@ -842,7 +841,7 @@ class Server:
         name = self.names_by_node[reply.metadata.src_node_id]  # `exchange` has seen to that
         try:
             if reply.has_error():
-                raise ValueError(reply.error.reason or "no reason given")
+                raise ValueError(reason_in(reply))
             result = read(name, reply)
             client = _record(reply, "client", ConfigRecord)
             if int(str(client["attempt"])) > 1:

@@ -42,7 +42,7 @@ from utils.server import Display, RoundResult, RunResult
 SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget what took longer than half a minute
 
 
-def shown(
+def show_run(
     console: Console,
     federation: Federation,
     run_dir: RunDir,
