@@ -89,3 +89,13 @@ def test_what_is_no_config_is_refused_in_a_line() -> None:
     for wrong in calls:
         with pytest.raises(InputError, match=r"load_config: found .* expected the path"):
             api.load_config(*wrong)
+
+
+def test_a_process_leaves_no_private_settings_behind(tmp_path: Path) -> None:
+    """Flower starts one for each message to a SuperNode."""
+    code = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n"
+    code += "from utils.environment import prepare_environment; prepare_environment()\n"
+    code += "import os; print(len(os.listdir(tempfile.tempdir)))"
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert not list(tmp_path.iterdir())

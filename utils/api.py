@@ -5,7 +5,6 @@ from utils.api import load_config, run
 result = run(load_config("my_config.yaml", ["num_rounds=5"]))
 """
 
-import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from utils import config as config_module
 from utils.config import Config, InputError
-from utils.environment import prepare_environment, remove_private_settings
+from utils.environment import prepare_environment
 
 if TYPE_CHECKING:
     from utils.server import RunResult
@@ -69,7 +68,6 @@ def _prepare(*, trust_checkpoints: bool) -> None:
     """Prepare the environment, which Ultralytics reads once, while it is imported."""
     is_imported = "ultralytics" in sys.modules
     prepare_environment(trust_checkpoints=trust_checkpoints)
-    atexit.register(remove_private_settings)
     from ultralytics.utils import SAFE_LOAD, SETTINGS_FILE
 
     private = Path(os.environ["YOLO_CONFIG_DIR"])

@@ -4,6 +4,7 @@ All three read environment variables while they are imported, so `prepare_enviro
 called first. Ray's workers on this machine inherit the variables.
 """
 
+import atexit
 import importlib.util
 import json
 import logging
@@ -67,6 +68,7 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return
     folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
+    atexit.register(remove_private_settings)  # of the processes that Flower starts, too
     os.environ["FEDERATED_YOLO_USER_SETTINGS"] = str(_user_settings_file())
     _write_settings(folder / "Ultralytics", user_settings())
     os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
