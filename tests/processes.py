@@ -35,6 +35,19 @@ def finished(command: Sequence[str], *, cwd: Path) -> subprocess.CompletedProces
     )
 
 
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code that may import the project, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def processes_with(marker: str) -> list[str]:
     """Command lines of the processes that have inherited this environment variable."""
     return list(process_ids_with(marker).values())

@@ -1,30 +1,17 @@
 """A run from Python is as safe and as strict as the command's; docs/python.md is in test_docs."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import make_dataset
-from processes import ROOT, clean_environment
+from processes import python
 
 from utils import api
 from utils.checks import checked
 from utils.config import Config, InputError
 
 START = "base_model: yolov8n.yaml\ndatasets: [north/data.yaml]\n"
-
-
-def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -89,13 +76,3 @@ def test_what_is_no_config_is_refused_in_a_line() -> None:
     for wrong in calls:
         with pytest.raises(InputError, match=r"load_config: found .* expected the path"):
             api.load_config(*wrong)
-
-
-def test_a_process_leaves_no_private_settings_behind(tmp_path: Path) -> None:
-    """Flower starts one for each message to a SuperNode."""
-    code = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n"
-    code += "from utils.environment import prepare_environment; prepare_environment()\n"
-    code += "import os; print(len(os.listdir(tempfile.tempdir)))"
-    done = python(code, tmp_path)
-    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
-    assert not list(tmp_path.iterdir())

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 def main(grid: Grid, context: Context) -> None:
     """Run a federation on this grid; the run is called failed when federated.py's exit is not 0."""
     import federated
+    from utils.environment import end_with_parent
 
+    end_with_parent()
     arguments = shlex.split(str(context.run_config["arguments"]))
     code = federated.main([_in_bundle(argument) for argument in arguments], grid)
     if code:
@@ -44,8 +46,9 @@ class _PreparedClientApp(ClientApp):
         may name folders of the site, so that only their kind leaves it.
         """
         try:
-            from utils.environment import prepare_environment
+            from utils.environment import end_with_parent, prepare_environment
 
+            end_with_parent()
             prepare_environment()
             from utils.client import app
 

@@ -12,6 +12,8 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
@@ -109,6 +111,27 @@ def kill_children() -> None:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+@cache
+def end_with_parent(look_s: float = 1.0, grace_s: float = 10.0) -> None:
+    """End this process as Ctrl-C does once the process that started it has gone.
+
+    Flower 1.41 means to do this itself, but raises the signal in a thread of its own, which does
+    not wake a main thread that waits for other threads: a ServerApp whose SuperLink was killed
+    while arrays were on their way would stay for ever, and hold its run. It has `grace_s` before.
+    """
+    if not hasattr(signal, "pthread_kill"):  # Windows
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(look_s)
+        time.sleep(grace_s)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def set_verbosity(*, verbose: bool) -> None:

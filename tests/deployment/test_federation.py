@@ -70,8 +70,7 @@ def test_two_sites_train_as_a_simulation_does_bit_for_bit_also_when_resumed(tmp_
         run_id = flower.submit(ROOT, arguments=str(deployed))
         assert wait_until(lambda: rounds_done() == 1, 300)
         flower.kill("superlink")
-        # It notices between two attempts of Flower to connect, which are ever further apart.
-        assert wait_until(lambda: not flower.processes("flwr-serverapp"), 180)
+        assert wait_until(lambda: not flower.processes("flwr-serverapp"), 120)
         flower.start_superlink()
         assert flower.run(run_id).status != COMPLETED
         assert rounds_done() == 1
