@@ -248,6 +248,16 @@ def test_a_data_yaml_that_is_no_text_is_refused(site: Path) -> None:
     assert problem.startswith("not a readable YAML file: 'utf-8' codec")
 
 
+@pytest.mark.parametrize(
+    "line", ["x: *SECRET", "x: !!int SECRET", "x: !SECRET 1", "x: !SE!CRET 1", "x: &SECRET {"]
+)
+def test_what_a_data_yaml_holds_is_not_in_the_error(site: Path, line: str) -> None:
+    (site / "data.yaml").write_text(line)
+    (problem,) = problems_of(site)
+    assert problem.startswith("not a readable YAML file: ")
+    assert "SE" not in problem
+
+
 # What is refused: images and labels
 
 
@@ -323,11 +333,11 @@ def test_a_tiny_image_is_named(site: Path) -> None:
     ("label", "expected"),
     [
         (b"3 .5 .5 .1 .1", "Label class 3 exceeds dataset class count 3."),
-        (b"-1 .5 .5 .1 .1", "negative label values [-1.]"),
-        (b"0.5 .5 .5 .1 .1", "non-integer class labels [0.5]"),
+        (b"-1 .5 .5 .1 .1", "a label line has a negative number"),
+        (b"0.5 .5 .5 .1 .1", "a label line begins with a class that is no whole number"),
         (b"0 1.5 .5 .1 .1", "label coordinates that are not from 0 to 1"),
         (b"0 32 16 8 8", "label coordinates that are not from 0 to 1"),
-        (b"0 .5 -.5 .1 .1", "negative label values [-0.5]"),
+        (b"0 .5 -.5 .1 .1", "a label line has a negative number"),
         (b"0 nan .5 .1 .1", "label coordinates that are not from 0 to 1"),
         (b"0 .5 .5 .1", "labels require 5 columns, 4 columns detected"),
         (b"0 .5 .5 .1 .1\n0 .5 .5 .1", "label lines of different numbers of columns"),

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from local_grid import LocalGrid
 from rich.console import Console
 from test_exactness import TRAIN, Silent
 
+from utils import client as client_module
 from utils import deployment
 from utils import greeting as greeting_module
 from utils.checks import checked
@@ -161,6 +163,42 @@ def test_a_run_of_sites_is_resumed_to_the_same_end(tmp_path: Path) -> None:
     assert_same_training(outcome(run_dir), outcome(whole.run_dir))
 
 
+def without_folders_after_round_1(
+    folder: Path, **settings: Any
+) -> tuple[RunResult, Silent, list[dict[str, str]]]:
+    """A run in which site north's folder is gone after the first round."""
+    grid, display = sites(folder, "north", "south"), Silent()
+
+    def lose(result: Any) -> None:
+        if result.round == 1:
+            shutil.rmtree(folder / "private" / "north")
+            client_module._clients.clear()  # a SuperNode's process ends with each message
+
+    display.round_done = lose  # type: ignore[method-assign]
+    result, _ = run(grid, folder, display, num_rounds=3, **settings)
+    return result, display, read_csv(result.run_dir / "clients.csv")
+
+
+def test_a_site_that_has_lost_its_state_goes_on_and_says_so(tmp_path: Path) -> None:
+    _, display, rows = without_folders_after_round_1(tmp_path)
+    assert not display.failures
+    notes = {(row["round"], row["client"]): row["note"] for row in rows if row["note"]}
+    expected = "what it kept after round 1 is not in its folder any more, so its optimizer and"
+    assert list(notes) == [("2", "north")]
+    assert expected in notes["2", "north"]
+
+
+def test_a_site_that_has_lost_its_own_arrays_does_not_go_on_with_others(tmp_path: Path) -> None:
+    result, display, rows = without_folders_after_round_1(
+        tmp_path, shared={"parts": ["backbone", "neck"]}
+    )
+    assert {name for name, _ in display.failures} == {"north"}
+    assert all("and with it the arrays that are its own" in why for _, why in display.failures)
+    trained = [(row["round"], row["client"]) for row in rows if row["num_examples"]]
+    assert trained == [("1", "north"), ("1", "south"), ("2", "south"), ("3", "south")]
+    assert result.rounds[-1].row["num_clients"] == 1
+
+
 def test_a_name_that_another_node_takes_is_told_and_the_first_one_is_refused_aloud(
     tmp_path: Path,
 ) -> None:
@@ -217,6 +255,24 @@ def test_of_two_sites_that_come_under_one_name_none_is_taken(tmp_path: Path) -> 
         assert f"node {node} is refused: {reason}" in said
     assert "site 'east' is there: node 1014" in said
     assert {row["client"] for row in read_csv(result.run_dir / "clients.csv")} == {"east"}
+
+
+def test_a_name_is_in_one_line_before_it_is_on_a_screen(tmp_path: Path) -> None:
+    grid = sites(tmp_path, "north", "south", "east")
+
+    def rename(reply: Any) -> Any:
+        if reply.metadata.message_type == "query.hello" and reply.metadata.src_node_id < 1014:
+            record = reply.content.config_records["introduction"]
+            introduction = Introduction.from_json(record["json"])
+            name = "\x1b[2J\nsite 'north' is there: node 1000"
+            record["json"] = replace(introduction, name=name).to_json()
+        return reply
+
+    grid.tamper = rename
+    _, said = run(grid, tmp_path, num_rounds=1)
+    assert "2 nodes have come under this name" in said
+    assert "\x1b" not in said
+    assert not [line for line in said.splitlines() if line.startswith("site 'north' is there")]
 
 
 def test_a_site_with_other_packages_is_refused_here_and_there(
@@ -301,6 +357,9 @@ def test_a_site_that_means_other_keypoints_than_one_that_is_there_is_refused() -
     with pytest.raises(Unfit, match=r"'west': kpt_shape \(2, 2\), 'first' has \(2, 3\); all data"):
         members._take(9, Introduction(name="west", summary=replace(SUMMARY, kpt_shape=(2, 2))))
     assert members.present == ["first", "north", "south"]
+    members.online.remove(1)  # north, which is away now
+    with pytest.raises(Unfit, match=r"'east': flip_idx: 0 for keypoint 0, 'north' has 1; all data"):
+        members._take(10, Introduction(name="east", summary=replace(silent, flip_idx=(0, 1))))
 
 
 @pytest.mark.parametrize(

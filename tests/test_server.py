@@ -408,7 +408,7 @@ def test_instructions_survive_json() -> None:
         privacy=PrivacyConfig(mode="local", clipping_norm=0.1, noise_multiplier=1e-3),
     )
     assert client_module.Instructions.from_json(instructions.to_json()) == instructions
-    seat = Seat(3, "north", "/data.yaml", ("b",), 3, "/run/north")
+    seat = Seat(3, "north", 2, "/data.yaml", ("b",), 3, "/run/north")
     assert Seat.from_json(seat.to_json()) == seat
 
 

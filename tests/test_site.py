@@ -158,6 +158,28 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         ],
         "Label class 9 exceeds dataset class count",
     ),
+    "a negative number in a label": (
+        lambda d: (d / "labels/train/0.txt").write_text("0 .5 .5 .1 -0.7342"),
+        "a label line has a negative number",
+    ),
+    "a fraction of a class": (
+        lambda d: (d / "labels/train/0.txt").write_text("0.7342 .5 .5 .1 .1"),
+        "begins with a class that is no whole number",
+    ),
+    "no YAML at all": (
+        lambda d: (d / "data.yaml").write_text("train: *SECRET"),
+        "found undefined alias '...', line 1, column 8",
+    ),
+    **{
+        f"a list with {line}": (
+            lambda d, line=line: [
+                (d / "train.txt").write_text(f"{line}\n"),
+                (d / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [a]"),
+            ],
+            "(a path)",
+        )
+        for line in ("SECRET (left)/scan.jpg", "SECRETe\u0301/scan.jpg", "SECRET -/scan.jpg")
+    },
 }
 
 
@@ -174,7 +196,19 @@ def test_a_site_says_what_is_wrong_with_its_data_without_a_name_of_its_files(
     said = "; ".join(without_paths(problem, known) for problem in error.value.problems)
     assert said.startswith("site 'north' ((a path)): ")
     assert "SECRET" not in said
+    assert "7342" not in said
     assert reason in said
+
+
+def test_a_user_without_a_home_can_still_say_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    config = {"data": str(tmp_path / "data.yaml"), "name": "n", "folder": str(tmp_path)}
+    assert str(tmp_path) in paths_at(config)
 
 
 def test_of_an_error_before_a_message_is_handled_only_the_kind_leaves_a_site(

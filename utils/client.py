@@ -78,7 +78,10 @@ from utils.trainer import (
     SliceResult,
     SliceSettings,
     SliceTrainer,
+    load_private_start,
     save_private_start,
+    saved_states,
+    state_path,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -481,7 +484,7 @@ def place_of(message: Message, context: Context) -> Place:
     A site goes by its node config alone, whatever data a message names.
     """
     instructions = _instructions(message)
-    seat = Seat.from_json(str(message.content.config_records["config"]["seat"]))
+    seat = _seat(message)
     if not is_site(context.node_config):
         return Place(
             is_site=False,
@@ -508,6 +511,20 @@ def place_of(message: Message, context: Context) -> Place:
         num_threads=site.num_threads or num_cpus(),
         gives_models=site.share_model,
     )
+
+
+def missing_state(folder: Path, instructions: Instructions, trained: int, last: int) -> Path | None:
+    """A file without which a client cannot go on as if nothing had happened.
+
+    folder: its private one. trained: the last round in which it has trained, 0 before the first.
+    last: the round that it goes on from; states of later ones are of work that is done again.
+    """
+    kept = {state_path(folder, trained): saved_states(folder)}
+    if instructions.codec.name != "none":
+        residuals = Residuals(folder, KEPT_STATES)
+        kept[residuals.path(trained)] = residuals.rounds()
+    lost = (path for path, rounds in kept.items() if not any(trained <= n <= last for n in rounds))
+    return next(lost, None) if trained else None
 
 
 def site_folder(site: Site, run_id: str) -> Path:
@@ -692,8 +709,10 @@ def _digest_here(instructions_json: str, form_json: str) -> str:
 def train(message: Message, context: Context) -> Message:
     """Train one slice."""
     client, arrays, config = _unpack(message, context)
+    lost = _lost_state(client, message, int(config["server-round"]) - 1)
     parameters, num_examples, metrics = client.fit(arrays, config)
-    about = ConfigRecord({"note": metrics.pop("note", "")})
+    notes = [metrics.pop("note", ""), lost]
+    about = ConfigRecord({"note": "; ".join(note for note in notes if note)})
     remember(context.state, "train", int(config["server-round"]), metrics)
     record = RecordDict(
         {"client": about, "metrics": MetricRecord({"num-examples": num_examples, **metrics})}
@@ -721,6 +740,26 @@ def train(message: Message, context: Context) -> Message:
     return Message(record, reply_to=message)
 
 
+def _lost_state(client: YoloClient, message: Message, last: int) -> str:
+    """What to tell of a client whose folder has lost what it kept; last: as in `missing_state`.
+
+    Raises ValueError where it has lost a part of its own model.
+    """
+    trained, folder = _seat(message).trained, client.settings.private_dir
+    has_lost = bool(missing_state(folder, _instructions(message), trained, last))
+    if client.is_personal and not trained:
+        has_lost = not load_private_start(folder)
+    if not has_lost:
+        return ""
+    lost = f"what it kept after round {trained} is not in its folder any more"
+    if client.is_personal:
+        raise ValueError(
+            f"{lost}, and with it the arrays that are its own; put it back, or take part under "
+            "another name as a new client"
+        )
+    return f"{lost}, so its optimizer and random numbers begin anew"
+
+
 def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:
     layout = Layout.of(select(to_arrays(client.model), client.names))
     return Encoding(layout, instructions.codec, parameter_names(client.model))
@@ -731,6 +770,7 @@ def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model."""
     client, arrays, config = _unpack(message, context)
+    _lost_state(client, message, int(config["server-round"]))
     score: Any = client.evaluate(arrays, config)
     if not (isinstance(score, tuple) and len(score) == 3):
         raise TypeError(
@@ -766,6 +806,7 @@ def local(message: Message, context: Context) -> Message:
 def personal(message: Message, context: Context) -> Message:
     """Give the client's own model away, as `local`."""
     client, arrays, config = _unpack(message, context)
+    _lost_state(client, message, int(config["server-round"]))
     _refuse_without_consent(message, context)
     model = client.personal_model(arrays, int(config["server-round"]))
     return Message(RecordDict({"arrays": to_record(model)}), reply_to=message)
@@ -812,6 +853,10 @@ def _score_message(score: tuple[float, int, dict[str, Any]], message: Message) -
 
 def _instructions(message: Message) -> Instructions:
     return Instructions.from_json(str(message.content.config_records["config"]["instructions"]))
+
+
+def _seat(message: Message) -> Seat:
+    return Seat.from_json(str(message.content.config_records["config"]["seat"]))
 
 
 def _unpack(

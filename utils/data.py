@@ -35,6 +35,8 @@ from ultralytics.data.utils import (
 )
 from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import NUM_THREADS, YAML, colorstr
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
 from utils.config import InputError, nearest
 from utils.environment import ensure_torchvision_nms
@@ -59,6 +61,8 @@ PLAIN_WORDS = {
     # What the labels hold may not leave a site.
     "could not convert string to float": "a label line has something that is no number",
     "non-normalized or out of bounds coordinates": "label coordinates that are not from 0 to 1",
+    "negative label values": "a label line has a negative number",
+    "non-integer class labels": "a label line begins with a class that is no whole number",
 }
 
 
@@ -731,11 +735,16 @@ def _damaged_files(messages: Iterable[str]) -> list[str]:
 
 
 def _yaml_error(error: Exception) -> str:
-    """What is wrong and where, without the lines themselves, which may not leave a site."""
+    """What is wrong and where, without what the file holds, which may not leave a site."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        mark = error.problem_mark
-        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
-    return " ".join(str(error).split())
+        mark, problem = error.problem_mark, error.problem or ""
+        # Scanner and parser quote signs; but for this one of theirs, others quote names and values.
+        if not isinstance(error, ScannerError | ParserError) or "tag handle" in problem:
+            problem = re.sub(r"'.*'", "'...'", problem, flags=re.DOTALL)
+        return f"{problem}, line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(error, yaml.YAMLError | UnicodeError | OSError):
+        return " ".join(str(error).split())
+    return f"a value that cannot be read ({type(error).__name__})"
 
 
 def _one_line(error: BaseException) -> str:

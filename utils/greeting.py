@@ -66,14 +66,15 @@ _HELLO, _INTRODUCTION = TypeAdapter(Hello), TypeAdapter(Introduction)
 class Seat:
     """A client's place in the federation, told to it in each message.
 
-    index: in the config's `datasets`, by which its seed differs from the others'. What follows is
-    for a client of a simulation, whose data the server's config names: data, its data.yaml;
-    not_annotated, of its classes; show_images, how many images others may see; private_dir, its
-    folder.
+    index: in the config's `datasets`, by which its seed differs from the others'. trained: the last
+    round in which it has trained, 0 before the first. What follows is for a client of a simulation,
+    whose data the server's config names: data, its data.yaml; not_annotated, of its classes;
+    show_images, how many images others may see; private_dir, its folder.
     """
 
     index: int
     name: str
+    trained: int
     data: str = ""
     not_annotated: tuple[str, ...] = ()
     show_images: int = 0

@@ -109,7 +109,7 @@ class Members:
                     )
                 self._take(node, _introduction_in(reply))
             except Unfit as error:
-                reason, (before, _) = str(error), self.refused.get(node, ("", 0))
+                reason, (before, _) = in_one_line(str(error)), self.refused.get(node, ("", 0))
                 self.refused[node] = reason, now + ASK_AGAIN_S
                 if reason == before:
                     continue
@@ -213,7 +213,8 @@ class Members:
                 f"[{', '.join(self.names or ())}]{nearest(unknown[0], self.names or ())}; correct "
                 "its data.yaml, or start a new run with it under names"
             )
-        others = {f"'{other}'": reference for other, reference in self.summaries.items()}
+        # Also those that are away just now, but not what it has said of itself before.
+        others = {f"'{n}'": m.summary for n, m in self.by_name.items() if n != name and m.summary}
         for problem in form_problems(summary, others):
             raise Unfit(f"SuperNode '{name}': {problem}")
 

@@ -1,5 +1,6 @@
 """The server: one readable round loop over a Flower strategy."""
 
+import logging
 import random
 import statistics
 import threading
@@ -29,21 +30,20 @@ from utils.arrays import (
     select,
 )
 from utils.attempts import in_one_line
-from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, to_record
+from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, missing_state, to_record
 from utils.codec import halved
 from utils.config import Config, InputError
 from utils.data import DataSummary
 from utils.downloads import Downloads
 from utils.evaluation import Evaluation, Evaluator, class_metrics
 from utils.greeting import Seat
-from utils.increments import Encoding, Residuals
+from utils.increments import Encoding
 from utils.loggers import Loggers
 from utils.members import Members, reason_in
 from utils.model import load_into, moved_names, save_checkpoint, shared_names, to_arrays
 from utils.privacy import SPENT, ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
-from utils.trainer import KEPT_STATES, saved_states, state_path
 from utils.updates import Inbox, views
 
 Again = Callable[[Message, Message], Message | None]
@@ -170,6 +170,8 @@ class Server:
         self.inbox = Inbox(run_dir.server / "updates")
         self.members = members
         self.summaries: dict[str, DataSummary] = {}  # by client
+        self.number_names: dict[str, set[str]] = defaultdict(set)  # in replies so far, by client
+        self.trained: dict[str, int] = {}  # the last round that each client has trained in
         self.greeted: set[int] = set()  # nodes that have the model
         self.rounds: list[RoundResult] = []
         # Of the round, by client.
@@ -270,27 +272,21 @@ class Server:
     def _check_states(self, last: int) -> None:
         """Raise ValueError when a client that has trained could not go on from where it was.
 
-        A site has its own state, and says itself if it is gone.
+        A site has its own, and says itself if it is gone.
         """
-        if self.config.has_sites:
-            return
-        trained = {
+        self.trained = {
             row["client"]: int(row["round"])
             for row in self.run_dir.rows("clients.csv")
             if row.get("num_examples")
         }
-        for name, round_number in trained.items():
+        for name, trained in self.trained.items() if not self.config.has_sites else ():
             folder = self.run_dir.client_dir(name)
-            kept = {state_path(folder, round_number): saved_states(folder)}
-            if self.encoding.encoded.entries:
-                residuals = Residuals(folder, KEPT_STATES)
-                kept[residuals.path(round_number)] = residuals.rounds()
-            for path, rounds in kept.items():
-                if not any(round_number <= number <= last for number in rounds):
-                    raise ValueError(
-                        f"{path}: no such file, so client '{name}' cannot go on where it was; put "
-                        "it back, or start a new run from weights/last.pt"
-                    )
+            missing = missing_state(folder, self.instructions, trained, last)
+            if missing:
+                raise ValueError(
+                    f"{missing}: no such file, so client '{name}' cannot go on where it was; put "
+                    "it back, or start a new run from weights/last.pt"
+                )
 
     @property
     def best(self) -> RoundResult | None:
@@ -489,12 +485,13 @@ class Server:
             record["keep-local"] = True
         messages = self.aggregation.configure(round_number, self.arrays, record, nodes)
         for reply in self.exchange(grid, self.addressed(messages)):
-            self._take_in(reply)
+            self._take_in(reply, round_number)
             del reply  # its arrays, which would stay until the next one is there
 
-    def _take_in(self, reply: Message) -> None:
+    def _take_in(self, reply: Message, round_number: int) -> None:
         update: Update | None = self.checked(reply, self._read_update)
         if update is not None:
+            self.trained[update.name] = round_number
             self.inbox.put(update)
             loss = sum(update.losses.values())
             self.display.client_done(update.name, f"loss {loss:.3g}, {update.seconds:.1f} s")
@@ -768,10 +765,11 @@ class Server:
         index = self.members.seat(name)
         data = self.members.clients[index]
         if data.data is None:
-            return Seat(index, name)
+            return Seat(index, name, self.trained.get(name, 0))
         return Seat(
             index,
             name,
+            self.trained.get(name, 0),
             data.data,
             data.not_annotated,
             data.show_images,
@@ -860,20 +858,38 @@ class Server:
             self.privacy.count(name)
         arrays = checked_arrays(self._rebuilt(reply), self.layout, "arrays were")
         numbers = _numbers(reply)
-        num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
-        if (summary := self.summaries.get(name)) and num_examples > summary.num_train:
-            raise ValueError(
-                f"{EXAMPLES_KEY}: found {num_examples}, but it has {summary.num_train} train "
-                "images; its weight in the mean would be too large"
-            )
+        num_examples = self._num_examples(name, numbers, ("train",))
         num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
         seconds = numbers.pop("seconds")
-        _refuse_own_names(numbers)
+        self._check_names(name, numbers)
         local = {k: v for k, v in numbers.items() if k.startswith("local/")}
         losses = {k: v for k, v in numbers.items() if k not in local}
         parameters = [name for name in self.arrays if name in self.aggregation.parameters]
         norm = distance(arrays, self.arrays, parameters)
         return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local)
+
+    def _check_names(self, name: str, numbers: Collection[str]) -> None:
+        """Keep a client's numbers out of the server's own columns, and the tables small."""
+        _refuse_own_names(numbers)
+        so_far = self.number_names[name] | set(numbers)
+        if len(so_far) > MAX_NUMBERS:
+            raise ValueError(
+                f"found {len(so_far)} names of numbers in its replies, expected at most "
+                f"{MAX_NUMBERS} in a run"
+            )
+        self.number_names[name] = so_far
+
+    def _num_examples(self, name: str, numbers: dict[str, float], splits: tuple[str, ...]) -> int:
+        """Take out how many images a reply is from: at most what its client had to begin with.
+
+        They are its weight in means. Its data may have grown; it may also claim what it has not.
+        """
+        found = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
+        summary = self.summaries.get(name)
+        known = max(getattr(summary, f"num_{split}") for split in splits) if summary else found
+        if found > known:
+            self._note(name, f"it has {found} images now; it counts with the {known} of its start")
+        return min(found, known)
 
     def _rebuilt(self, reply: Message) -> Arrays:
         """All arrays of an update, of which the client has sent what it has changed."""
@@ -886,12 +902,12 @@ class Server:
 
     def _read_score(self, name: str, reply: Message) -> Score:
         numbers = _numbers(reply)
-        num_examples = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
+        num_examples = self._num_examples(name, numbers, ("val", "test"))
         for key in ("loss", "seconds"):
             numbers.pop(key)
         per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
         metrics = {k: v for k, v in numbers.items() if k not in per_class}
-        _refuse_own_names(metrics)
+        self._check_names(name, metrics)
         metrics["fitness"]  # a score without it is none
         return Score(name, num_examples, metrics, per_class)
 
@@ -926,6 +942,7 @@ def exchange(
     started = time.monotonic()
     while waiting:
         before = set(waiting)
+        _drop_uncalled(grid)
         for message_id in before:
             pause(0)
             # Alone: asked for all, the grid would give all that have come, however many.
@@ -935,6 +952,21 @@ def exchange(
             yield from [Message(error, reply_to=message) for message in waiting.values()]
             return
         pause(poll_s if waiting.keys() == before else 0)
+
+
+def _drop_uncalled(grid: Grid) -> None:
+    """Take away what nodes have sent to the ServerApp unasked.
+
+    It would come with the next reply, which would be lost with it if it cannot be unpacked.
+    """
+    try:
+        grid.pull_messages([])
+    except (httpx.HTTPError, OSError):  # of the SuperLink
+        raise
+    except Exception as error:  # of any kind, as in `_pull`
+        logging.getLogger(__name__).warning(
+            "a message that nobody asked for is not readable: %s", type(error).__name__
+        )
 
 
 def _pull(
@@ -1051,12 +1083,10 @@ def _numbers(reply: Message) -> dict[str, float]:
 
 
 def _refuse_own_names(numbers: Collection[str]) -> None:
-    """Keep a client's numbers out of the columns that the server writes itself, and the table one.
+    """Raise ValueError for names of the server's own columns, and those that no table can have.
 
     A field that is too long would make results.csv unreadable (`csv.field_size_limit`).
     """
-    if len(numbers) > MAX_NUMBERS:
-        raise ValueError(f"found {len(numbers)} numbers, expected at most {MAX_NUMBERS}")
     for name in numbers:
         if not name.isprintable() or len(name) > MAX_NAME:
             raise ValueError(

@@ -31,6 +31,8 @@ FILE_NAME_END = re.compile(rf"\.(?:{'|'.join(SUFFIXES)})\b", re.IGNORECASE)
 PATH_START = re.compile(
     r"(?:\(a path\)|(?<![\w.])\.{1,2}|~|\b[A-Za-z]:|(?<!\w)\\|(?<!\w))[/\\](?=\S)"
 )
+# Where a path surely begins; a slash after anything else can be in the middle of one.
+SURE_START = re.compile(r"\(a path\)[/\\]|(?<=[ '\"(])(?:\.{1,2}|~|[A-Za-z]:|\\)?[/\\]")
 # How our sentences begin: whose they are, or the kind of the exception.
 BEGINNING = re.compile(
     r"(?:\w+(?:Error|Exception): )?(?:(?:site|client) '[\w.-]+'(?: \(\(a path\)\))?: )?"
@@ -139,7 +141,9 @@ def _read_path(value: Any, key: str) -> Path:
 def paths_at(node_config: Mapping[str, Any]) -> list[str]:
     """Paths that a site's errors may name, from its node config and, if readable, its data.yaml."""
     values: list[Any] = list(node_config.values())
-    known = {str(Path.home())}
+    known = set()
+    with suppress(RuntimeError):  # a user without a home, as in some containers
+        known.add(str(Path.home()))
     with suppress(InputError):  # what is wrong with it may be what is told
         site = read_site(node_config)
         paths = (site.data, site.data.parent, site.folder)
@@ -169,8 +173,9 @@ def without_paths(text: str, known: Iterable[str] = ()) -> str:
     first = beginning.end() if beginning else 0
     ends = [found.end() for found in FILE_NAME_END.finditer(text, first)]
     if ends:
-        found = PATH_START.search(text, first, ends[0])  # else it starts nobody knows where
-        before = text[: found.start() if found else first]
+        found = PATH_START.search(text, first, ends[0])
+        is_sure = found and SURE_START.match(text, found.start())
+        before = text[: found.start() if found and is_sure else first]
         text = before + A_PATH + _without_folders(text[ends[-1] :])
     else:
         text = text[:first] + _without_folders(text[first:])
@@ -182,7 +187,8 @@ def _without_folders(text: str) -> str:
     found = PATH_START.search(text)
     if found is None:
         return text
-    before, after = text[: found.start()], text[found.end() :]
+    is_sure = SURE_START.match(text, found.start())
+    before, after = text[: found.start() if is_sure else 0], text[found.end() :]
     quote = before[-1:] if before[-1:] in ("'", '"') else None
     end = re.search(rf"{quote}(?=[;,:)\]]|$)" if quote else " does not exist; ", after)
     return before + A_PATH + (_without_folders(after[end.start() :]) if end else "")

@@ -89,7 +89,10 @@ BAD: dict[str, tuple[Callable[[Message], None], str]] = {
     "fewer than no examples": (number("num-examples", -5), "num-examples: found -5.0"),
     "examples not counted": (number("num-examples", None), "its reply has no 'num-examples'"),
     "a loss that is no number": (number("train/box_loss", np.nan), "its numbers are not finite"),
-    "more examples than it has images": (number("num-examples", 3), "it has 2 train images"),
+    "names for a table without end": (
+        lambda m: m.content.metric_records["metrics"].update({f"x/{i}": 0.0 for i in range(1000)}),
+        "names of numbers in its replies, expected at most 1000 in a run",
+    ),
     "a name that a table cannot hold": (number("x/" + "a" * 200_000, 1.0), "200002 characters"),
     "a name that would move the cursor": (number("x/\x1b[2J", 1.0), "all printable"),
     "no steps": (number("num-steps", 0), "num-steps: found 0.0"),
@@ -180,6 +183,78 @@ def test_a_message_that_answers_nothing_or_for_another_is_not_looked_at(
         for name, grid in (("plain", LocalGrid(2)), ("intruder", Intruder(2)))
     ]
     assert_identical(*(final_arrays(result) for result in runs))
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_client_counts_with_no_more_images_than_it_had_at_the_start(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
+    def tamper(reply: Message) -> Message:
+        if (reply.metadata.src_node_id, reply.metadata.message_type) == (1000, kind):
+            number("num-examples", 2.0**53)(reply)
+        return reply
+
+    settings: dict[str, Any] = {"num_rounds": 1, "evaluate": {"every": 1}}
+    runs = [
+        federation([data, data], tmp_path / name, TRAIN, grid=grid, **settings)
+        for name, grid in (("honest", LocalGrid(2)), ("boastful", LocalGrid(2, tamper)))
+    ]
+    assert_identical(*(final_arrays(result) for result in runs))
+    notes = {r["client"]: r["note"] for r in read_csv(tmp_path / "boastful/run/clients.csv")}
+    known = 2 if kind == "train" else 3
+    expected = f"it has {2**53} images now; it counts with the {known} of its start"
+    assert notes == {"c0": expected, "c1": ""}
+
+
+def test_numbers_under_new_names_in_each_round_do_not_fill_the_tables(
+    data: Path, tmp_path: Path
+) -> None:
+    count = 0
+
+    def tamper(reply: Message) -> Message:
+        nonlocal count
+        if (reply.metadata.src_node_id, reply.metadata.message_type) == (1000, "train"):
+            count += 1
+            reply.content.metric_records["metrics"].update(
+                {f"x/{count}-{i}": 0.0 for i in range(600)}
+            )
+        return reply
+
+    display = Silent()
+    result = federation(
+        [data, data], tmp_path, TRAIN, num_rounds=2, grid=LocalGrid(2, tamper), display=display
+    )
+    (failure,) = display.failures
+    assert failure[0] == "c0"
+    assert "names of numbers in its replies, expected at most 1000 in a run" in failure[1]
+    assert [r.row["num_clients"] for r in result.rounds] == [2, 1]
+
+
+class Stray(LocalGrid):
+    """Flower hands out what a node has sent unasked with the next that is pulled, unread."""
+
+    strays = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        if self.strays:
+            self.strays -= 1
+            message_ids = set(message_ids)
+            super().pull_messages(message_ids)  # what was asked for is lost with it
+            raise json.JSONDecodeError("Expecting value", "", 0)
+        return super().pull_messages(message_ids)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.strays = 1
+        return super().push_messages(messages)
+
+
+def test_an_unreadable_message_that_nobody_asked_for_costs_no_reply(
+    data: Path, tmp_path: Path
+) -> None:
+    display = Silent()
+    result = federation([data, data], tmp_path, TRAIN, grid=Stray(2), display=display)
+    assert not display.failures
+    assert [r.row["num_clients"] for r in result.rounds] == [2, 2, 2]
 
 
 class Garbled(LocalGrid):
