@@ -40,7 +40,8 @@ def test_a_process_that_waits_for_a_thread_ends_with_the_one_that_started_it(
     """As a ServerApp whose SuperLink is killed while arrays are on their way."""
     code = f"""
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], stderr=subprocess.PIPE)
+command = [sys.executable, "-c", {CHILD!r}, "--parent-pid", "of the test"]
+child = subprocess.Popen(command, stderr=subprocess.PIPE)
 assert child.stderr.readline() == b"waits\\n"
 """
     done = python(code, tmp_path)  # until the child has ended, since it has the same stdout

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -115,13 +116,14 @@ def kill_children() -> None:
 
 @cache
 def end_with_parent(look_s: float = 1.0, grace_s: float = 10.0) -> None:
-    """End this process as Ctrl-C does once the process that started it has gone.
+    """End a process of Flower's as Ctrl-C does once the one that started it has gone.
 
-    Flower 1.41 means to do this itself, but raises the signal in a thread of its own, which does
-    not wake a main thread that waits for other threads: a ServerApp whose SuperLink was killed
-    while arrays were on their way would stay for ever, and hold its run. It has `grace_s` before.
+    Where it is started with --parent-pid, Flower 1.41 means to do this itself, but raises the
+    signal in a thread of its own, which does not wake a main thread that waits for other threads: a
+    ServerApp whose SuperLink was killed while arrays were on their way would stay for ever, and
+    hold its run. It has `grace_s` before.
     """
-    if not hasattr(signal, "pthread_kill"):  # Windows
+    if "--parent-pid" not in sys.argv or not hasattr(signal, "pthread_kill"):  # not on Windows
         return
     parent = os.getppid()
 
