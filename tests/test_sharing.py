@@ -154,6 +154,8 @@ def test_each_client_gets_a_model_of_its_own(with_local_batchnorm: tuple[LocalGr
         arrays = to_arrays(load_checkpoint_module(str(folder / "last.pt"), where="test"))
         assert_identical({n: arrays[n] for n in shared}, shared)
         private = torch.load(folder / "state" / "round2.pt", weights_only=True)["private"]
+        start, _ = load_arrays(folder / "start.npz")
+        assert list(start) == list(private) == [n for n in arrays if n not in shared]
         assert_identical({n: arrays[n] for n in private}, {n: private[n].numpy() for n in private})
         models.append(arrays)
         assert YOLO(folder / "best.pt").names == {0: "a", 1: "b", 2: "c"}

@@ -383,7 +383,8 @@ class Server:
         record = RecordDict({"config": self.config_record(node)})
         if not self.has_model:
             whole = to_arrays(self.model)
-            record["private"] = to_record(select(whole, set(whole) - set(self.arrays)))
+            names = [name for name in whole if name not in self.arrays]  # a set has no fixed order
+            record["private"] = to_record(select(whole, names))
         return record
 
     def _record_new_clients(self) -> None:
