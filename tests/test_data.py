@@ -171,6 +171,11 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
         (f"{LINES}names: cat", "names: found 'cat', expected a list of class names"),
         (f"{LINES}names: {{1: a, 2: b}}", "names: found indices 1, 2, expected 0 to 1 for 2"),
         (f"{LINES}names: [a, '']", "names: found an empty class name; name each class"),
+        (
+            f"{LINES}names: [a, b, a]",
+            "names: 'a' is listed twice (0 and 2); classes are told apart by their names; rename",
+        ),
+        (f"{LINES}names: {{1: 7, 0: '7'}}", "names: '7' is listed twice (1 and 0); classes are"),
         (f"{LINES}names: {{x: a}}", "names: found indices x, expected 0 to 0 for 1"),
         (f"{LINES}names: [a, b]\nnc: 3", "'names' length 2 and 'nc: 3' must match; correct it"),
         (

@@ -779,6 +779,21 @@ def test_names_in_coco_whose_labels_would_go_astray_are_refused(
     assert not (tmp_path / "parts").exists()
 
 
+def test_two_coco_categories_of_one_name_are_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    folder = tmp_path / "coco" / "annotations"
+    for path in folder.iterdir():
+        edit_coco(path, lambda content: content["categories"][2].update(name="a"))
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 2
+    assert errors == [
+        f"error: {folder}/instances_train2017.json: categories: 'a' is listed twice (0 and 9); "
+        "classes are told apart by their names; rename one"
+    ]
+
+
 def test_one_coco_file_for_train_and_val_is_refused(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -500,16 +500,17 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     download = raw.get("download")
     if download and not re.fullmatch(r"https?://\S+", str(download).strip()):
         yield "download: holds code, which Ultralytics would run; remove it"
-    names = raw.get("names") or []
-    if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            indices = ", ".join(map(str, names))
-            yield f"names: found indices {indices}, expected 0 to {len(names) - 1} for {len(names)}"
-    elif not isinstance(names, list):
+    names = raw.get("names") or {}
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict):
         yield f"names: found {names!r}, expected a list of class names"
-    listed = names.values() if isinstance(names, dict) else names if isinstance(names, list) else ()
-    if not all(str(name).strip() for name in listed):
+        names = {}
+    elif sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        indices = ", ".join(map(str, names))
+        yield f"names: found indices {indices}, expected 0 to {len(names) - 1} for {len(names)}"
+    if not all(str(name).strip() for name in names.values()):
         yield "names: found an empty class name; name each class"
+    yield from (f"names: {problem}" for problem in repeated_names(names))
     channels = raw.get("channels", 3)
     if type(channels) is not int or channels < 1:
         yield f"channels: found {channels!r}, expected a whole number, 3 for colour images"
@@ -517,7 +518,19 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
         yield f"kpt_shape: found {shape!r}, expected [number of keypoints, 2 or 3], e.g. [17, 3]"
     elif raw.get("kpt_shape"):
-        yield from _keypoint_problems(raw, shape[0], len(listed))
+        yield from _keypoint_problems(raw, shape[0], len(names))
+
+
+def repeated_names(names: Mapping[Any, Any]) -> Iterator[str]:
+    """Say which names stand for two classes. names: of classes, by their indices or other ids."""
+    first: dict[str, Any] = {}
+    for index, name in names.items():
+        other = first.setdefault(str(name), index)
+        if other != index and str(name).strip():
+            yield (
+                f"'{name}' is listed twice ({other} and {index}); classes are told apart by their "
+                "names; rename one"
+            )
 
 
 def _keypoint_problems(raw: dict[str, Any], num_points: int, num_classes: int) -> Iterator[str]:

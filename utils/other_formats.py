@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from utils.config import InputError
+from utils.data import repeated_names
 
 SPLITS = ("train", "val")
 MAX_LINES = 5
@@ -78,6 +79,8 @@ def convert_coco(folder: Path, target: Path) -> Converted:
             f"{files['val']}: its categories differ from those of {files['train']}; a data set has "
             "one list of classes for both"
         )
+    if repeated := list(repeated_names(categories[0])):
+        raise InputError(f"{files['train']}: categories: {problem}" for problem in repeated)
     objects = [
         o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)
     ]
