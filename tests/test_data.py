@@ -354,6 +354,19 @@ def test_a_byte_order_mark_is_no_problem(site: Path) -> None:
     assert check(site).num_train == 6
 
 
+def test_lines_of_a_list_that_end_as_no_image_are_counted_and_not_quoted(site: Path) -> None:
+    """Ultralytics would leave them out without a word."""
+    lines = ["", "./images/train/0.jpg", "./images/train/1.jpg ", "", "./images/train/2.JPG\t"]
+    (site / "train.txt").write_text("\n".join([*lines, "Ann.gif", "./images/train/3.jpg \n"]))
+    (site / "val.txt").write_text("\ufeff./images/val/0.jpg \r\n\r\n")
+    text = "train: [train.txt, images/train]\nval: val.txt\nnames: [a, b, c]"
+    (site / "data.yaml").write_text(text)
+    (problem,) = problems_of(site)
+    assert problem.startswith("train: train.txt: line 3 does not end as an image that Ultralytics")
+    assert "(avif, bmp, " in problem
+    assert problem.endswith("), and 2 more; correct or remove them, and blanks at their ends")
+
+
 def test_damage_in_both_splits_is_reported_at_once(site: Path) -> None:
     (site / "images" / "train" / "3.jpg").write_bytes(b"")
     (site / "labels" / "train" / "1.txt").write_text("7 .5 .5 .1 .1")

@@ -758,6 +758,7 @@ def test_objects_without_keypoints_are_left_out_of_coco_with_a_word(
         (["images/0.jpg"], "file_name 'images/0.jpg': expected one below the folder of the split"),
         (["a/../../0.jpg"], "file_name 'a/../../0.jpg': expected one below the folder"),
         (["/a/0.jpg"], "file_name '/a/0.jpg': expected one below the folder of the split"),
+        (["0.gif"], "file_name '0.gif': expected an image that Ultralytics reads (avif, bmp, "),
     ],
 )
 def test_names_in_coco_whose_labels_would_go_astray_are_refused(

@@ -11,6 +11,7 @@ folder holds the caches and a cleaned copy of the data.yaml, and damaged images 
 """
 
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ import numpy as np
 import yaml
 from ultralytics.data.dataset import DATASET_CACHE_VERSION, ClassificationDataset, YOLODataset
 from ultralytics.data.utils import (
+    IMG_FORMATS,
     check_det_dataset,
     get_hash,
     get_split_fraction,
@@ -50,6 +52,7 @@ DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 MAX_LINES_PER_SPLIT = 5
 PREFIX = colorstr("val: ")  # before the messages of a scan
+ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of the file names of images
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
 # Ultralytics' messages that would lead a user astray -> what they mean.
 PLAIN_WORDS = {
@@ -687,12 +690,15 @@ def open_split(
 ) -> PrivateDataset | PrivateClassDataset:
     """Read every image header and label of one split; damaged files are left out, and counted.
 
-    Raises InputError where nothing is left.
+    Raises InputError where nothing is left, and for a list with lines that name no image.
     """
     from ultralytics.cfg import get_cfg
 
     if split not in data:  # a data.yaml has it, or was refused
         raise InputError(f"no such folder; expected {split}/CLASS/*.jpg")
+    places = data[split] if isinstance(data[split], list) else [data[split]]
+    if problems := list(_lines_of_no_image(Path(place) for place in places)):
+        raise InputError(problems)
     args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
     try:
         return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
@@ -728,6 +734,34 @@ def scan_split(
             "'labels' folder beside 'images'"
         )
     return dataset
+
+
+def is_image_name(name: str) -> bool:
+    """Whether Ultralytics reads a file of this name as an image; it passes over others silently."""
+    return name.rpartition(".")[-1].lower() in IMG_FORMATS
+
+
+def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
+    """What is wrong with lists of images, without the lines themselves, which may not leave a site.
+
+    places: folders, which are passed over, and lists. A blank at the end of a line belongs to the
+    file's name.
+    """
+    for path in places:
+        if not path.is_file() or not os.access(path, os.R_OK):  # Ultralytics will say so
+            continue
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        wrong = [
+            number
+            for number, line in enumerate(text.rstrip().splitlines(), 1)
+            if line.strip() and not is_image_name(line)
+        ]
+        if wrong:
+            more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
+            yield (
+                f"{path}: line {wrong[0]} does not end as an image that Ultralytics reads "
+                f"({ENDINGS}){more}; correct or remove them, and blanks at their ends"
+            )
 
 
 def _damaged_files(messages: Iterable[str]) -> list[str]:

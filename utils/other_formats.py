@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from utils.config import InputError
-from utils.data import repeated_names
+from utils.data import ENDINGS, is_image_name, repeated_names
 
 SPLITS = ("train", "val")
 MAX_LINES = 5
@@ -111,6 +111,12 @@ def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
                 f"e.g. '{path.name}'"
             )
             return  # most likely all of them are so
+        if not is_image_name(name):
+            yield (
+                f"file_name '{name}': expected an image that Ultralytics reads ({ENDINGS}); "
+                "convert it, or remove it here"
+            )
+            return
         other = taken.setdefault(path.with_suffix(""), name)
         if other != name:
             yield (
