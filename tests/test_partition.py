@@ -684,6 +684,35 @@ def test_coco_gives_the_same_split_as_the_data_set_it_was_made_of(
     assert summary.names == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("change", "task", "why"),
+    [
+        ({}, "segment", "all {n} objects have polygons"),
+        ({"segmentation": []}, "detect", "not all objects have polygons ({but_one} of {n}), so"),
+        ({"segmentation": [[1, 1, 20, 1, 20, 20, 5]]}, "detect", "not all objects have polygons"),
+        ({"segmentation": {"counts": "", "size": [64, 64]}}, "detect", "not all objects have"),
+        ({"keypoints": [9, 9, 2]}, "segment", "all {n} objects have polygons; not all have key"),
+        # These two are left out.
+        ({"segmentation": [], "iscrowd": 1}, "segment", "all {but_one} objects have polygons"),
+        ({"segmentation": [], "bbox": [1, 1, 0, 5]}, "segment", "all {but_one} objects have poly"),
+    ],
+)
+def test_what_coco_labels_are_taken_as_is_said_with_the_reason(
+    change: dict[str, Any], task: str, why: str, source: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    coco_of(source, tmp_path / "coco", "polygon")
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    edit_coco(path, lambda content: content["annotations"][0].update(change))
+    code, shown, warnings = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 0
+    n = sum(len(json.loads(p.read_text())["annotations"]) for p in path.parent.iterdir())
+    assert shown.startswith(f"Labels of {task}: {why.format(n=n, but_one=n - 1)}")
+    assert "base_model" not in shown.splitlines()[0]  # these labels are what they are
+    flat = f"warning: 1 of {n} objects have a box without width or height and are left out"
+    assert warnings == [flat] * ("bbox" in change)
+
+
 def test_a_coco_file_without_objects_is_refused(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -735,8 +764,9 @@ def test_objects_without_keypoints_are_left_out_of_coco_with_a_word(
     for split in ("train", "val"):
         edit_coco(path.with_name(f"instances_{split}2017.json"), give_points)
     edit_coco(path, lambda content: content["annotations"][0].update(keypoints=[0] * 6))
-    code, _, warnings = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    code, shown, warnings = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
     assert code == 0
+    assert shown.startswith(f"Labels of pose: all {total} objects have keypoints\n")
     assert warnings[0] == (
         f"warning: 1 of {total} objects have no labelled keypoint and are left out, as in COCO's "
         "scores; where they are to be learned as boxes, make a detect data set of them"
@@ -749,6 +779,36 @@ def test_objects_without_keypoints_are_left_out_of_coco_with_a_word(
     ]
     assert result["task"] == "pose"
     assert sum(sum(classes.values()) for classes in objects) == total - 1
+
+
+def test_names_of_keypoints_come_from_the_categories_of_coco(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    folder = tmp_path / "coco" / "annotations"
+
+    def give_points(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["keypoints"] = [10, 10, 2, 20, 20, 1]
+        content["categories"][0]["keypoints"] = ["only one"]
+        content["categories"][1]["keypoints"] = ["nose", "tail"]
+
+    for path in folder.iterdir():
+        edit_coco(path, give_points)
+    code, _, warnings = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 0
+    assert warnings == [
+        "warning: COCO does not say which keypoints change places in a mirrored image: training "
+        "will not mirror images left-right until flip_idx is added to the clients' data.yaml files"
+    ]
+    for name in ("source", "client_0", "client_1"):
+        data = yaml.safe_load((tmp_path / "parts" / name / "data.yaml").read_text())
+        assert (data["kpt_shape"], data["kpt_names"]) == ([2, 3], {1: ["nose", "tail"]})
+    path = folder / "instances_val2017.json"
+    edit_coco(path, lambda content: content["categories"][1].update(keypoints=["tail", "nose"]))
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "again", "--clients", 2)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {path}: its categories list other keypoints than those")
 
 
 @pytest.mark.parametrize(
@@ -841,8 +901,9 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
             )
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems))
     for name, path in (("yolo", source), ("voc", folder)):
-        code, _, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
+        code, shown, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
         assert (code, errors) == (0, [])
+    assert shown.startswith("Labels of detect: Pascal VOC has boxes\n")
     results = [
         json.loads((tmp_path / f"parts_{name}" / "partitions.json").read_text())
         for name in ("yolo", "voc")

@@ -27,13 +27,14 @@ MIN_NUMBERS = 6  # of a polygon: x and y of three corners; the converter takes n
 
 @dataclass(frozen=True)
 class Converted:
-    """A data set that Ultralytics can read. path: its data.yaml. task: of its labels.
+    """A data set that Ultralytics can read. path: its data.yaml. task, why: of its labels.
 
     warnings: what of the original it lacks.
     """
 
     path: Path
     task: str
+    why: str
     warnings: tuple[str, ...] = ()
 
 
@@ -51,8 +52,8 @@ def convert_coco(folder: Path, target: Path) -> Converted:
     """Write the labels of a COCO data set and a data.yaml below `target`.
 
     Polygons and keypoints are kept where all objects have them; else it is a data set of boxes.
-    Crowds are left out, and in a data set of keypoints objects without any labelled one, which
-    COCO's scores ignore, too. Raises InputError.
+    Crowds and boxes without an area are left out, and in a data set of keypoints objects without
+    any labelled one, which COCO's scores ignore, too. Raises InputError.
     """
     files = {split: _annotation_file(folder, split) for split in SPLITS}
     if files["train"] == files["val"]:
@@ -81,22 +82,41 @@ def convert_coco(folder: Path, target: Path) -> Converted:
         )
     if repeated := list(repeated_names(categories[0])):
         raise InputError(f"{files['train']}: categories: {problem}" for problem in repeated)
-    objects = [
-        o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)
-    ]
-    keypoints = bool(objects) and all(o.get("keypoints") for o in objects)
-    polygons = bool(objects) and not keypoints and all(map(_has_polygon, objects))
-    _convert_coco_labels(contents, list(categories[0]), target, polygons, keypoints)
+    found = [o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)]
+    objects = [o for o in found if min(o["bbox"][2:]) > 0]
+    task, why = _task_of(objects)
+    _convert_coco_labels(contents, list(categories[0]), target, task)
     form: dict[str, Any] = {"names": list(categories[0].values())}
-    if keypoints:
-        form["kpt_shape"] = [len(objects[0]["keypoints"]) // 3, 3]
+    warnings = []
+    if lost := len(found) - len(objects):
+        warnings.append(
+            f"{lost} of {len(found)} objects have a box without width or height and are left out"
+        )
+    if task == "pose":
+        num_points = len(objects[0]["keypoints"]) // 3
+        form |= {"kpt_shape": [num_points, 3], **_keypoint_names(contents, files, num_points)}
+        warnings += _keypoint_warnings(objects)
     listed = {
         split: [f"{split}/{image['file_name']}" for image in content["images"]]
         for split, content in contents.items()
     }
-    task = "pose" if keypoints else "segment" if polygons else "detect"
-    warnings = _without_points(objects) if keypoints else ()
-    return Converted(_write(target, images, listed, form), task, tuple(warnings))
+    return Converted(_write(target, images, listed, form), task, why, tuple(warnings))
+
+
+def _task_of(objects: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The task that labels of these objects are for, and why."""
+    num = len(objects)
+    with_points = sum(bool(o.get("keypoints")) for o in objects)
+    with_polygon = sum(map(_has_polygon, objects))
+    if with_points and with_points == num:
+        return "pose", f"all {num} objects have keypoints"
+    but = f"; not all have keypoints ({with_points} of {num})" if with_points else ""
+    if not with_polygon:
+        return "detect", f"no object has a polygon{but}"
+    if with_polygon < num:
+        few = f"not all objects have polygons ({with_polygon} of {num})"
+        return "detect", f"{few}, so all are taken as boxes{but}"
+    return "segment", f"all {num} objects have polygons{but}"
 
 
 def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
@@ -127,21 +147,52 @@ def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _has_polygon(annotation: dict[str, Any]) -> bool:
-    """Whether an object has an outline; exports of boxes alone have `segmentation: []`."""
+    """Whether the converter takes an outline; exports of boxes alone have `segmentation: []`."""
     parts = annotation.get("segmentation")
     return isinstance(parts, list) and any(
-        isinstance(part, list) and len(part) >= MIN_NUMBERS for part in parts
+        isinstance(part, list)
+        and len(part) >= MIN_NUMBERS
+        and len(part) % 2 == 0
+        and all(isinstance(number, int | float) for number in part)
+        for part in parts
     )
 
 
-def _without_points(objects: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Say how many objects the converter leaves out of a data set of keypoints."""
+def _keypoint_names(
+    contents: dict[str, Any], files: dict[str, Path], num_points: int
+) -> dict[str, Any]:
+    """`kpt_names` by index of the class, as far as categories list as many."""
+    listed = [
+        [c.get("keypoints") for c in sorted(content["categories"], key=lambda c: c["id"])]
+        for content in contents.values()
+    ]
+    if listed[0] != listed[1]:
+        raise InputError(
+            f"{files['val']}: its categories list other keypoints than those of {files['train']}; "
+            "a data set has one list of keypoints for both"
+        )
+    names = {
+        index: points
+        for index, points in enumerate(listed[0])
+        if isinstance(points, list)
+        and len(points) == num_points
+        and all(isinstance(point, str) and point.strip() for point in points)
+    }
+    return {"kpt_names": names} if names else {}
+
+
+def _keypoint_warnings(objects: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Say how many objects the converter leaves out of a data set of keypoints, and what lacks."""
     lost = sum(not any(o["keypoints"][2::3]) for o in objects)  # the third number: 0 is unlabelled
     if lost:
         yield (
             f"{lost} of {len(objects)} objects have no labelled keypoint and are left out, as in "
             "COCO's scores; where they are to be learned as boxes, make a detect data set of them"
         )
+    yield (
+        "COCO does not say which keypoints change places in a mirrored image: training will not "
+        "mirror images left-right until flip_idx is added to the clients' data.yaml files"
+    )
 
 
 def _annotation_file(folder: Path, split: str) -> Path:
@@ -192,9 +243,7 @@ def _image_folder(folder: Path, annotations: Path, split: str) -> Path:
     )
 
 
-def _convert_coco_labels(
-    contents: dict[str, Any], ids: list[int], target: Path, polygons: bool, keypoints: bool
-) -> None:
+def _convert_coco_labels(contents: dict[str, Any], ids: list[int], target: Path, task: str) -> None:
     from ultralytics.data import converter
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -206,7 +255,9 @@ def _convert_coco_labels(
             ]
             text = json.dumps({**content, "annotations": renumbered})
             (Path(scratch) / f"{split}.json").write_text(text, encoding="utf-8")
-        converter.convert_coco(scratch, str(target), polygons, keypoints, cls91to80=False)
+        converter.convert_coco(
+            scratch, str(target), task == "segment", task == "pose", cls91to80=False
+        )
 
 
 def convert_voc(folder: Path, target: Path) -> Converted:
@@ -252,7 +303,7 @@ def convert_voc(folder: Path, target: Path) -> Converted:
         raise InputError(unknown[:MAX_LINES])
     files = {s: [f"{images.name}/{file_of[stem]}" for stem in stems] for s, stems in listed.items()}
     path = _write(target, {images.name: images}, files, {"names": data.classes})
-    return Converted(path, "detect")
+    return Converted(path, "detect", "Pascal VOC has boxes")
 
 
 def _lines(path: Path) -> list[str]:

@@ -583,7 +583,9 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     else:
         source = read_source(path, scratch)
     _refuse_inside(source, output)
-    if source.why:
+    if converted:
+        print(f"Labels of {source.task}: {converted.why}")
+    elif source.why:
         print(
             f"Labels of {source.task}: {source.why}; for another task change base_model in "
             "federated.yaml"
