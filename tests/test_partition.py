@@ -735,8 +735,8 @@ def test_a_broken_coco_file_is_named_and_nothing_is_left(
     code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
     assert code == 2
     assert errors == [
-        f"error: {path}: 1 annotations have no box, or are of an image or category that it does "
-        "not list, e.g. the one of image_id 0; correct or remove them"
+        f"error: {path}: annotations.0.category_id: found 5, which none of the categories has; "
+        "correct or remove the annotation"
     ]
     assert not (tmp_path / "parts").exists()
     path.unlink()
@@ -745,6 +745,117 @@ def test_a_broken_coco_file_is_named_and_nothing_is_left(
     assert errors == [
         f"error: {path.parent}: found none, expected one .json with 'val' in its name, e.g. "
         "instances_val2017.json"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"images": None}, "images: found None; expected a valid array"),
+        ({"images.0.width": "wide"}, "images.0.width: found 'wide'; expected a valid number, "),
+        ({"images.0.width": 0}, "images.0.width: found 0; expected greater than 0"),
+        ({"images.0.id": [1]}, "images.0.id: found [1]; expected a valid integer"),
+        ({"images.1.id": 0}, "images: two have the id 0; give each its own"),
+        ({"categories.1.id": 0}, "categories: two have the id 0; give each its own"),
+        ({"annotations.0": None}, "annotations.0: found None; expected an object"),
+        ({"annotations.0.bbox": None}, "annotations.0.bbox: found None; expected a valid array"),
+        (
+            {"annotations.0.bbox": [1, 2, 3]},
+            "annotations.0.bbox: found [1, 2, 3]; List should have",
+        ),
+        ({"annotations.0.bbox": [1, 2, 3, 1e999]}, "annotations.0.bbox.3: found inf; expected a f"),
+        ({"annotations.0.keypoints": "x"}, "annotations.0.keypoints: found 'x'; expected a valid"),
+        (
+            {"annotations.0.image_id": "0"},
+            "annotations.0.image_id: found '0', which none of the im",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_coco_file_is_said_with_its_place(
+    change: dict[str, Any], expected: str, source: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    coco_of(source, tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+
+    def spoil(content: Any) -> None:
+        for place, value in change.items():
+            *parents, last = (int(p) if p.isdigit() else p for p in place.split("."))
+            for parent in parents:
+                content = content[parent]
+            content[last] = value
+
+    edit_coco(path, spoil)
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 2
+    assert errors[0].startswith(f"error: {path}: {expected}")
+    assert len(errors) == 1 or "two have" in expected  # some annotations are of none then
+
+
+def test_of_many_problems_of_a_coco_file_a_few_are_shown(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    edit_coco(path, lambda content: [image.pop("width") for image in content["images"]])
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert (code, len(errors)) == (2, 6)
+    assert errors[4:] == [
+        f"error: {path}: images.4.width: Field required",
+        f"error: {path}: ... and {NUM_TRAIN - 5} more problems",
+    ]
+    path.write_text("no JSON")
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"error: {path}: Invalid JSON: expected ident at line 1 column 2")
+
+
+def test_ids_and_numbers_of_coco_may_be_texts_and_the_file_may_begin_with_a_mark(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    folder = tmp_path / "coco" / "annotations"
+
+    def rename(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image.update(id=f"image {image['id']}", width="64", height=64.0, area=float("nan"))
+        for annotation in content["annotations"]:
+            annotation["image_id"] = f"image {annotation['image_id']}"
+            annotation["category_id"] = float(annotation["category_id"])
+
+    edit_coco(folder / "instances_train2017.json", rename)
+    path = folder / "instances_val2017.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    clients = []
+    for name, place in (("yolo", source), ("coco", tmp_path / "coco")):
+        code, _, errors = run(capsys, place, "-o", tmp_path / f"parts_{name}", "--clients", 2)
+        assert (code, errors) == (0, [])
+        result = json.loads((tmp_path / f"parts_{name}" / "partitions.json").read_text())
+        clients.append(result["clients"])
+    assert clients[1] == clients[0]
+
+
+def test_objects_of_other_numbers_of_keypoints_are_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    folder = tmp_path / "coco" / "annotations"
+
+    def give_points(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["keypoints"] = [10, 10, 2, 20, 20, 1]
+        content["annotations"][1]["keypoints"] = [10, 10, 2, 20, 20, 1, 7]
+        content["annotations"][2].update(keypoints=[10, 10, 2], iscrowd=1)
+
+    for path in folder.iterdir():
+        edit_coco(path, give_points)
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 2
+    assert errors == [
+        f"error: {folder}/instances_{split}2017.json: annotations.1.keypoints: found 7 numbers, "
+        "expected x, y and visibility of 2 keypoints, as in the first object; correct it, or make "
+        "a data set of each kind of object"
+        for split in ("train", "val")
     ]
 
 

@@ -9,13 +9,16 @@ are linked. As they come:
 """
 
 import json
+import reprlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from utils.config import InputError
 from utils.data import ENDINGS, is_image_name, repeated_names
@@ -36,6 +39,60 @@ class Converted:
     task: str
     why: str
     warnings: tuple[str, ...] = ()
+
+
+Id = int | str
+Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+Pixels = Annotated[FiniteFloat, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of a COCO file."""
+
+    id: Id
+    file_name: Text
+    width: Pixels
+    height: Pixels
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of a COCO file. keypoints: their names, if it is a list of them."""
+
+    id: Id
+    name: Text
+    keypoints: Any = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An object of a COCO file.
+
+    bbox: left, top, width, height in pixels. segmentation: of several kinds, of which
+    `_has_polygon` knows one. keypoints: x, y, visibility of each (0: unlabelled).
+    """
+
+    image_id: Id
+    category_id: Id
+    bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    iscrowd: bool | None = False
+    segmentation: Any = None
+    keypoints: list[FiniteFloat] | None = None
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its box has no area, which the converter leaves out."""
+        return min(self.bbox[2:]) <= 0
+
+
+@dataclass(frozen=True)
+class Coco:
+    """A COCO file of annotations; what else it has is not read."""
+
+    images: list[Image]
+    annotations: list[Annotation]
+    categories: list[Category]
 
 
 def is_coco(folder: Path) -> bool:
@@ -63,50 +120,56 @@ def convert_coco(folder: Path, target: Path) -> Converted:
             "instances_val2017.json"
         )
     contents = {split: _read_coco(path) for split, path in files.items()}
-    problems = [
-        f"{path}: {problem}"
-        for split, path in files.items()
-        for problem in _file_name_problems(contents[split])
-    ]
-    if problems:
-        raise InputError(problems)
+    _refuse({files[split]: _file_name_problems(c) for split, c in contents.items()})
     images = {split: _image_folder(folder, path, split) for split, path in files.items()}
-    categories = [
-        {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
-        for content in contents.values()
-    ]
-    if categories[0] != categories[1]:
-        raise InputError(
-            f"{files['val']}: its categories differ from those of {files['train']}; a data set has "
-            "one list of classes for both"
-        )
-    if repeated := list(repeated_names(categories[0])):
-        raise InputError(f"{files['train']}: categories: {problem}" for problem in repeated)
-    found = [o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)]
-    objects = [o for o in found if min(o["bbox"][2:]) > 0]
-    task, why = _task_of(objects)
-    _convert_coco_labels(contents, list(categories[0]), target, task)
-    form: dict[str, Any] = {"names": list(categories[0].values())}
+    names = _class_names(contents, files)
+    objects = [o for c in contents.values() for o in c.annotations if not o.iscrowd]
     warnings = []
-    if lost := len(found) - len(objects):
+    if lost := sum(o.is_flat for o in objects):
         warnings.append(
-            f"{lost} of {len(found)} objects have a box without width or height and are left out"
+            f"{lost} of {len(objects)} objects have a box without width or height and are left out"
         )
+    objects = [o for o in objects if not o.is_flat]
+    task, why = _task_of(objects)
+    form: dict[str, Any] = {"names": list(names.values())}
     if task == "pose":
-        num_points = len(objects[0]["keypoints"]) // 3
-        form |= {"kpt_shape": [num_points, 3], **_keypoint_names(contents, files, num_points)}
+        form |= _keypoint_form(contents, files, len(objects[0].keypoints or ()) // 3)
         warnings += _keypoint_warnings(objects)
+    _convert_coco_labels(contents, list(names), target, task)
     listed = {
-        split: [f"{split}/{image['file_name']}" for image in content["images"]]
+        split: [f"{split}/{image.file_name}" for image in content.images]
         for split, content in contents.items()
     }
     return Converted(_write(target, images, listed, form), task, why, tuple(warnings))
 
 
-def _task_of(objects: Sequence[dict[str, Any]]) -> tuple[str, str]:
+def _refuse(problems: Mapping[Path, Iterable[str]]) -> None:
+    """Raise InputError where there are problems: a few of each file, which is named before them."""
+    lines = []
+    for path, found in ((path, list(found)) for path, found in problems.items()):
+        more = [f"... and {len(found) - MAX_LINES} more problems"] if found[MAX_LINES:] else []
+        lines += [f"{path}: {problem}" for problem in [*found[:MAX_LINES], *more]]
+    if lines:
+        raise InputError(lines)
+
+
+def _class_names(contents: Mapping[str, Coco], files: Mapping[str, Path]) -> dict[Id, str]:
+    """Names of the classes by the ids of both files, in the order of these."""
+    train, val = ({c.id: c.name for c in content.categories} for content in contents.values())
+    if train != val:
+        raise InputError(
+            f"{files['val']}: its categories differ from those of {files['train']}; a data set has "
+            "one list of classes for both"
+        )
+    if repeated := list(repeated_names(train)):
+        raise InputError(f"{files['train']}: categories: {problem}" for problem in repeated)
+    return train
+
+
+def _task_of(objects: Sequence[Annotation]) -> tuple[str, str]:
     """The task that labels of these objects are for, and why."""
     num = len(objects)
-    with_points = sum(bool(o.get("keypoints")) for o in objects)
+    with_points = sum(bool(o.keypoints) for o in objects)
     with_polygon = sum(map(_has_polygon, objects))
     if with_points and with_points == num:
         return "pose", f"all {num} objects have keypoints"
@@ -119,10 +182,10 @@ def _task_of(objects: Sequence[dict[str, Any]]) -> tuple[str, str]:
     return "segment", f"all {num} objects have polygons{but}"
 
 
-def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
+def _file_name_problems(content: Coco) -> Iterator[str]:
     """File names whose labels would be written over each other, or elsewhere than is looked."""
     taken: dict[Path, str] = {}
-    for name in (str(image["file_name"]) for image in content["images"]):
+    for name in (image.file_name for image in content.images):
         path = Path(name)
         if path.is_absolute() or {"..", "images"} & set(path.parts):
             yield (
@@ -146,9 +209,9 @@ def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
             return
 
 
-def _has_polygon(annotation: dict[str, Any]) -> bool:
+def _has_polygon(annotation: Annotation) -> bool:
     """Whether the converter takes an outline; exports of boxes alone have `segmentation: []`."""
-    parts = annotation.get("segmentation")
+    parts = annotation.segmentation
     return isinstance(parts, list) and any(
         isinstance(part, list)
         and len(part) >= MIN_NUMBERS
@@ -158,14 +221,15 @@ def _has_polygon(annotation: dict[str, Any]) -> bool:
     )
 
 
-def _keypoint_names(
-    contents: dict[str, Any], files: dict[str, Path], num_points: int
+def _keypoint_form(
+    contents: Mapping[str, Coco], files: Mapping[str, Path], num_points: int
 ) -> dict[str, Any]:
-    """`kpt_names` by index of the class, as far as categories list as many."""
-    listed = [
-        [c.get("keypoints") for c in sorted(content["categories"], key=lambda c: c["id"])]
-        for content in contents.values()
-    ]
+    """What the data.yaml says of keypoints: their number, and names where there are as many.
+
+    num_points: of the first object. Raises InputError where others have another number.
+    """
+    _refuse({files[split]: _keypoint_problems(c, num_points) for split, c in contents.items()})
+    listed = [[c.keypoints for c in content.categories] for content in contents.values()]
     if listed[0] != listed[1]:
         raise InputError(
             f"{files['val']}: its categories list other keypoints than those of {files['train']}; "
@@ -178,13 +242,24 @@ def _keypoint_names(
         and len(points) == num_points
         and all(isinstance(point, str) and point.strip() for point in points)
     }
-    return {"kpt_names": names} if names else {}
+    return {"kpt_shape": [num_points, 3], **({"kpt_names": names} if names else {})}
 
 
-def _keypoint_warnings(objects: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _keypoint_problems(content: Coco, num_points: int) -> Iterator[str]:
+    for index, annotation in enumerate(content.annotations):
+        num = len(annotation.keypoints or ())
+        if num != 3 * num_points and not annotation.iscrowd and not annotation.is_flat:
+            yield (
+                f"annotations.{index}.keypoints: found {num} numbers, expected x, y and visibility "
+                f"of {num_points} keypoints, as in the first object; correct it, or make a data "
+                "set of each kind of object"
+            )
+
+
+def _keypoint_warnings(objects: Sequence[Annotation]) -> Iterator[str]:
     """Say how many objects the converter leaves out of a data set of keypoints, and what lacks."""
-    lost = sum(not any(o["keypoints"][2::3]) for o in objects)  # the third number: 0 is unlabelled
-    if lost:
+    # The third number of each: 0 is unlabelled.
+    if lost := sum(not any((o.keypoints or ())[2::3]) for o in objects):
         yield (
             f"{lost} of {len(objects)} objects have no labelled keypoint and are left out, as in "
             "COCO's scores; where they are to be learned as boxes, make a detect data set of them"
@@ -207,27 +282,51 @@ def _annotation_file(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def _read_coco(path: Path) -> dict[str, Any]:
+def _read_coco(path: Path) -> Coco:
+    """Read what is needed of a file, with its categories in the order of their ids."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = {i["id"] for i in content["images"] if i["file_name"] and i["width"] * i["height"]}
-        ids = {category["id"] for category in content["categories"] if category["name"]}
-        lost = [
-            o
-            for o in content["annotations"]
-            if o["image_id"] not in known or o["category_id"] not in ids or len(o["bbox"]) != 4
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a COCO annotation file ({type(error).__name__}: {error}); expected "
-            "'images', 'annotations' and 'categories'"
-        ) from error
-    if lost:
-        raise InputError(
-            f"{path}: {len(lost)} annotations have no box, or are of an image or category that it "
-            f"does not list, e.g. the one of image_id {lost[0]['image_id']}; correct or remove them"
-        )
-    return content
+        content = TypeAdapter(Coco).validate_json(path.read_text(encoding="utf-8-sig"))
+    except ValidationError as error:
+        _refuse({path: _misfits(error)})
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a COCO annotation file: {error}") from error
+    _refuse({path: _id_problems(content)})
+    ordered = sorted(content.categories, key=lambda c: (isinstance(c.id, str), c.id))
+    return replace(content, categories=ordered)
+
+
+def _misfits(error: ValidationError) -> Iterator[str]:
+    """One line for each place of a file that is not as COCO has it."""
+    seen = set()
+    for problem in error.errors(include_url=False, include_context=False):
+        place = ".".join(str(part) for part in problem["loc"] if part not in ("int", "str"))
+        text = problem["msg"].replace("Input should be ", "expected ")
+        if problem["type"] not in ("json_invalid", "missing"):
+            text = f"found {reprlib.repr(problem['input'])}; {text}"
+        if place not in seen:  # an id can be of two types, and may fit neither
+            yield f"{place}: {text}" if place else text
+        seen.add(place)
+
+
+def _id_problems(content: Coco) -> Iterator[str]:
+    """Ids that stand for two things, or for nothing."""
+    images = Counter(image.id for image in content.images)
+    categories = Counter(category.id for category in content.categories)
+    for key, ids in (("images", images), ("categories", categories)):
+        repeated = [found for found, times in ids.items() if times > 1]
+        yield from (f"{key}: two have the id {found!r}; give each its own" for found in repeated)
+    for index, annotation in enumerate(content.annotations):
+        if annotation.image_id not in images:
+            yield (
+                f"annotations.{index}.image_id: found {annotation.image_id!r}, which none of the "
+                "images has; correct or remove the annotation"
+            )
+        elif annotation.category_id not in categories:
+            yield (
+                f"annotations.{index}.category_id: found {annotation.category_id!r}, which none of "
+                "the categories has; correct or remove the annotation"
+            )
 
 
 def _image_folder(folder: Path, annotations: Path, split: str) -> Path:
@@ -243,18 +342,30 @@ def _image_folder(folder: Path, annotations: Path, split: str) -> Path:
     )
 
 
-def _convert_coco_labels(contents: dict[str, Any], ids: list[int], target: Path, task: str) -> None:
+def _convert_coco_labels(
+    contents: Mapping[str, Coco], ids: list[Id], target: Path, task: str
+) -> None:
     from ultralytics.data import converter
 
+    # The converter takes category 1 for class 0, and whole numbers for images; many files have
+    # categories that begin at 0 or leave some out, and some have names for images.
+    classes = {category: number for number, category in enumerate(ids, 1)}
     with tempfile.TemporaryDirectory() as scratch:
         for split, content in contents.items():
-            # The converter takes category 1 for class 0; many files begin at 0, or leave some out.
-            renumbered = [
-                {**o, "category_id": ids.index(o["category_id"]) + 1}
-                for o in content["annotations"]
-            ]
-            text = json.dumps({**content, "annotations": renumbered})
-            (Path(scratch) / f"{split}.json").write_text(text, encoding="utf-8")
+            numbers = {image.id: n for n, image in enumerate(content.images)}
+            renumbered = {
+                "images": [{**vars(image), "id": numbers[image.id]} for image in content.images],
+                "annotations": [
+                    {
+                        **vars(o),
+                        "image_id": numbers[o.image_id],
+                        "category_id": classes[o.category_id],
+                    }
+                    for o in content.annotations
+                    if not o.iscrowd and not o.is_flat
+                ],
+            }
+            (Path(scratch) / f"{split}.json").write_text(json.dumps(renumbered), encoding="utf-8")
         converter.convert_coco(
             scratch, str(target), task == "segment", task == "pose", cls91to80=False
         )
