@@ -416,6 +416,19 @@ def test_labels_of_another_task_are_refused(site: Path, task: str, expected: str
     assert val.startswith(f"val: {expected}")
 
 
+@pytest.mark.parametrize("task", ["segment", "obb"])
+def test_boxes_among_outlines_are_refused_as_a_mixture(site: Path, task: str) -> None:
+    helpers.write_polygons(site)
+    (site / "labels" / "train" / "0.txt").write_text("0 .5 .5 .2 .2")
+    num_outlines = sum(
+        len(path.read_text().splitlines()) for path in (site / "labels" / "train").iterdir()
+    )
+    assert problems_of(site, task) == [
+        f"train: labels mix boxes (1) and outlines ({num_outlines - 1}); give each object an "
+        "outline, or train a model of the task detect"
+    ]
+
+
 # The data folder is only read
 
 
@@ -530,7 +543,7 @@ def test_caches_move_into_the_run_directory(site: Path, tmp_path: Path) -> None:
 
 # The same data set as Ultralytics' own
 
-OUR_OWN = {"cache_dir", "split", "messages", "shapes", "npy_files"}
+OUR_OWN = {"cache_dir", "split", "messages", "shapes", "num_outlines", "npy_files"}
 
 
 def seed_all() -> None:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers import file_digests, make_class_folders, make_dataset
+from helpers import file_digests, make_class_folders, make_data, make_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import ROOT, clean_environment, finished, wait_until
@@ -351,6 +351,26 @@ def test_every_kind_of_label_goes_with_its_image(
     assert summary.kpt_shape == ((2, 3) if task == "pose" else None)
     base = yaml.safe_load((output / "federated.yaml").read_text())["base_model"]
     assert base == partition.BASE_MODELS[task]
+
+
+@pytest.mark.parametrize("boxes", ["train", "val", "train/0.txt"])
+def test_where_only_some_objects_have_an_outline_all_are_taken_as_boxes(
+    boxes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A split of boxes alone, and a file of them among outlines, of which nothing is left then."""
+    data = make_data(tmp_path / "mixed", "segment", num_train=4, num_val=4)
+    labels = [*(tmp_path / "mixed" / "labels").rglob("*.txt")]
+    for path in labels:
+        if f"labels/{boxes}" in path.as_posix():
+            path.write_text("0 .5 .5 .2 .2\n")
+    rows = [row.split() for path in labels for row in path.read_text().splitlines()]
+    few = f"({sum(len(row) > 5 for row in rows)} of {len(rows)})"
+    code, shown, _ = run(capsys, data, "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 0
+    assert shown.startswith(
+        f"Labels of detect: not all objects have outlines {few}, so all are taken as boxes; for "
+        "another task change base_model"
+    )
 
 
 @pytest.mark.parametrize("copy", [True, False])

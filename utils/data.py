@@ -168,7 +168,8 @@ class PrivateDataset(YOLODataset):
 
     cache_dir: folder of this client, never shared with another process that may write.
     split: names the cache file. messages: what Ultralytics says about files while it scans them.
-    shapes: height and width in pixels by image file.
+    shapes: height and width in pixels by image file. num_outlines: of objects that have one, also
+    where others have none, so that Ultralytics leaves them out.
     """
 
     def __init__(self, *args: Any, cache_dir: Path, split: str, **kwargs: Any) -> None:
@@ -176,6 +177,7 @@ class PrivateDataset(YOLODataset):
         self.split = split
         self.messages: list[str] = []
         self.shapes: dict[str, tuple[int, int]] = {}
+        self.num_outlines = 0
         super().__init__(*args, **kwargs)
         self._ignore_foreign_npy()
 
@@ -209,6 +211,17 @@ class PrivateDataset(YOLODataset):
         for label in labels:
             label["cls"] = class_map[label["cls"].astype(int)]
         return self._with_shapes(labels)
+
+    def verify_labels(self, labels: list[dict], cache_path: Path) -> None:
+        """Refuse boxes among outlines with other words than boxes alone, which may be meant."""
+        self.num_outlines = sum(len(label["segments"]) for label in labels)
+        num_boxes = sum(len(label["cls"]) for label in labels) - self.num_outlines
+        if self.num_outlines and num_boxes and (self.use_segments or self.use_obb):
+            raise ValueError(
+                f"labels mix boxes ({num_boxes}) and outlines ({self.num_outlines}); give each "
+                "object an outline, or train a model of the task detect"
+            )
+        super().verify_labels(labels, cache_path)
 
     def _with_shapes(self, labels: list[dict]) -> list[dict]:
         """The labels; rectangular batches, which come next, take the shapes away from them."""

@@ -171,6 +171,7 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
     data = read_data_yaml(path, where="SOURCE")
     splits: dict[str, Split] = {}
     outlines: list[np.ndarray] = []
+    num_outlines = 0
     problems: list[str] = []
     for name in ("train", "val"):
         try:
@@ -189,22 +190,32 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
         labels = {label["im_file"]: label["cls"].astype(int).ravel() for label in scanned.labels}
         splits[name] = Split(list(labels), list(labels.values()))
         outlines += [o for label in scanned.labels for o in label["segments"]]
+        num_outlines += scanned.num_outlines
     if not problems:
         both = sorted(set(splits["train"].images) & set(splits["val"].images))
         problems += [f"{path}: {image} is in train and in val; list it in one" for image in both]
     if problems:
         raise InputError(problems[:MAX_LINES] + _more(problems))
-    task, why = (task, "") if task else _guess_task(data, outlines)
+    num_objects = sum(len(labels) for split in splits.values() for labels in split.labels)
+    task, why = (task, "") if task else _guess_task(data, outlines, num_outlines, num_objects)
     form = {key: value for key, value in data.items() if key not in ("train", "val", "test")}
     return Source(path, task, class_names(data), form, splits, _folders_of(data), why)
 
 
-def _guess_task(data: dict[str, Any], outlines: Sequence[np.ndarray]) -> tuple[str, str]:
-    """The task that labels are most likely for, and why; a label file does not say."""
+def _guess_task(
+    data: dict[str, Any], outlines: Sequence[np.ndarray], num_outlines: int, num_objects: int
+) -> tuple[str, str]:
+    """The task that labels are most likely for, and why; a label file does not say.
+
+    num_outlines: also those of splits with boxes, where `outlines` has none.
+    """
     if data.get("kpt_shape"):
         return "pose", "the data.yaml has kpt_shape"
-    if not outlines:
+    if not num_outlines:
         return "detect", "all are boxes"
+    if num_outlines < num_objects:
+        few = f"not all objects have outlines ({num_outlines} of {num_objects})"
+        return "detect", f"{few}, so all are taken as boxes"
     if all(len(outline) == 4 for outline in outlines):
         return "obb", "all outlines have 4 corners"
     return "segment", "not all outlines have 4 corners"
