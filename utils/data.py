@@ -37,6 +37,7 @@ from ultralytics.data.utils import (
 )
 from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import NUM_THREADS, YAML, colorstr
+from ultralytics.utils.metrics import OKS_SIGMA
 
 from utils.config import InputError, nearest
 from utils.environment import ensure_torchvision_nms
@@ -102,10 +103,19 @@ class DataSummary:
 
     @property
     def keypoint_lists(self) -> dict[str, tuple[Any, ...]]:
-        """What is said of each keypoint: a list by its name in messages, independent of indices."""
-        lists = {"flip_idx": self.flip_idx, "kpt_oks_sigmas": self.kpt_oks_sigmas}
+        """What each keypoint is: a list by its name in messages, independent of indices."""
+        lists: dict[str, tuple[Any, ...]] = {"flip_idx": self.flip_idx}
         lists |= {f"kpt_names of '{name}'": p for name, p in self.kpt_names_by_class.items()}
         return {name: values for name, values in lists.items() if values}
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Of each keypoint, by which Ultralytics trains and scores: said, or its default."""
+        if self.kpt_oks_sigmas or self.kpt_shape is None:
+            return self.kpt_oks_sigmas
+        num_points = self.kpt_shape[0]
+        is_of_coco = self.kpt_shape == (17, 3)
+        return tuple(OKS_SIGMA.tolist()) if is_of_coco else (1 / num_points,) * num_points
 
     @property
     def kpt_names_by_class(self) -> dict[str, tuple[str, ...]]:
@@ -117,8 +127,9 @@ class DataSummary:
 def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list[str]:
     """Say in what a data set differs from others of a federation, each thing once.
 
-    Channels and kpt_shape shape the model. What else is said of keypoints has to agree where two
-    say it: else the model would learn two meanings of one keypoint.
+    Channels and kpt_shape shape the model. What a keypoint is has to agree where two say it: else
+    the model would learn two meanings of one. Sigmas have to agree everywhere: where none are said,
+    Ultralytics has its own.
 
     others: by how messages name them.
     """
@@ -138,7 +149,19 @@ def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list
                 i = [a == b for a, b in zip(ours, said, strict=True)].index(False)
                 text = f"{key}: {ours[i]} for keypoint {i}, {other} has {said[i]}; all data sets"
                 problems.setdefault(key, f"{text} that say it need the same")
+        pairs = zip(found.sigmas, expected.sigmas, strict=True)
+        different = [i for i, (a, b) in enumerate(pairs) if not math.isclose(a, b, rel_tol=5e-3)]
+        if different:  # also to one who writes 0.333 for a third
+            i = different[0]
+            text = f"kpt_oks_sigmas: {_sigma(found, i)} for keypoint {i}, {other} has"
+            text += f" {_sigma(expected, i)}; all data sets need the same"
+            problems.setdefault("kpt_oks_sigmas", text)
     return list(problems.values())
+
+
+def _sigma(summary: DataSummary, keypoint: int) -> str:
+    default = "" if summary.kpt_oks_sigmas else " (Ultralytics' default, since it says none)"
+    return f"{summary.sigmas[keypoint]:.3g}{default}"
 
 
 def model_data(summaries: Iterable[DataSummary], names: Sequence[str]) -> dict[str, Any]:
