@@ -1133,6 +1133,30 @@ def test_an_image_in_train_and_val_or_with_a_path_from_nowhere_is_refused(
     assert "train: lists origin/images/train/0.jpg, which starts at the working" in errors[0]
 
 
+def test_an_image_in_train_and_val_by_two_paths_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_of(source, tmp_path / "coco")
+    folder = tmp_path / "coco" / "images"  # of both splits
+    shutil.move(tmp_path / "coco" / "train2017", folder)
+    shutil.rmtree(tmp_path / "coco" / "val2017")
+    pets = make_class_folders(tmp_path / "pets", num_train=6, num_val=3)
+    (pets / "val" / "a" / "0.jpg").unlink()
+    (pets / "val" / "a" / "twin.jpg").symlink_to(pets / "train" / "a" / "3.jpg")
+    code, _, errors = run(capsys, tmp_path / "coco", "-o", tmp_path / "parts", "--clients", 2)
+    images = tmp_path / "parts" / "source" / "images"
+    assert (code, len(errors)) == (2, 6)
+    assert errors[0].endswith(
+        f": {images}/val/0.jpg is in train (as {images}/train/0.jpg) and in val; list it in one"
+    )
+    code, _, errors = run(capsys, pets, "-o", tmp_path / "parts", "--clients", 2)
+    assert code == 2
+    assert errors == [
+        f"error: {pets}: {pets}/val/a/twin.jpg is in train (as {pets}/train/a/3.jpg) and in val; "
+        "list it in one"
+    ]
+
+
 def test_a_client_without_labels_is_refused_before_training_would(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

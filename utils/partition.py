@@ -40,7 +40,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,15 +191,23 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
         splits[name] = Split(list(labels), list(labels.values()))
         outlines += [o for label in scanned.labels for o in label["segments"]]
         num_outlines += scanned.num_outlines
-    if not problems:
-        both = sorted(set(splits["train"].images) & set(splits["val"].images))
-        problems += [f"{path}: {image} is in train and in val; list it in one" for image in both]
+    problems = problems or list(_in_both(path, splits))
     if problems:
         raise InputError(problems[:MAX_LINES] + _more(problems))
     num_objects = sum(len(labels) for split in splits.values() for labels in split.labels)
     task, why = (task, "") if task else _guess_task(data, outlines, num_outlines, num_objects)
     form = {key: value for key, value in data.items() if key not in ("train", "val", "test")}
     return Source(path, task, class_names(data), form, splits, _folders_of(data), why)
+
+
+def _in_both(path: Path, splits: Mapping[str, Split]) -> Iterator[str]:
+    """Images that are in train and in val, also by two paths."""
+    train = {os.path.realpath(image): image for image in splits["train"].images}
+    for image in splits["val"].images:
+        twin = train.get(os.path.realpath(image))
+        if twin is not None:
+            where = "" if twin == image else f" (as {twin})"
+            yield f"{path}: {image} is in train{where} and in val; list it in one"
 
 
 def _guess_task(
@@ -245,6 +253,7 @@ def _read_classification(path: Path, scratch: Path) -> Source:
             continue
         files, classes = zip(*((file, label) for file, label, *_ in scanned.samples), strict=True)
         splits[name] = Split(list(files), [np.array([label]) for label in classes])
+    problems = problems or list(_in_both(path, splits))
     if problems:
         raise InputError(problems[:MAX_LINES] + _more(problems))
     return Source(path, "classify", class_names(data), {}, splits, _folders_of(data))
