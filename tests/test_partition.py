@@ -998,21 +998,18 @@ def test_one_coco_file_for_train_and_val_is_refused(
     assert errors[0].startswith(f"error: {path}: the only .json with 'train' or 'val' in its name")
 
 
-def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("supervision")
-    folder = tmp_path / "voc"
+def voc_of(data: Path, folder: Path) -> None:
+    """The same data set as Pascal VOC. In each image, the objects but the first have a polygon."""
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
     for split in ("train", "val"):
         stems = []
-        for path in sorted((source.parent / "images" / split).iterdir()):
+        for path in sorted((data.parent / "images" / split).iterdir()):
             stem = f"{split}_{path.stem}"
             stems.append(stem)
             shutil.copy(path, folder / "JPEGImages" / f"{stem}.jpg")
             objects = ""
-            label = source.parent / "labels" / split / f"{path.stem}.txt"
+            label = data.parent / "labels" / split / f"{path.stem}.txt"
             for row in label.read_text().splitlines():
                 index, x, y, w, h = (float(value) for value in row.split())
                 low, high = (round(64 * (x - w / 2)) + 1, round(64 * (y - h / 2)) + 1), (
@@ -1031,6 +1028,14 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
                 f"<annotation><filename>{stem}.jpg</filename>{objects}</annotation>"
             )
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems))
+
+
+def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("supervision")
+    folder = tmp_path / "voc"
+    voc_of(source, folder)
     for name, path in (("yolo", source), ("voc", folder)):
         code, shown, errors = run(capsys, path, "-o", tmp_path / f"parts_{name}", "--clients", 2)
         assert (code, errors) == (0, [])
@@ -1048,6 +1053,29 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
     code, _, errors = run(capsys, folder, "-o", tmp_path / "parts", "--clients", 2)
     assert (code, len(errors)) == (2, 1)
     assert "val.txt: no such file; it lists the val images" in errors[0]
+
+
+def test_lists_of_pascal_voc_have_names_of_any_kind_and_a_missing_xml_is_said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("supervision")
+    folder = tmp_path / "voc"
+    voc_of(source, folder)
+    for part, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        (folder / part / f"train_0.{ending}").rename(folder / part / f"a 1.{ending}")
+    for number in (1, 2):
+        (folder / "Annotations" / f"train_{number}.xml").unlink()
+    path = folder / "ImageSets" / "Main" / "train.txt"
+    lines = ["a 1", "  train_1  -1", "", "train_2", "train_3"]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    code, _, warnings = run(capsys, folder, "-o", tmp_path / "parts", "--clients", 1)
+    assert code == 0
+    assert warnings == [
+        f"warning: 2 of {4 + NUM_VAL} listed images have no .xml in {folder}/Annotations and are "
+        "taken as images without objects"
+    ]
+    names = {Path(image).stem for images in listed(tmp_path / "parts") for image in images}
+    assert names == {"a 1", "train_1", "train_2", "train_3"}
 
 
 def test_without_supervision_the_package_is_named(

@@ -12,7 +12,7 @@ import json
 import reprlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -403,7 +403,7 @@ def convert_voc(folder: Path, target: Path) -> Converted:
             f"{folder}: not read as Pascal VOC: {' '.join(str(error).split())}"
         ) from error
     file_of = {Path(path).stem: Path(path).name for path in data.image_paths}
-    listed = {s: [line.split()[0] for line in _lines(path)] for s, path in lists.items()}
+    listed = {split: list(_stems(path, file_of)) for split, path in lists.items()}
     unknown = [
         f"{lists[split]}: '{stem}' is not among the images of {images}; correct the list"
         for split, stems in listed.items()
@@ -414,11 +414,23 @@ def convert_voc(folder: Path, target: Path) -> Converted:
         raise InputError(unknown[:MAX_LINES])
     files = {s: [f"{images.name}/{file_of[stem]}" for stem in stems] for s, stems in listed.items()}
     path = _write(target, {images.name: images}, files, {"names": data.classes})
-    return Converted(path, "detect", "Pascal VOC has boxes")
+    warnings = _without_xml(folder / "Annotations", [stem for s in SPLITS for stem in listed[s]])
+    return Converted(path, "detect", "Pascal VOC has boxes", tuple(warnings))
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _stems(path: Path, known: Container[str]) -> Iterator[str]:
+    """Names of images in a list, where a number may follow: whether the image has a class."""
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if name := line.strip():
+            yield name if name in known else name.split()[0]
+
+
+def _without_xml(annotations: Path, stems: Sequence[str]) -> Iterator[str]:
+    if lost := sum(not (annotations / f"{stem}.xml").is_file() for stem in stems):
+        yield (
+            f"{lost} of {len(stems)} listed images have no .xml in {annotations} and are taken as "
+            "images without objects"
+        )
 
 
 def _write(
