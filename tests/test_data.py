@@ -139,9 +139,10 @@ def test_what_ultralytics_reads_is_kept_and_nothing_else(site: Path) -> None:
         "kpt_names": {0: ["x", "y"], 2: ["1", "right"]},
         "kpt_oks_sigmas": [0.1, 2],
     }
-    (site / "data.yaml").write_text(LINES + text.replace("kpt_shape: [2, 3]\n", ""))
-    data = read_data_yaml(site / "data.yaml", where="test")
-    assert not [key for key in data if "kpt" in key or "flip" in key]  # they mean nothing there
+    for nothing in ("", "kpt_shape:\n"):
+        (site / "data.yaml").write_text(LINES + text.replace("kpt_shape: [2, 3]\n", nothing))
+        data = read_data_yaml(site / "data.yaml", where="test")
+        assert not [key for key in data if "kpt" in key or "flip" in key]  # they mean nothing there
 
 
 def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Path) -> None:
@@ -190,6 +191,8 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
             f"{LINES}names: [a]\nkpt_shape: [17]",
             "kpt_shape: found [17], expected [number of keypoints, 2 or 3], e.g. [17, 3]",
         ),
+        (f"{LINES}names: [a]\nkpt_shape: [0, 3]\nflip_idx: [0]", "kpt_shape: found [0, 3], expec"),
+        (f"{LINES}names: [a]\nkpt_shape: [2, 4]", "kpt_shape: found [2, 4], expected [number of"),
         (
             f"{LINES}names: [a]\nkpt_shape: [2, 3]\nflip_idx: [1, 1]",
             "flip_idx: found [1, 1], expected each number from 0 to 1 once",

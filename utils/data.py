@@ -553,11 +553,7 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     channels = raw.get("channels", 3)
     if type(channels) is not int or channels < 1:
         yield f"channels: found {channels!r}, expected a whole number, 3 for colour images"
-    shape = raw.get("kpt_shape", [1, 2])
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
-        yield f"kpt_shape: found {shape!r}, expected [number of keypoints, 2 or 3], e.g. [17, 3]"
-    elif raw.get("kpt_shape"):
-        yield from _keypoint_problems(raw, shape[0], len(names))
+    yield from keypoint_problems(raw, len(names))
 
 
 def repeated_names(names: Mapping[Any, Any]) -> Iterator[str]:
@@ -572,8 +568,21 @@ def repeated_names(names: Mapping[Any, Any]) -> Iterator[str]:
             )
 
 
-def _keypoint_problems(raw: dict[str, Any], num_points: int, num_classes: int) -> Iterator[str]:
+def keypoint_problems(raw: Mapping[str, Any], num_classes: int) -> Iterator[str]:
     """What is wrong with what a data.yaml says of keypoints; Ultralytics hardly looks at it."""
+    shape = raw.get("kpt_shape")
+    if shape is None:
+        return
+    if not (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(type(n) is int for n in shape)
+        and shape[0] >= 1
+        and shape[1] in (2, 3)
+    ):
+        yield f"kpt_shape: found {shape!r}, expected [number of keypoints, 2 or 3], e.g. [17, 3]"
+        return
+    num_points = shape[0]
     flip, sigmas = raw.get("flip_idx") or [], raw.get("kpt_oks_sigmas") or []
     if flip and not (
         isinstance(flip, list)
