@@ -510,9 +510,8 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
     if not data.get("kpt_shape"):
         data = {key: value for key, value in data.items() if key not in OF_KEYPOINTS}
-    if data.get("kpt_names"):  # by 0 or "0", as names can be
-        points = {int(index): listed for index, listed in data["kpt_names"].items()}
-        data["kpt_names"] = {index: [*map(str, points[index])] for index in sorted(points)}
+    if data.get("kpt_names"):
+        data["kpt_names"] = keypoint_names(data["kpt_names"])
     # As written, since Ultralytics turns codes of ImageNet into words; a mapping may list its
     # indices in any order, and from here on they ascend.
     names = raw["names"]
@@ -612,6 +611,12 @@ def keypoint_problems(raw: Mapping[str, Any], num_classes: int) -> Iterator[str]
             and all(isinstance(n, str | int | float) and str(n).strip() for n in names)
         ):
             yield f"kpt_names: {index}: found {names!r}, expected {num_points} names"
+
+
+def keypoint_names(listed: Mapping[Any, Sequence[Any]]) -> dict[int, list[str]]:
+    """`kpt_names` by ascending index of the class, which may be written 0 or "0", as of names."""
+    points = {int(index): [*map(str, names)] for index, names in listed.items()}
+    return dict(sorted(points.items()))
 
 
 def class_names(data: dict[str, Any]) -> tuple[str, ...]:
