@@ -2,7 +2,9 @@
 hand."""
 
 import io
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -307,6 +309,24 @@ def test_clients_take_turns_as_a_whole() -> None:
     assert _together({"a": 2.0, "b": 2.0, "c": 2.0}, 3, 2) == 4.0
     assert _together({"a": 1.0, "b": 1.0, "c": 2.0}, 3, 2) == 3.0
     assert _together({"a": 1.0, "b": 3.0, "c": 2.0, "d": 2.0}, 2, 2) == 2.0
+
+
+def kill_this_process(settings: object) -> None:
+    """Stands for a step that takes more memory than there is."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_not_blamed_on_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [make_client(tmp_path / name, 0) for name in ("north", "south")]
+    monkeypatch.setattr("utils.round_estimate._try", kill_this_process)
+    monkeypatch.setattr("utils.round_estimate.num_cpus", lambda: 2)
+    assert shown(config_of(tmp_path, *paths, client_resources={"num_gpus": 0}))[1] == [
+        "a process that tried a training step, of 2 at once, was killed, most likely for want of "
+        "memory; raise client_resources.num_cpus, so that fewer run at once, or lower train.batch "
+        "or train.imgsz"
+    ]
 
 
 # The command

@@ -3,15 +3,18 @@
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import helpers
 import pytest
 import torch
+from ultralytics.utils.metrics import OKS_SIGMA
 
 from utils.checks import checked
 from utils.config import Config, InputError, load_config
+from utils.data import DataSummary, form_problems
 from utils.environment import num_cpus
 from utils.model import load_checkpoint_module, save_checkpoint
 
@@ -219,7 +222,8 @@ def test_what_clients_say_of_keypoints_goes_to_the_model_by_class_name(tmp_path:
     sites = pose_sites(
         tmp_path,
         north="kpt_names: {1: [tail, nose]}\n",
-        south="# b, a\nkpt_names: {0: [tail, nose], '1': [left, right]}\nkpt_oks_sigmas: [1, 0.5]",
+        south="# b, a\nkpt_names: {0: [tail, nose], '1': [left, right]}\n"
+        "kpt_oks_sigmas: [0.5, 0.5]",  # Ultralytics' own for two keypoints
         west="flip_idx: [1, 0]\n",
     )
     config = config_of(tmp_path, sites, base_model="yolov8n-pose.yaml")
@@ -230,7 +234,7 @@ def test_what_clients_say_of_keypoints_goes_to_the_model_by_class_name(tmp_path:
             west: Any = federation.model
     model: Any = load_checkpoint_module(str(tmp_path / "model.pt"), where="test")
     assert model.kpt_names == {0: ["left", "right"], 1: ["tail", "nose"]}
-    assert model.kpt_oks_sigmas == [1, 0.5]
+    assert model.kpt_oks_sigmas == [0.5, 0.5]
     # As a training of `yolo train` has it, where nothing is said.
     assert west.kpt_names == {0: ["0", "1"], 1: ["0", "1"]}
     assert west.kpt_oks_sigmas is None
@@ -240,20 +244,32 @@ def test_clients_that_mean_other_keypoints_are_refused(tmp_path: Path) -> None:
     sites = pose_sites(
         tmp_path,
         silent="",
+        usual="kpt_oks_sigmas: [0.5, 0.5]",
         north="kpt_names: {0: [left, right], 1: [tail, nose]}\nflip_idx: [1, 0]",
         south="# b, a\nkpt_names: {0: [tail, snout]}\nflip_idx: [0, 1]",
-        west="kpt_names: {0: [left, right]}\nkpt_oks_sigmas: [0.1, 0.2]",
-        east="kpt_oks_sigmas: [0.1, 0.3]",
+        west="kpt_names: {0: [left, right]}\nkpt_oks_sigmas: [0.5, 0.2]",
     )
     config = config_of(tmp_path, sites, base_model="yolov8n-pose.yaml")
     end = "all data sets that say it need the same"
     assert problems_of(config) == [
-        "datasets[2] 'south': flip_idx: 0 for keypoint 0, datasets[1] 'north' has 1; " + end,
-        "datasets[2] 'south': kpt_names of 'b': snout for keypoint 1, datasets[1] 'north' has "
+        "datasets[3] 'south': flip_idx: 0 for keypoint 0, datasets[2] 'north' has 1; " + end,
+        "datasets[3] 'south': kpt_names of 'b': snout for keypoint 1, datasets[2] 'north' has "
         f"nose; {end}",
-        "datasets[4] 'east': kpt_oks_sigmas: 0.3 for keypoint 1, datasets[3] 'west' has 0.2; "
-        + end,
+        "datasets[4] 'west': kpt_oks_sigmas: 0.2 for keypoint 1, datasets[0] 'silent' has 0.5 "
+        "(Ultralytics' default, since it says none); all data sets need the same",
     ]
+
+
+def test_sigmas_that_are_not_said_are_those_of_ultralytics() -> None:
+    coco = DataSummary(("a",), 1, 1, num_test=0, class_counts=(1,), kpt_shape=(17, 3))
+    said = replace(coco, kpt_oks_sigmas=tuple(float(f"{s:.3f}") for s in OKS_SIGMA))
+    assert form_problems(coco, {"other": said}) == []
+    assert form_problems(coco, {"other": replace(said, kpt_oks_sigmas=(1 / 17,) * 17)}) == [
+        "kpt_oks_sigmas: 0.026 (Ultralytics' default, since it says none) for keypoint 0, other "
+        "has 0.0588; all data sets need the same"
+    ]
+    three = replace(coco, kpt_shape=(3, 3))
+    assert form_problems(replace(three, kpt_oks_sigmas=(0.333,) * 3), {"other": three}) == []
 
 
 def test_other_channels_than_the_first_clients_are_refused(tmp_path: Path, sites: Sites) -> None:

@@ -139,9 +139,10 @@ def test_what_ultralytics_reads_is_kept_and_nothing_else(site: Path) -> None:
         "kpt_names": {0: ["x", "y"], 2: ["1", "right"]},
         "kpt_oks_sigmas": [0.1, 2],
     }
-    (site / "data.yaml").write_text(LINES + text.replace("kpt_shape: [2, 3]\n", ""))
-    data = read_data_yaml(site / "data.yaml", where="test")
-    assert not [key for key in data if "kpt" in key or "flip" in key]  # they mean nothing there
+    for nothing in ("", "kpt_shape:\n"):
+        (site / "data.yaml").write_text(LINES + text.replace("kpt_shape: [2, 3]\n", nothing))
+        data = read_data_yaml(site / "data.yaml", where="test")
+        assert not [key for key in data if "kpt" in key or "flip" in key]  # they mean nothing there
 
 
 def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Path) -> None:
@@ -171,6 +172,11 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
         (f"{LINES}names: cat", "names: found 'cat', expected a list of class names"),
         (f"{LINES}names: {{1: a, 2: b}}", "names: found indices 1, 2, expected 0 to 1 for 2"),
         (f"{LINES}names: [a, '']", "names: found an empty class name; name each class"),
+        (
+            f"{LINES}names: [a, b, a]",
+            "names: 'a' is listed twice (0 and 2); classes are told apart by their names; rename",
+        ),
+        (f"{LINES}names: {{1: 7, 0: '7'}}", "names: '7' is listed twice (1 and 0); classes are"),
         (f"{LINES}names: {{x: a}}", "names: found indices x, expected 0 to 0 for 1"),
         (f"{LINES}names: [a, b]\nnc: 3", "'names' length 2 and 'nc: 3' must match; correct it"),
         (
@@ -185,6 +191,8 @@ def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Pat
             f"{LINES}names: [a]\nkpt_shape: [17]",
             "kpt_shape: found [17], expected [number of keypoints, 2 or 3], e.g. [17, 3]",
         ),
+        (f"{LINES}names: [a]\nkpt_shape: [0, 3]\nflip_idx: [0]", "kpt_shape: found [0, 3], expec"),
+        (f"{LINES}names: [a]\nkpt_shape: [2, 4]", "kpt_shape: found [2, 4], expected [number of"),
         (
             f"{LINES}names: [a]\nkpt_shape: [2, 3]\nflip_idx: [1, 1]",
             "flip_idx: found [1, 1], expected each number from 0 to 1 once",
@@ -359,6 +367,19 @@ def test_a_byte_order_mark_is_no_problem(site: Path) -> None:
     assert check(site).num_train == 6
 
 
+def test_lines_of_a_list_that_end_as_no_image_are_counted_and_not_quoted(site: Path) -> None:
+    """Ultralytics would leave them out without a word."""
+    lines = ["", "./images/train/0.jpg", "./images/train/1.jpg ", "", "./images/train/2.JPG\t"]
+    (site / "train.txt").write_text("\n".join([*lines, "Ann.gif", "./images/train/3.jpg \n"]))
+    (site / "val.txt").write_text("\ufeff./images/val/0.jpg \r\n\r\n")
+    text = "train: [train.txt, images/train]\nval: val.txt\nnames: [a, b, c]"
+    (site / "data.yaml").write_text(text)
+    (problem,) = problems_of(site)
+    assert problem.startswith("train: train.txt: line 3 does not end as an image that Ultralytics")
+    assert "(avif, bmp, " in problem
+    assert problem.endswith("), and 2 more; correct or remove them, and blanks at their ends")
+
+
 def test_damage_in_both_splits_is_reported_at_once(site: Path) -> None:
     (site / "images" / "train" / "3.jpg").write_bytes(b"")
     (site / "labels" / "train" / "1.txt").write_text("7 .5 .5 .1 .1")
@@ -406,6 +427,19 @@ def test_labels_of_another_task_are_refused(site: Path, task: str, expected: str
     train, val = problems_of(site, task)
     assert train.startswith(f"train: {expected}")
     assert val.startswith(f"val: {expected}")
+
+
+@pytest.mark.parametrize("task", ["segment", "obb"])
+def test_boxes_among_outlines_are_refused_as_a_mixture(site: Path, task: str) -> None:
+    helpers.write_polygons(site)
+    (site / "labels" / "train" / "0.txt").write_text("0 .5 .5 .2 .2")
+    num_outlines = sum(
+        len(path.read_text().splitlines()) for path in (site / "labels" / "train").iterdir()
+    )
+    assert problems_of(site, task) == [
+        f"train: labels mix boxes (1) and outlines ({num_outlines - 1}); give each object an "
+        "outline, or train a model of the task detect"
+    ]
 
 
 # The data folder is only read
@@ -522,7 +556,7 @@ def test_caches_move_into_the_run_directory(site: Path, tmp_path: Path) -> None:
 
 # The same data set as Ultralytics' own
 
-OUR_OWN = {"cache_dir", "split", "messages", "shapes", "npy_files"}
+OUR_OWN = {"cache_dir", "split", "messages", "shapes", "num_outlines", "npy_files"}
 
 
 def seed_all() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,12 +205,51 @@ def test_a_pose_model_keeps_what_its_run_base_or_data_yaml_says_of_keypoints(
     assert said(export(base, path, tmp_path / "out.pt")) == ({1: points}, [0.5] * 17)
     data = tmp_path / "data.yaml"
     other = [f"other {i}" for i in range(17)]
-    data.write_text(f"names: [{', '.join(NAMES)}]\nkpt_names: {{0: {other}}}\n")
+    data.write_text(f"names: [{', '.join(NAMES)}]\nkpt_names: {{'0': {other}}}\nkpt_shape:\n")
     assert said(export(base, path, tmp_path / "out.pt", data))[0] == {0: other}
+    for shape in ("", "kpt_shape: [17, 3]\n"):
+        data.write_text(f"names: [{', '.join(NAMES)}]\n{shape}kpt_oks_sigmas: [1]\n")
+        with pytest.raises(
+            InputError, match=r"yaml\): kpt_oks_sigmas: found \[1\], expected 17 po"
+        ):
+            export(base, path, tmp_path / "out.pt", data)
     # Arrays of another program, whose classes are the base's.
     np.savez(tmp_path / "foreign.npz", **to_arrays(source))  # pyright: ignore[reportArgumentType]
     found = said(export(path.with_name("last.pt"), tmp_path / "foreign.npz", tmp_path / "out.pt"))
     assert found == ({1: points}, [0.5] * 17)
+
+
+def test_a_last_checkpoint_that_is_damaged_or_of_another_run_leaves_keypoints_unnamed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = "yolov8n-pose.yaml"
+    points = [f"point {i}" for i in range(17)]
+    form = {"kpt_shape": [17, 3], "kpt_names": {0: points}}
+    source = build_model(base, "pose", make_data(**form), seed=1)
+    path = tmp_path / "weights" / "round1.npz"
+    path.parent.mkdir()
+    save_arrays(path, to_arrays(source), RoundMeta(1, NAMES, "pose", base))
+    last = path.with_name("last.pt")
+    five = {"kpt_shape": [5, 3], "kpt_names": {0: points[:5]}, "kpt_oks_sigmas": [0.1] * 5}
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(b"junk")
+    for name, data in (("classes", make_data(NAMES[::-1], **form)), ("five", make_data(**five))):
+        save_checkpoint(tmp_path / name, build_model(base, "pose", data))
+    reason = f"{last}: is of other classes or keypoints than round1.npz"
+    for name, expected in (
+        ("damaged", f"{last}: not an Ultralytics checkpoint that is safe to load"),
+        ("classes", reason),
+        ("five", reason),
+    ):
+        shutil.copy(tmp_path / name, last)
+        output = tmp_path / "out.pt"
+        assert main([base, str(path), "-o", str(output)]) == 0
+        said = capsys.readouterr().err
+        assert said.startswith(f"note: keypoints have no names of the run: {expected}")
+        assert said.endswith("; --data can give them\n")
+        model: Any = load(output)
+        assert model.kpt_names[0][0] == "0"
+        assert model.kpt_oks_sigmas is None
 
 
 @pytest.fixture(scope="module")

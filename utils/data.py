@@ -11,6 +11,7 @@ folder holds the caches and a cleaned copy of the data.yaml, and damaged images 
 """
 
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ import numpy as np
 import yaml
 from ultralytics.data.dataset import DATASET_CACHE_VERSION, ClassificationDataset, YOLODataset
 from ultralytics.data.utils import (
+    IMG_FORMATS,
     check_det_dataset,
     get_hash,
     get_split_fraction,
@@ -35,6 +37,7 @@ from ultralytics.data.utils import (
 )
 from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import NUM_THREADS, YAML, colorstr
+from ultralytics.utils.metrics import OKS_SIGMA
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
@@ -52,6 +55,7 @@ DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 MAX_LINES_PER_SPLIT = 5
 PREFIX = colorstr("val: ")  # before the messages of a scan
+ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of the file names of images
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
 # Ultralytics' messages that would lead a user astray -> what they mean.
 PLAIN_WORDS = {
@@ -103,10 +107,19 @@ class DataSummary:
 
     @property
     def keypoint_lists(self) -> dict[str, tuple[Any, ...]]:
-        """What is said of each keypoint: a list by its name in messages, independent of indices."""
-        lists = {"flip_idx": self.flip_idx, "kpt_oks_sigmas": self.kpt_oks_sigmas}
+        """What each keypoint is: a list by its name in messages, independent of indices."""
+        lists: dict[str, tuple[Any, ...]] = {"flip_idx": self.flip_idx}
         lists |= {f"kpt_names of '{name}'": p for name, p in self.kpt_names_by_class.items()}
         return {name: values for name, values in lists.items() if values}
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Of each keypoint, by which Ultralytics trains and scores: said, or its default."""
+        if self.kpt_oks_sigmas or self.kpt_shape is None:
+            return self.kpt_oks_sigmas
+        num_points = self.kpt_shape[0]
+        is_of_coco = self.kpt_shape == (17, 3)
+        return tuple(OKS_SIGMA.tolist()) if is_of_coco else (1 / num_points,) * num_points
 
     @property
     def kpt_names_by_class(self) -> dict[str, tuple[str, ...]]:
@@ -118,8 +131,9 @@ class DataSummary:
 def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list[str]:
     """Say in what a data set differs from others of a federation, each thing once.
 
-    Channels and kpt_shape shape the model. What else is said of keypoints has to agree where two
-    say it: else the model would learn two meanings of one keypoint.
+    Channels and kpt_shape shape the model. What a keypoint is has to agree where two say it: else
+    the model would learn two meanings of one. Sigmas have to agree everywhere: where none are said,
+    Ultralytics has its own.
 
     others: by how messages name them.
     """
@@ -139,7 +153,19 @@ def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list
                 i = [a == b for a, b in zip(ours, said, strict=True)].index(False)
                 text = f"{key}: {ours[i]} for keypoint {i}, {other} has {said[i]}; all data sets"
                 problems.setdefault(key, f"{text} that say it need the same")
+        pairs = zip(found.sigmas, expected.sigmas, strict=True)
+        different = [i for i, (a, b) in enumerate(pairs) if not math.isclose(a, b, rel_tol=5e-3)]
+        if different:  # also to one who writes 0.333 for a third
+            i = different[0]
+            text = f"kpt_oks_sigmas: {_sigma(found, i)} for keypoint {i}, {other} has"
+            text += f" {_sigma(expected, i)}; all data sets need the same"
+            problems.setdefault("kpt_oks_sigmas", text)
     return list(problems.values())
+
+
+def _sigma(summary: DataSummary, keypoint: int) -> str:
+    default = "" if summary.kpt_oks_sigmas else " (Ultralytics' default, since it says none)"
+    return f"{summary.sigmas[keypoint]:.3g}{default}"
 
 
 def model_data(summaries: Iterable[DataSummary], names: Sequence[str]) -> dict[str, Any]:
@@ -169,7 +195,8 @@ class PrivateDataset(YOLODataset):
 
     cache_dir: folder of this client, never shared with another process that may write.
     split: names the cache file. messages: what Ultralytics says about files while it scans them.
-    shapes: height and width in pixels by image file.
+    shapes: height and width in pixels by image file. num_outlines: of objects that have one, also
+    where others have none, so that Ultralytics leaves them out.
     """
 
     def __init__(self, *args: Any, cache_dir: Path, split: str, **kwargs: Any) -> None:
@@ -177,6 +204,7 @@ class PrivateDataset(YOLODataset):
         self.split = split
         self.messages: list[str] = []
         self.shapes: dict[str, tuple[int, int]] = {}
+        self.num_outlines = 0
         super().__init__(*args, **kwargs)
         self._ignore_foreign_npy()
 
@@ -210,6 +238,17 @@ class PrivateDataset(YOLODataset):
         for label in labels:
             label["cls"] = class_map[label["cls"].astype(int)]
         return self._with_shapes(labels)
+
+    def verify_labels(self, labels: list[dict], cache_path: Path) -> None:
+        """Refuse boxes among outlines with other words than boxes alone, which may be meant."""
+        self.num_outlines = sum(len(label["segments"]) for label in labels)
+        num_boxes = sum(len(label["cls"]) for label in labels) - self.num_outlines
+        if self.num_outlines and num_boxes and (self.use_segments or self.use_obb):
+            raise ValueError(
+                f"labels mix boxes ({num_boxes}) and outlines ({self.num_outlines}); give each "
+                "object an outline, or train a model of the task detect"
+            )
+        super().verify_labels(labels, cache_path)
 
     def _with_shapes(self, labels: list[dict]) -> list[dict]:
         """The labels; rectangular batches, which come next, take the shapes away from them."""
@@ -475,9 +514,8 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
     if not data.get("kpt_shape"):
         data = {key: value for key, value in data.items() if key not in OF_KEYPOINTS}
-    if data.get("kpt_names"):  # by 0 or "0", as names can be
-        points = {int(index): listed for index, listed in data["kpt_names"].items()}
-        data["kpt_names"] = {index: [*map(str, points[index])] for index in sorted(points)}
+    if data.get("kpt_names"):
+        data["kpt_names"] = keypoint_names(data["kpt_names"])
     # As written, since Ultralytics turns codes of ImageNet into words; a mapping may list its
     # indices in any order, and from here on they ascend.
     names = raw["names"]
@@ -504,28 +542,50 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     download = raw.get("download")
     if download and not re.fullmatch(r"https?://\S+", str(download).strip()):
         yield "download: holds code, which Ultralytics would run; remove it"
-    names = raw.get("names") or []
-    if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            indices = ", ".join(map(str, names))
-            yield f"names: found indices {indices}, expected 0 to {len(names) - 1} for {len(names)}"
-    elif not isinstance(names, list):
+    names = raw.get("names") or {}
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict):
         yield f"names: found {names!r}, expected a list of class names"
-    listed = names.values() if isinstance(names, dict) else names if isinstance(names, list) else ()
-    if not all(str(name).strip() for name in listed):
+        names = {}
+    elif sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        indices = ", ".join(map(str, names))
+        yield f"names: found indices {indices}, expected 0 to {len(names) - 1} for {len(names)}"
+    if not all(str(name).strip() for name in names.values()):
         yield "names: found an empty class name; name each class"
+    yield from (f"names: {problem}" for problem in repeated_names(names))
     channels = raw.get("channels", 3)
     if type(channels) is not int or channels < 1:
         yield f"channels: found {channels!r}, expected a whole number, 3 for colour images"
-    shape = raw.get("kpt_shape", [1, 2])
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
-        yield f"kpt_shape: found {shape!r}, expected [number of keypoints, 2 or 3], e.g. [17, 3]"
-    elif raw.get("kpt_shape"):
-        yield from _keypoint_problems(raw, shape[0], len(listed))
+    yield from keypoint_problems(raw, len(names))
 
 
-def _keypoint_problems(raw: dict[str, Any], num_points: int, num_classes: int) -> Iterator[str]:
+def repeated_names(names: Mapping[Any, Any]) -> Iterator[str]:
+    """Say which names stand for two classes. names: of classes, by their indices or other ids."""
+    first: dict[str, Any] = {}
+    for index, name in names.items():
+        other = first.setdefault(str(name), index)
+        if other != index and str(name).strip():
+            yield (
+                f"'{name}' is listed twice ({other} and {index}); classes are told apart by their "
+                "names; rename one"
+            )
+
+
+def keypoint_problems(raw: Mapping[str, Any], num_classes: int) -> Iterator[str]:
     """What is wrong with what a data.yaml says of keypoints; Ultralytics hardly looks at it."""
+    shape = raw.get("kpt_shape")
+    if shape is None:
+        return
+    if not (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(type(n) is int for n in shape)
+        and shape[0] >= 1
+        and shape[1] in (2, 3)
+    ):
+        yield f"kpt_shape: found {shape!r}, expected [number of keypoints, 2 or 3], e.g. [17, 3]"
+        return
+    num_points = shape[0]
     flip, sigmas = raw.get("flip_idx") or [], raw.get("kpt_oks_sigmas") or []
     if flip and not (
         isinstance(flip, list)
@@ -555,6 +615,12 @@ def _keypoint_problems(raw: dict[str, Any], num_points: int, num_classes: int) -
             and all(isinstance(n, str | int | float) and str(n).strip() for n in names)
         ):
             yield f"kpt_names: {index}: found {names!r}, expected {num_points} names"
+
+
+def keypoint_names(listed: Mapping[Any, Sequence[Any]]) -> dict[int, list[str]]:
+    """`kpt_names` by ascending index of the class, which may be written 0 or "0", as of names."""
+    points = {int(index): [*map(str, names)] for index, names in listed.items()}
+    return dict(sorted(points.items()))
 
 
 def class_names(data: dict[str, Any]) -> tuple[str, ...]:
@@ -678,12 +744,15 @@ def open_split(
 ) -> PrivateDataset | PrivateClassDataset:
     """Read every image header and label of one split; damaged files are left out, and counted.
 
-    Raises InputError where nothing is left.
+    Raises InputError where nothing is left, and for a list with lines that name no image.
     """
     from ultralytics.cfg import get_cfg
 
     if split not in data:  # a data.yaml has it, or was refused
         raise InputError(f"no such folder; expected {split}/CLASS/*.jpg")
+    places = data[split] if isinstance(data[split], list) else [data[split]]
+    if problems := list(_lines_of_no_image(Path(place) for place in places)):
+        raise InputError(problems)
     args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
     try:
         return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
@@ -719,6 +788,34 @@ def scan_split(
             "'labels' folder beside 'images'"
         )
     return dataset
+
+
+def is_image_name(name: str) -> bool:
+    """Whether Ultralytics reads a file of this name as an image; it passes over others silently."""
+    return name.rpartition(".")[-1].lower() in IMG_FORMATS
+
+
+def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
+    """What is wrong with lists of images, without the lines themselves, which may not leave a site.
+
+    places: folders, which are passed over, and lists. A blank at the end of a line belongs to the
+    file's name.
+    """
+    for path in places:
+        if not path.is_file() or not os.access(path, os.R_OK):  # Ultralytics will say so
+            continue
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        wrong = [
+            number
+            for number, line in enumerate(text.rstrip().splitlines(), 1)
+            if line.strip() and not is_image_name(line)
+        ]
+        if wrong:
+            more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
+            yield (
+                f"{path}: line {wrong[0]} does not end as an image that Ultralytics reads "
+                f"({ENDINGS}){more}; correct or remove them, and blanks at their ends"
+            )
 
 
 def _damaged_files(messages: Iterable[str]) -> list[str]:

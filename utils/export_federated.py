@@ -51,6 +51,7 @@ from ultralytics.nn.tasks import yaml_model_load
 from utils.arrays import Arrays, Layout, cast_to, layout_problems, negative_statistics
 from utils.command import Parser, show_problems
 from utils.config import InputError, nearest
+from utils.data import keypoint_names, keypoint_problems
 from utils.environment import ensure_torchvision_nms, remove_private_settings
 from utils.model import (
     CLASSIFY_IMGSZ,
@@ -103,7 +104,7 @@ class Base:
 class Rebuilt:
     """The model of a round. imgsz: that of the run, else of the base; pixels.
 
-    meta: None for an archive of another program.
+    meta: None for an archive of another program. notes: what else there is to say of it.
     """
 
     model: torch.nn.Module
@@ -111,6 +112,7 @@ class Rebuilt:
     names: tuple[str, ...]
     imgsz: int
     meta: RoundMeta | None
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -121,7 +123,7 @@ def export(
     base: checkpoint or model YAML. arrays_path: a `roundN.npz`, or another program's .npz.
     data: a data.yaml with the class names (and `kpt_shape`) where the archive has none; its images
     need not be there. Names of keypoints are its own, else those of the run's `last.pt` beside the
-    archive.
+    archive, if that can be read.
 
     Raises InputError with all problems; then nothing was written.
     """
@@ -145,8 +147,14 @@ def rebuild(
     arrays, meta = found
     model_data = merge_data(facts, classes, meta, base=base, arrays_path=arrays_path)
     train = run_train_args(arrays_path) if meta else {}
+    notes: list[str] = []
+    if facts.task == "pose":
+        _settle_keypoints(classes, model_data, data)
     if meta and facts.task == "pose":
-        model_data = {**run_keypoints(arrays_path), **model_data}
+        try:
+            model_data = {**run_keypoints(arrays_path, model_data), **model_data}
+        except InputError as error:  # the arrays, which matter, are sound
+            notes = [f"keypoints have no names of the run: {error}; --data can give them"]
     try:
         model = build_model(base, facts.task, model_data, train)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
@@ -159,7 +167,8 @@ def rebuild(
         lines = ([f"does not fit base '{base}'; {hint}"] if hint else []) + error.problems
         raise InputError(f"{arrays_path}: {line}" for line in lines) from error
     names = tuple(model_data["names"][index] for index in range(len(model_data["names"])))
-    return Rebuilt(model, facts.task, names, int(train.get("imgsz", facts.imgsz)), meta)
+    imgsz = int(train.get("imgsz", facts.imgsz))
+    return Rebuilt(model, facts.task, names, imgsz, meta, tuple(notes))
 
 
 def save(rebuilt: Rebuilt, output: Path) -> Path:
@@ -266,10 +275,10 @@ def read_classes(path: Path) -> dict[str, Any]:
         raise InputError(f"{where}: names: {_first_line(error)}") from error
     if raw.get("nc", len(names)) != len(names):
         raise InputError(f"{where}: nc: found {raw['nc']}, but there are {len(names)} names")
-    points = raw.get("kpt_shape", [17, 3])
-    if not (isinstance(points, list) and len(points) == 2 and points[1] in (2, 3)):
-        raise InputError(f"{where}: kpt_shape: found {points}, expected [number of points, 2 or 3]")
-    optional = {k: raw[k] for k in ("channels", "kpt_shape", *KEYPOINTS) if k in raw}
+    if problems := list(keypoint_problems(raw, len(names))):
+        raise InputError(f"{where}: {problem}" for problem in problems)
+    keys = ("channels", "kpt_shape", *KEYPOINTS)
+    optional = {key: raw[key] for key in keys if raw.get(key) is not None}
     return {"names": dict(sorted(names.items())), "nc": len(names), **optional}
 
 
@@ -309,15 +318,35 @@ def run_train_args(arrays_path: Path) -> dict[str, Any]:
     return train
 
 
-def run_keypoints(arrays_path: Path) -> dict[str, Any]:
+def _settle_keypoints(
+    classes: Mapping[str, Any], model_data: dict[str, Any], path: Path | None
+) -> None:
+    """Put the names of --data into `model_data`, and refuse lists that do not fit its keypoints.
+
+    Those may be the base's, which `read_classes` has not seen.
+    """
+    said = {**classes, "kpt_shape": model_data["kpt_shape"]}
+    if problems := list(keypoint_problems(said, model_data["nc"])):
+        raise InputError(f"--data ({path}): {problem}" for problem in problems)
+    if "kpt_names" in classes:
+        model_data["kpt_names"] = keypoint_names(classes["kpt_names"])
+
+
+def run_keypoints(arrays_path: Path, model_data: Mapping[str, Any]) -> dict[str, Any]:
     """What the clients of this run say of keypoints, by the model that it has saved.
 
     Empty for a round that was copied out of its run directory, and for a run without such a model.
+    Raises InputError for a file that is not readable, or is of other classes or keypoints.
     """
     path = arrays_path.with_name("last.pt")
     if not path.is_file():
         return {}
-    return keypoints_of(load_checkpoint_module(str(path), where=str(path)))
+    module: Any = load_checkpoint_module(str(path), where=str(path))
+    found = keypoints_of(module)
+    said = {**found, "kpt_shape": model_data["kpt_shape"]}
+    if module.names != model_data["names"] or any(keypoint_problems(said, model_data["nc"])):
+        raise InputError(f"{path}: is of other classes or keypoints than {arrays_path.name}")
+    return found
 
 
 def keypoints_of(module: Any) -> dict[str, Any]:
@@ -595,6 +624,8 @@ def run(options: argparse.Namespace) -> None:
     classes = f"{len(rebuilt.names)} classes: {', '.join(rebuilt.names[:5])}"
     more = ", ..." if len(rebuilt.names) > 5 else ""
     print(f"{path}  {rebuilt.task}, {source}, {classes}{more}")
+    for note in rebuilt.notes:
+        print(f"note: {note}", file=sys.stderr)
     started_from = rebuilt.meta.base_model if rebuilt.meta else None
     if started_from not in (None, Path(options.base).name):
         # Arrays tell nothing of activations, for one.

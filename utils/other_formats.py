@@ -9,15 +9,19 @@ are linked. As they come:
 """
 
 import json
+import reprlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from utils.config import InputError
+from utils.data import ENDINGS, is_image_name, repeated_names
 
 SPLITS = ("train", "val")
 MAX_LINES = 5
@@ -26,14 +30,69 @@ MIN_NUMBERS = 6  # of a polygon: x and y of three corners; the converter takes n
 
 @dataclass(frozen=True)
 class Converted:
-    """A data set that Ultralytics can read. path: its data.yaml. task: of its labels.
+    """A data set that Ultralytics can read. path: its data.yaml. task, why: of its labels.
 
     warnings: what of the original it lacks.
     """
 
     path: Path
     task: str
+    why: str
     warnings: tuple[str, ...] = ()
+
+
+Id = int | str
+Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+Pixels = Annotated[FiniteFloat, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of a COCO file."""
+
+    id: Id
+    file_name: Text
+    width: Pixels
+    height: Pixels
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of a COCO file. keypoints: their names, if it is a list of them."""
+
+    id: Id
+    name: Text
+    keypoints: Any = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An object of a COCO file.
+
+    bbox: left, top, width, height in pixels. segmentation: of several kinds, of which
+    `_has_polygon` knows one. keypoints: x, y, visibility of each (0: unlabelled).
+    """
+
+    image_id: Id
+    category_id: Id
+    bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    iscrowd: bool | None = False
+    segmentation: Any = None
+    keypoints: list[FiniteFloat] | None = None
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its box has no area, which the converter leaves out."""
+        return min(self.bbox[2:]) <= 0
+
+
+@dataclass(frozen=True)
+class Coco:
+    """A COCO file of annotations; what else it has is not read."""
+
+    images: list[Image]
+    annotations: list[Annotation]
+    categories: list[Category]
 
 
 def is_coco(folder: Path) -> bool:
@@ -50,8 +109,8 @@ def convert_coco(folder: Path, target: Path) -> Converted:
     """Write the labels of a COCO data set and a data.yaml below `target`.
 
     Polygons and keypoints are kept where all objects have them; else it is a data set of boxes.
-    Crowds are left out, and in a data set of keypoints objects without any labelled one, which
-    COCO's scores ignore, too. Raises InputError.
+    Crowds and boxes without an area are left out, and in a data set of keypoints objects without
+    any labelled one, which COCO's scores ignore, too. Raises InputError.
     """
     files = {split: _annotation_file(folder, split) for split in SPLITS}
     if files["train"] == files["val"]:
@@ -61,45 +120,72 @@ def convert_coco(folder: Path, target: Path) -> Converted:
             "instances_val2017.json"
         )
     contents = {split: _read_coco(path) for split, path in files.items()}
-    problems = [
-        f"{path}: {problem}"
-        for split, path in files.items()
-        for problem in _file_name_problems(contents[split])
-    ]
-    if problems:
-        raise InputError(problems)
+    _refuse({files[split]: _file_name_problems(c) for split, c in contents.items()})
     images = {split: _image_folder(folder, path, split) for split, path in files.items()}
-    categories = [
-        {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
-        for content in contents.values()
-    ]
-    if categories[0] != categories[1]:
+    names = _class_names(contents, files)
+    objects = [o for c in contents.values() for o in c.annotations if not o.iscrowd]
+    warnings = []
+    if lost := sum(o.is_flat for o in objects):
+        warnings.append(
+            f"{lost} of {len(objects)} objects have a box without width or height and are left out"
+        )
+    objects = [o for o in objects if not o.is_flat]
+    task, why = _task_of(objects)
+    form: dict[str, Any] = {"names": list(names.values())}
+    if task == "pose":
+        form |= _keypoint_form(contents, files, len(objects[0].keypoints or ()) // 3)
+        warnings += _keypoint_warnings(objects)
+    _convert_coco_labels(contents, list(names), target, task)
+    listed = {
+        split: [f"{split}/{image.file_name}" for image in content.images]
+        for split, content in contents.items()
+    }
+    return Converted(_write(target, images, listed, form), task, why, tuple(warnings))
+
+
+def _refuse(problems: Mapping[Path, Iterable[str]]) -> None:
+    """Raise InputError where there are problems: a few of each file, which is named before them."""
+    lines = []
+    for path, found in ((path, list(found)) for path, found in problems.items()):
+        more = [f"... and {len(found) - MAX_LINES} more problems"] if found[MAX_LINES:] else []
+        lines += [f"{path}: {problem}" for problem in [*found[:MAX_LINES], *more]]
+    if lines:
+        raise InputError(lines)
+
+
+def _class_names(contents: Mapping[str, Coco], files: Mapping[str, Path]) -> dict[Id, str]:
+    """Names of the classes by the ids of both files, in the order of these."""
+    train, val = ({c.id: c.name for c in content.categories} for content in contents.values())
+    if train != val:
         raise InputError(
             f"{files['val']}: its categories differ from those of {files['train']}; a data set has "
             "one list of classes for both"
         )
-    objects = [
-        o for c in contents.values() for o in c["annotations"] if not o.get("iscrowd", False)
-    ]
-    keypoints = bool(objects) and all(o.get("keypoints") for o in objects)
-    polygons = bool(objects) and not keypoints and all(map(_has_polygon, objects))
-    _convert_coco_labels(contents, list(categories[0]), target, polygons, keypoints)
-    form: dict[str, Any] = {"names": list(categories[0].values())}
-    if keypoints:
-        form["kpt_shape"] = [len(objects[0]["keypoints"]) // 3, 3]
-    listed = {
-        split: [f"{split}/{image['file_name']}" for image in content["images"]]
-        for split, content in contents.items()
-    }
-    task = "pose" if keypoints else "segment" if polygons else "detect"
-    warnings = _without_points(objects) if keypoints else ()
-    return Converted(_write(target, images, listed, form), task, tuple(warnings))
+    if repeated := list(repeated_names(train)):
+        raise InputError(f"{files['train']}: categories: {problem}" for problem in repeated)
+    return train
 
 
-def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
+def _task_of(objects: Sequence[Annotation]) -> tuple[str, str]:
+    """The task that labels of these objects are for, and why."""
+    num = len(objects)
+    with_points = sum(bool(o.keypoints) for o in objects)
+    with_polygon = sum(map(_has_polygon, objects))
+    if with_points and with_points == num:
+        return "pose", f"all {num} objects have keypoints"
+    but = f"; not all have keypoints ({with_points} of {num})" if with_points else ""
+    if not with_polygon:
+        return "detect", f"no object has a polygon{but}"
+    if with_polygon < num:
+        few = f"not all objects have polygons ({with_polygon} of {num})"
+        return "detect", f"{few}, so all are taken as boxes{but}"
+    return "segment", f"all {num} objects have polygons{but}"
+
+
+def _file_name_problems(content: Coco) -> Iterator[str]:
     """File names whose labels would be written over each other, or elsewhere than is looked."""
     taken: dict[Path, str] = {}
-    for name in (str(image["file_name"]) for image in content["images"]):
+    for name in (image.file_name for image in content.images):
         path = Path(name)
         if path.is_absolute() or {"..", "images"} & set(path.parts):
             yield (
@@ -108,6 +194,12 @@ def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
                 f"e.g. '{path.name}'"
             )
             return  # most likely all of them are so
+        if not is_image_name(name):
+            yield (
+                f"file_name '{name}': expected an image that Ultralytics reads ({ENDINGS}); "
+                "convert it, or remove it here"
+            )
+            return
         other = taken.setdefault(path.with_suffix(""), name)
         if other != name:
             yield (
@@ -117,22 +209,65 @@ def _file_name_problems(content: dict[str, Any]) -> Iterator[str]:
             return
 
 
-def _has_polygon(annotation: dict[str, Any]) -> bool:
-    """Whether an object has an outline; exports of boxes alone have `segmentation: []`."""
-    parts = annotation.get("segmentation")
+def _has_polygon(annotation: Annotation) -> bool:
+    """Whether the converter takes an outline; exports of boxes alone have `segmentation: []`."""
+    parts = annotation.segmentation
     return isinstance(parts, list) and any(
-        isinstance(part, list) and len(part) >= MIN_NUMBERS for part in parts
+        isinstance(part, list)
+        and len(part) >= MIN_NUMBERS
+        and len(part) % 2 == 0
+        and all(isinstance(number, int | float) for number in part)
+        for part in parts
     )
 
 
-def _without_points(objects: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Say how many objects the converter leaves out of a data set of keypoints."""
-    lost = sum(not any(o["keypoints"][2::3]) for o in objects)  # the third number: 0 is unlabelled
-    if lost:
+def _keypoint_form(
+    contents: Mapping[str, Coco], files: Mapping[str, Path], num_points: int
+) -> dict[str, Any]:
+    """What the data.yaml says of keypoints: their number, and names where there are as many.
+
+    num_points: of the first object. Raises InputError where others have another number.
+    """
+    _refuse({files[split]: _keypoint_problems(c, num_points) for split, c in contents.items()})
+    listed = [[c.keypoints for c in content.categories] for content in contents.values()]
+    if listed[0] != listed[1]:
+        raise InputError(
+            f"{files['val']}: its categories list other keypoints than those of {files['train']}; "
+            "a data set has one list of keypoints for both"
+        )
+    names = {
+        index: points
+        for index, points in enumerate(listed[0])
+        if isinstance(points, list)
+        and len(points) == num_points
+        and all(isinstance(point, str) and point.strip() for point in points)
+    }
+    return {"kpt_shape": [num_points, 3], **({"kpt_names": names} if names else {})}
+
+
+def _keypoint_problems(content: Coco, num_points: int) -> Iterator[str]:
+    for index, annotation in enumerate(content.annotations):
+        num = len(annotation.keypoints or ())
+        if num != 3 * num_points and not annotation.iscrowd and not annotation.is_flat:
+            yield (
+                f"annotations.{index}.keypoints: found {num} numbers, expected x, y and visibility "
+                f"of {num_points} keypoints, as in the first object; correct it, or make a data "
+                "set of each kind of object"
+            )
+
+
+def _keypoint_warnings(objects: Sequence[Annotation]) -> Iterator[str]:
+    """Say how many objects the converter leaves out of a data set of keypoints, and what lacks."""
+    # The third number of each: 0 is unlabelled.
+    if lost := sum(not any((o.keypoints or ())[2::3]) for o in objects):
         yield (
             f"{lost} of {len(objects)} objects have no labelled keypoint and are left out, as in "
             "COCO's scores; where they are to be learned as boxes, make a detect data set of them"
         )
+    yield (
+        "COCO does not say which keypoints change places in a mirrored image: training will not "
+        "mirror images left-right until flip_idx is added to the clients' data.yaml files"
+    )
 
 
 def _annotation_file(folder: Path, split: str) -> Path:
@@ -147,27 +282,51 @@ def _annotation_file(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def _read_coco(path: Path) -> dict[str, Any]:
+def _read_coco(path: Path) -> Coco:
+    """Read what is needed of a file, with its categories in the order of their ids."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = {i["id"] for i in content["images"] if i["file_name"] and i["width"] * i["height"]}
-        ids = {category["id"] for category in content["categories"] if category["name"]}
-        lost = [
-            o
-            for o in content["annotations"]
-            if o["image_id"] not in known or o["category_id"] not in ids or len(o["bbox"]) != 4
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a COCO annotation file ({type(error).__name__}: {error}); expected "
-            "'images', 'annotations' and 'categories'"
-        ) from error
-    if lost:
-        raise InputError(
-            f"{path}: {len(lost)} annotations have no box, or are of an image or category that it "
-            f"does not list, e.g. the one of image_id {lost[0]['image_id']}; correct or remove them"
-        )
-    return content
+        content = TypeAdapter(Coco).validate_json(path.read_text(encoding="utf-8-sig"))
+    except ValidationError as error:
+        _refuse({path: _misfits(error)})
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a COCO annotation file: {error}") from error
+    _refuse({path: _id_problems(content)})
+    ordered = sorted(content.categories, key=lambda c: (isinstance(c.id, str), c.id))
+    return replace(content, categories=ordered)
+
+
+def _misfits(error: ValidationError) -> Iterator[str]:
+    """One line for each place of a file that is not as COCO has it."""
+    seen = set()
+    for problem in error.errors(include_url=False, include_context=False):
+        place = ".".join(str(part) for part in problem["loc"] if part not in ("int", "str"))
+        text = problem["msg"].replace("Input should be ", "expected ")
+        if problem["type"] not in ("json_invalid", "missing"):
+            text = f"found {reprlib.repr(problem['input'])}; {text}"
+        if place not in seen:  # an id can be of two types, and may fit neither
+            yield f"{place}: {text}" if place else text
+        seen.add(place)
+
+
+def _id_problems(content: Coco) -> Iterator[str]:
+    """Ids that stand for two things, or for nothing."""
+    images = Counter(image.id for image in content.images)
+    categories = Counter(category.id for category in content.categories)
+    for key, ids in (("images", images), ("categories", categories)):
+        repeated = [found for found, times in ids.items() if times > 1]
+        yield from (f"{key}: two have the id {found!r}; give each its own" for found in repeated)
+    for index, annotation in enumerate(content.annotations):
+        if annotation.image_id not in images:
+            yield (
+                f"annotations.{index}.image_id: found {annotation.image_id!r}, which none of the "
+                "images has; correct or remove the annotation"
+            )
+        elif annotation.category_id not in categories:
+            yield (
+                f"annotations.{index}.category_id: found {annotation.category_id!r}, which none of "
+                "the categories has; correct or remove the annotation"
+            )
 
 
 def _image_folder(folder: Path, annotations: Path, split: str) -> Path:
@@ -184,20 +343,32 @@ def _image_folder(folder: Path, annotations: Path, split: str) -> Path:
 
 
 def _convert_coco_labels(
-    contents: dict[str, Any], ids: list[int], target: Path, polygons: bool, keypoints: bool
+    contents: Mapping[str, Coco], ids: list[Id], target: Path, task: str
 ) -> None:
     from ultralytics.data import converter
 
+    # The converter takes category 1 for class 0, and whole numbers for images; many files have
+    # categories that begin at 0 or leave some out, and some have names for images.
+    classes = {category: number for number, category in enumerate(ids, 1)}
     with tempfile.TemporaryDirectory() as scratch:
         for split, content in contents.items():
-            # The converter takes category 1 for class 0; many files begin at 0, or leave some out.
-            renumbered = [
-                {**o, "category_id": ids.index(o["category_id"]) + 1}
-                for o in content["annotations"]
-            ]
-            text = json.dumps({**content, "annotations": renumbered})
-            (Path(scratch) / f"{split}.json").write_text(text, encoding="utf-8")
-        converter.convert_coco(scratch, str(target), polygons, keypoints, cls91to80=False)
+            numbers = {image.id: n for n, image in enumerate(content.images)}
+            renumbered = {
+                "images": [{**vars(image), "id": numbers[image.id]} for image in content.images],
+                "annotations": [
+                    {
+                        **vars(o),
+                        "image_id": numbers[o.image_id],
+                        "category_id": classes[o.category_id],
+                    }
+                    for o in content.annotations
+                    if not o.iscrowd and not o.is_flat
+                ],
+            }
+            (Path(scratch) / f"{split}.json").write_text(json.dumps(renumbered), encoding="utf-8")
+        converter.convert_coco(
+            scratch, str(target), task == "segment", task == "pose", cls91to80=False
+        )
 
 
 def convert_voc(folder: Path, target: Path) -> Converted:
@@ -232,7 +403,7 @@ def convert_voc(folder: Path, target: Path) -> Converted:
             f"{folder}: not read as Pascal VOC: {' '.join(str(error).split())}"
         ) from error
     file_of = {Path(path).stem: Path(path).name for path in data.image_paths}
-    listed = {s: [line.split()[0] for line in _lines(path)] for s, path in lists.items()}
+    listed = {split: list(_stems(path, file_of)) for split, path in lists.items()}
     unknown = [
         f"{lists[split]}: '{stem}' is not among the images of {images}; correct the list"
         for split, stems in listed.items()
@@ -243,11 +414,23 @@ def convert_voc(folder: Path, target: Path) -> Converted:
         raise InputError(unknown[:MAX_LINES])
     files = {s: [f"{images.name}/{file_of[stem]}" for stem in stems] for s, stems in listed.items()}
     path = _write(target, {images.name: images}, files, {"names": data.classes})
-    return Converted(path, "detect")
+    warnings = _without_xml(folder / "Annotations", [stem for s in SPLITS for stem in listed[s]])
+    return Converted(path, "detect", "Pascal VOC has boxes", tuple(warnings))
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _stems(path: Path, known: Container[str]) -> Iterator[str]:
+    """Names of images in a list, where a number may follow: whether the image has a class."""
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if name := line.strip():
+            yield name if name in known else name.split()[0]
+
+
+def _without_xml(annotations: Path, stems: Sequence[str]) -> Iterator[str]:
+    if lost := sum(not (annotations / f"{stem}.xml").is_file() for stem in stems):
+        yield (
+            f"{lost} of {len(stems)} listed images have no .xml in {annotations} and are taken as "
+            "images without objects"
+        )
 
 
 def _write(

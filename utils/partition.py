@@ -40,7 +40,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,7 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
     data = read_data_yaml(path, where="SOURCE")
     splits: dict[str, Split] = {}
     outlines: list[np.ndarray] = []
+    num_outlines = 0
     problems: list[str] = []
     for name in ("train", "val"):
         try:
@@ -189,22 +190,40 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
         labels = {label["im_file"]: label["cls"].astype(int).ravel() for label in scanned.labels}
         splits[name] = Split(list(labels), list(labels.values()))
         outlines += [o for label in scanned.labels for o in label["segments"]]
-    if not problems:
-        both = sorted(set(splits["train"].images) & set(splits["val"].images))
-        problems += [f"{path}: {image} is in train and in val; list it in one" for image in both]
+        num_outlines += scanned.num_outlines
+    problems = problems or list(_in_both(path, splits))
     if problems:
         raise InputError(problems[:MAX_LINES] + _more(problems))
-    task, why = (task, "") if task else _guess_task(data, outlines)
+    num_objects = sum(len(labels) for split in splits.values() for labels in split.labels)
+    task, why = (task, "") if task else _guess_task(data, outlines, num_outlines, num_objects)
     form = {key: value for key, value in data.items() if key not in ("train", "val", "test")}
     return Source(path, task, class_names(data), form, splits, _folders_of(data), why)
 
 
-def _guess_task(data: dict[str, Any], outlines: Sequence[np.ndarray]) -> tuple[str, str]:
-    """The task that labels are most likely for, and why; a label file does not say."""
+def _in_both(path: Path, splits: Mapping[str, Split]) -> Iterator[str]:
+    """Images that are in train and in val, also by two paths."""
+    train = {os.path.realpath(image): image for image in splits["train"].images}
+    for image in splits["val"].images:
+        twin = train.get(os.path.realpath(image))
+        if twin is not None:
+            where = "" if twin == image else f" (as {twin})"
+            yield f"{path}: {image} is in train{where} and in val; list it in one"
+
+
+def _guess_task(
+    data: dict[str, Any], outlines: Sequence[np.ndarray], num_outlines: int, num_objects: int
+) -> tuple[str, str]:
+    """The task that labels are most likely for, and why; a label file does not say.
+
+    num_outlines: also those of splits with boxes, where `outlines` has none.
+    """
     if data.get("kpt_shape"):
         return "pose", "the data.yaml has kpt_shape"
-    if not outlines:
+    if not num_outlines:
         return "detect", "all are boxes"
+    if num_outlines < num_objects:
+        few = f"not all objects have outlines ({num_outlines} of {num_objects})"
+        return "detect", f"{few}, so all are taken as boxes"
     if all(len(outline) == 4 for outline in outlines):
         return "obb", "all outlines have 4 corners"
     return "segment", "not all outlines have 4 corners"
@@ -234,6 +253,7 @@ def _read_classification(path: Path, scratch: Path) -> Source:
             continue
         files, classes = zip(*((file, label) for file, label, *_ in scanned.samples), strict=True)
         splits[name] = Split(list(files), [np.array([label]) for label in classes])
+    problems = problems or list(_in_both(path, splits))
     if problems:
         raise InputError(problems[:MAX_LINES] + _more(problems))
     return Source(path, "classify", class_names(data), {}, splits, _folders_of(data))
@@ -583,7 +603,9 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     else:
         source = read_source(path, scratch)
     _refuse_inside(source, output)
-    if source.why:
+    if converted:
+        print(f"Labels of {source.task}: {converted.why}")
+    elif source.why:
         print(
             f"Labels of {source.task}: {source.why}; for another task change base_model in "
             "federated.yaml"

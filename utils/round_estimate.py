@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -90,6 +91,12 @@ def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate
             if errors:  # others than the first may only have missed it at the barrier
                 raise min(errors, key=lambda error: isinstance(error, BrokenBarrierError))
             trials = [done.result() for done in tries]
+    except BrokenProcessPool as error:  # of no error of its own, so it is not the data's fault
+        fewer = "raise client_resources.num_cpus, so that fewer run at once, or " if num > 1 else ""
+        raise InputError(
+            f"a process that tried a training step, of {num} at once, was killed, most likely for "
+            f"want of memory; {fewer}lower train.batch or train.imgsz"
+        ) from error
     except Exception as error:  # Ultralytics and PyTorch raise errors of any kind
         where = f"datasets[{config.clients.index(data)}] '{data.name}'"
         raise InputError(
