@@ -143,6 +143,8 @@ def test_what_ultralytics_reads_is_kept_and_nothing_else(site: Path) -> None:
         (site / "data.yaml").write_text(LINES + text.replace("kpt_shape: [2, 3]\n", nothing))
         data = read_data_yaml(site / "data.yaml", where="test")
         assert not [key for key in data if "kpt" in key or "flip" in key]  # they mean nothing there
+    (site / "data.yaml").write_text(f"{LINES}names: [a]\nkpt_shape: [2, 3]\nkpt_oks_sigmas: []")
+    assert "kpt_oks_sigmas" not in read_data_yaml(site / "data.yaml", where="test")
 
 
 def test_the_private_yaml_means_the_same_from_anywhere(site: Path, tmp_path: Path) -> None:
@@ -257,10 +259,10 @@ def test_a_data_yaml_that_is_no_text_is_refused(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["x: *SECRET", "x: !!int SECRET", "x: !SECRET 1", "x: !SE!CRET 1", "x: &SECRET {"]
+    "value", ["*SECRET", "!!int SECRET", "!SECRET 1", "!SE!CRET 1", "&SECRET {", "!SE'CRET 1"]
 )
-def test_what_a_data_yaml_holds_is_not_in_the_error(site: Path, line: str) -> None:
-    (site / "data.yaml").write_text(line)
+def test_what_a_data_yaml_holds_is_not_in_the_error(site: Path, value: str) -> None:
+    (site / "data.yaml").write_text(f"x: {value}")
     (problem,) = problems_of(site)
     assert problem.startswith("not a readable YAML file: ")
     assert "SE" not in problem

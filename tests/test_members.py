@@ -128,6 +128,18 @@ def test_a_site_that_goes_is_left_out_and_comes_back(tmp_path: Path) -> None:
     assert not display.failures
 
 
+def test_a_site_that_goes_before_the_start_holds_up_nobody() -> None:
+    members = Members([], hello("detect"), is_open=True, has_sites=True)
+    members._take(1, Introduction(name="trial", summary=replace(SUMMARY, channels=1)))
+    south = Introduction(name="south", summary=SUMMARY)
+    with pytest.raises(Unfit, match="channels 3, 'trial' has 1"):
+        members._take(2, south)
+    members.online.clear()
+    members.forget_absent()
+    members._take(2, south)
+    assert members.present == ["south"]
+
+
 def test_a_site_that_comes_late_takes_part_and_keeps_its_seat(tmp_path: Path) -> None:
     grid = sites(tmp_path, "south", "north")
     grid.gone = {1007}
@@ -183,7 +195,7 @@ def test_a_site_that_has_lost_its_state_goes_on_and_says_so(tmp_path: Path) -> N
     _, display, rows = without_folders_after_round_1(tmp_path)
     assert not display.failures
     notes = {(row["round"], row["client"]): row["note"] for row in rows if row["note"]}
-    expected = "what it kept after round 1 is not in its folder any more, so its optimizer and"
+    expected = "its folder has lost what it kept after round 1, so it goes on from the global"
     assert list(notes) == [("2", "north")]
     assert expected in notes["2", "north"]
 

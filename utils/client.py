@@ -201,8 +201,8 @@ class YoloClient(NumPyClient):
     def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
         """Train the epochs of this round, starting from these global arrays; config as for `fit`.
 
-        A subclass may change the result, or call this with other arrays; what is kept for the
-        next round (optimiser, private arrays) is kept here.
+        A subclass may change the result, or call this with other arrays. It has to call it, or
+        raise AbortedError: what the next round needs (optimiser, private arrays) is kept here.
         """
         proximal_mu = float(config.get("proximal-mu", 0.0))
         return self.trainer.train(round_number, arrays, proximal_mu)
@@ -751,13 +751,13 @@ def _lost_state(client: YoloClient, message: Message, last: int) -> str:
         has_lost = not load_private_start(folder)
     if not has_lost:
         return ""
-    lost = f"what it kept after round {trained} is not in its folder any more"
+    lost = f"its folder has lost what it kept {f'after round {trained}' if trained else 'so far'}"
     if client.is_personal:
         raise ValueError(
             f"{lost}, and with it the arrays that are its own; put it back, or take part under "
             "another name as a new client"
         )
-    return f"{lost}, so its optimizer and random numbers begin anew"
+    return f"{lost}, so it goes on from the global arrays alone"
 
 
 def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:

@@ -56,6 +56,7 @@ def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> M
         before = members.present
         for who, reason in members.refresh(grid, ask):
             tell(f"{who} is refused: {reason}")
+        members.forget_absent()
         present = members.present
         for name in sorted(set(present) - set(before)):
             tell(f"site '{name}' is there: node {members.by_name[name].node}")

@@ -278,7 +278,7 @@ def read_classes(path: Path) -> dict[str, Any]:
     if problems := list(keypoint_problems(raw, len(names))):
         raise InputError(f"{where}: {problem}" for problem in problems)
     keys = ("channels", "kpt_shape", *KEYPOINTS)
-    optional = {key: raw[key] for key in keys if raw.get(key) is not None}
+    optional = {key: raw[key] for key in keys if raw.get(key)}
     return {"names": dict(sorted(names.items())), "nc": len(names), **optional}
 
 

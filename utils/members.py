@@ -117,6 +117,11 @@ class Members:
                     self._tell(grid, node, reason)
                 yield f"node {node}", reason
 
+    def forget_absent(self) -> None:
+        """Before the start: who has gone holds up nobody, and introduces itself when it is back."""
+        for name in set(self.by_name) - set(self.present):
+            del self.names_by_node[self.by_name.pop(name).node]
+
     def refuse(self, grid: Grid, name: str, reason: str) -> None:
         """Do without a client that had been taken, until it comes with another node."""
         node = self.by_name.pop(name).node

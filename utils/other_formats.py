@@ -230,14 +230,14 @@ def _keypoint_form(
     """
     _refuse({files[split]: _keypoint_problems(c, num_points) for split, c in contents.items()})
     listed = [[c.keypoints for c in content.categories] for content in contents.values()]
-    if listed[0] != listed[1]:
+    if any(a and b and a != b for a, b in zip(*listed, strict=True)):
         raise InputError(
             f"{files['val']}: its categories list other keypoints than those of {files['train']}; "
             "a data set has one list of keypoints for both"
         )
     names = {
         index: points
-        for index, points in enumerate(listed[0])
+        for index, points in enumerate(a or b for a, b in zip(*listed, strict=True))
         if isinstance(points, list)
         and len(points) == num_points
         and all(isinstance(point, str) and point.strip() for point in points)
