@@ -22,30 +22,25 @@ def federated(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return finished([sys.executable, str(ROOT / "federated.py"), *arguments], cwd=cwd)
 
 
-def finished(command: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def finished(
+    command: Sequence[str], *, cwd: Path, timeout_s: float = 400, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with these environment variables besides."""
     return subprocess.run(
         command,
         cwd=cwd,
-        env=clean_environment(),
+        env={**clean_environment(), **variables},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=timeout_s,
         check=False,
     )
 
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code that may import the project, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-c", code]
+    return finished(command, cwd=folder, timeout_s=120, PYTHONPATH=str(ROOT))
 
 
 def processes_with(marker: str) -> list[str]:

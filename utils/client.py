@@ -75,10 +75,10 @@ from utils.run_dir import write_atomically
 from utils.site import Site, is_site, paths_at, read_site, without_paths
 from utils.trainer import (
     KEPT_STATES,
+    PRIVATE_START,
     SliceResult,
     SliceSettings,
     SliceTrainer,
-    load_private_start,
     save_private_start,
     saved_states,
     state_path,
@@ -516,15 +516,15 @@ def place_of(message: Message, context: Context) -> Place:
 def missing_state(folder: Path, instructions: Instructions, trained: int, last: int) -> Path | None:
     """A file without which a client cannot go on as if nothing had happened.
 
-    folder: its private one. trained: the last round in which it has trained, 0 before the first.
-    last: the round that it goes on from; states of later ones are of work that is done again.
+    folder: its private one. trained: the last round in which it has trained, at least 1. last: the
+    round that it goes on from; states of later ones are of work that is done again.
     """
     kept = {state_path(folder, trained): saved_states(folder)}
     if instructions.codec.name != "none":
         residuals = Residuals(folder, KEPT_STATES)
         kept[residuals.path(trained)] = residuals.rounds()
     lost = (path for path, rounds in kept.items() if not any(trained <= n <= last for n in rounds))
-    return next(lost, None) if trained else None
+    return next(lost, None)
 
 
 def site_folder(site: Site, run_id: str) -> Path:
@@ -746,9 +746,10 @@ def _lost_state(client: YoloClient, message: Message, last: int) -> str:
     Raises ValueError where it has lost a part of its own model.
     """
     trained, folder = _seat(message).trained, client.settings.private_dir
-    has_lost = bool(missing_state(folder, _instructions(message), trained, last))
-    if client.is_personal and not trained:
-        has_lost = not load_private_start(folder)
+    if trained:
+        has_lost = missing_state(folder, _instructions(message), trained, last) is not None
+    else:
+        has_lost = client.is_personal and not (folder / PRIVATE_START).exists()
     if not has_lost:
         return ""
     lost = f"its folder has lost what it kept {f'after round {trained}' if trained else 'so far'}"

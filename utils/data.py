@@ -512,8 +512,9 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     except (SyntaxError, TypeError, ValueError, KeyError, AssertionError) as error:
         text = _one_line(error).removeprefix(f"{path} ")
         raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
-    if not data.get("kpt_shape"):
-        data = {key: value for key, value in data.items() if key not in OF_KEYPOINTS}
+    for key in OF_KEYPOINTS:
+        if not (data.get("kpt_shape") and data.get(key)):
+            data.pop(key, None)
     if data.get("kpt_names"):
         data["kpt_names"] = keypoint_names(data["kpt_names"])
     # As written, since Ultralytics turns codes of ImageNet into words; a mapping may list its
@@ -523,11 +524,7 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     data["names"] = {
         index: str(name) for index, name in sorted((int(k), v) for k, v in names.items())
     }
-    return {
-        key: data[key]
-        for key in DATA_KEYS
-        if data.get(key) is not None and not (key in OF_KEYPOINTS and not data[key])
-    }
+    return {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
 
 
 def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:

@@ -249,7 +249,13 @@ class Server:
                         f"base_model '{self.config.base_model}' gives now; put back what it was"
                     )
             last = run_dir.last_round()
-            self._check_states(last)
+            self.trained = {
+                row["client"]: int(row["round"])
+                for row in run_dir.rows("clients.csv")
+                if row.get("num_examples")
+            }
+            if not self.config.has_sites:  # a site has its own state, and says itself if it is gone
+                self._check_states(last)
             if last:
                 self.arrays = run_dir.load_round(last, self.layout)
                 if self.config.server_ema:
@@ -270,16 +276,8 @@ class Server:
         self.rounds = [_result_of(row) for row in run_dir.rows(RESULTS)]
 
     def _check_states(self, last: int) -> None:
-        """Raise ValueError when a client that has trained could not go on from where it was.
-
-        A site has its own, and says itself if it is gone.
-        """
-        self.trained = {
-            row["client"]: int(row["round"])
-            for row in self.run_dir.rows("clients.csv")
-            if row.get("num_examples")
-        }
-        for name, trained in self.trained.items() if not self.config.has_sites else ():
+        """Raise ValueError when a client that has trained could not go on from where it was."""
+        for name, trained in self.trained.items():
             folder = self.run_dir.client_dir(name)
             missing = missing_state(folder, self.instructions, trained, last)
             if missing:
@@ -765,16 +763,15 @@ class Server:
         name = self.names_by_node[node]
         index = self.members.seat(name)
         data = self.members.clients[index]
+        seat = Seat(index, name, self.trained.get(name, 0))
         if data.data is None:
-            return Seat(index, name, self.trained.get(name, 0))
-        return Seat(
-            index,
-            name,
-            self.trained.get(name, 0),
-            data.data,
-            data.not_annotated,
-            data.show_images,
-            str(self.run_dir.client_dir(name)),
+            return seat
+        return replace(
+            seat,
+            data=data.data,
+            not_annotated=data.not_annotated,
+            show_images=data.show_images,
+            private_dir=str(self.run_dir.client_dir(name)),
         )
 
     def addressed(self, messages: Iterable[Message]) -> list[Message]:
@@ -960,14 +957,24 @@ def _drop_uncalled(grid: Grid) -> None:
 
     It would come with the next reply, which would be lost with it if it cannot be unpacked.
     """
-    try:
-        grid.pull_messages([])
-    except (httpx.HTTPError, OSError):  # of the SuperLink
-        raise
-    except Exception as error:  # of any kind, as in `_pull`
+    _, unreadable = _unpacked(grid, [])
+    if unreadable:
         logging.getLogger(__name__).warning(
-            "a message that nobody asked for is not readable: %s", type(error).__name__
+            "a message that nobody asked for is not readable: %s", unreadable
         )
+
+
+def _unpacked(grid: Grid, message_ids: list[str]) -> tuple[list[Message], str]:
+    """Replies that have come; or none, and the kind of error of what cannot be unpacked.
+
+    Flower 1.41 unpacks what a node has sent without looking whether it can.
+    """
+    try:
+        return list(grid.pull_messages(message_ids)), ""
+    except (httpx.HTTPError, OSError):  # of the SuperLink, not of what it has
+        raise
+    except Exception as error:  # of any kind: bytes that are no protobuf, JSON, record, ...
+        return [], type(error).__name__
 
 
 def _pull(
@@ -976,15 +983,12 @@ def _pull(
     """The reply to a message, if it has come; or send what stands in place of the message.
 
     Flower 1.41 hands out whatever is addressed to the ServerApp, so a node can slip in a message
-    that answers nothing; and it unpacks what a node has sent without looking whether it can.
+    that answers nothing.
     """
     message = waiting[message_id]
-    try:
-        replies = list(grid.pull_messages([message_id]))
-    except (httpx.HTTPError, OSError):  # of the SuperLink, not of this reply
-        raise
-    except Exception as error:  # of any kind: bytes that are no protobuf, JSON, record, ...
-        reason = f"its reply is not readable ({type(error).__name__})"
+    replies, unreadable = _unpacked(grid, [message_id])
+    if unreadable:
+        reason = f"its reply is not readable ({unreadable})"
         replies = [Message(Error(CLIENT_ERROR, reason), reply_to=message)]
     for reply in replies:
         if reply.metadata.reply_to_message_id != message_id or message_id not in waiting:

@@ -174,12 +174,16 @@ def without_paths(text: str, known: Iterable[str] = ()) -> str:
     ends = [found.end() for found in FILE_NAME_END.finditer(text, first)]
     if ends:
         found = PATH_START.search(text, first, ends[0])
-        is_sure = found and SURE_START.match(text, found.start())
-        before = text[: found.start() if found and is_sure else first]
+        before = _surely_before(found, text, first) if found else text[:first]
         text = before + A_PATH + _without_folders(text[ends[-1] :])
     else:
         text = text[:first] + _without_folders(text[first:])
     return text.translate(SHOWN)
+
+
+def _surely_before(path: re.Match[str], text: str, first: int) -> str:
+    """What stands before a path; only up to `first` where it may have begun anywhere after that."""
+    return text[: path.start() if SURE_START.match(text, path.start()) else first]
 
 
 def _without_folders(text: str) -> str:
@@ -187,8 +191,7 @@ def _without_folders(text: str) -> str:
     found = PATH_START.search(text)
     if found is None:
         return text
-    is_sure = SURE_START.match(text, found.start())
-    before, after = text[: found.start() if is_sure else 0], text[found.end() :]
+    before, after = _surely_before(found, text, 0), text[found.end() :]
     quote = before[-1:] if before[-1:] in ("'", '"') else None
     end = re.search(rf"{quote}(?=[;,:)\]]|$)" if quote else " does not exist; ", after)
     return before + A_PATH + (_without_folders(after[end.start() :]) if end else "")

@@ -1,5 +1,6 @@
 """A reply that cannot be used costs its client the round, and nobody else anything."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -113,13 +114,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "data", num_train=2)
 
 
-def spoiling(spoil: Callable[[Message], None], node: int, calls: set[int]) -> LocalGrid:
-    """A grid on which a node's train replies of these numbers, from 1, are spoilt."""
+def spoiling(
+    spoil: Callable[[Message], None], node: int, calls: set[int], kind: str = "train"
+) -> LocalGrid:
+    """A grid on which a node's replies of a kind, of these numbers from 1, are spoilt."""
     count = 0
 
     def tamper(reply: Message) -> Message:
         nonlocal count
-        if reply.metadata.src_node_id == node and reply.metadata.message_type == "train":
+        if reply.metadata.src_node_id == node and reply.metadata.message_type == kind:
             count += 1
             if count in calls:
                 spoil(reply)
@@ -189,15 +192,11 @@ def test_a_message_that_answers_nothing_or_for_another_is_not_looked_at(
 def test_a_client_counts_with_no_more_images_than_it_had_at_the_start(
     kind: str, data: Path, tmp_path: Path
 ) -> None:
-    def tamper(reply: Message) -> Message:
-        if (reply.metadata.src_node_id, reply.metadata.message_type) == (1000, kind):
-            number("num-examples", 2.0**53)(reply)
-        return reply
-
+    boastful = spoiling(number("num-examples", 2.0**53), node=1000, calls={1}, kind=kind)
     settings: dict[str, Any] = {"num_rounds": 1, "evaluate": {"every": 1}}
     runs = [
         federation([data, data], tmp_path / name, TRAIN, grid=grid, **settings)
-        for name, grid in (("honest", LocalGrid(2)), ("boastful", LocalGrid(2, tamper)))
+        for name, grid in (("honest", LocalGrid(2)), ("boastful", boastful))
     ]
     assert_identical(*(final_arrays(result) for result in runs))
     notes = {r["client"]: r["note"] for r in read_csv(tmp_path / "boastful/run/clients.csv")}
@@ -209,21 +208,14 @@ def test_a_client_counts_with_no_more_images_than_it_had_at_the_start(
 def test_numbers_under_new_names_in_each_round_do_not_fill_the_tables(
     data: Path, tmp_path: Path
 ) -> None:
-    count = 0
+    numbers = itertools.count()
 
-    def tamper(reply: Message) -> Message:
-        nonlocal count
-        if (reply.metadata.src_node_id, reply.metadata.message_type) == (1000, "train"):
-            count += 1
-            reply.content.metric_records["metrics"].update(
-                {f"x/{count}-{i}": 0.0 for i in range(600)}
-            )
-        return reply
+    def spoil(reply: Message) -> None:
+        new = {f"x/{next(numbers)}": 0.0 for _ in range(600)}
+        reply.content.metric_records["metrics"].update(new)
 
-    display = Silent()
-    result = federation(
-        [data, data], tmp_path, TRAIN, num_rounds=2, grid=LocalGrid(2, tamper), display=display
-    )
+    grid, display = spoiling(spoil, node=1000, calls={1, 2}), Silent()
+    result = federation([data, data], tmp_path, TRAIN, num_rounds=2, grid=grid, display=display)
     (failure,) = display.failures
     assert failure[0] == "c0"
     assert "names of numbers in its replies, expected at most 1000 in a run" in failure[1]

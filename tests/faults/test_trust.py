@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import make_dataset
-from processes import ROOT, clean_environment
+from processes import ROOT, finished
 from test_command import write_config
 
 from utils.run_dir import load_arrays
@@ -33,15 +33,8 @@ remove_private_settings()
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**clean_environment(), "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    python = [sys.executable, *command]
+    return finished(python, cwd=folder, timeout_s=300, PYTHONPATH=str(folder))
 
 
 def test_it_is_refused_with_the_way_out_and_trained_and_exported_when_trusted(
