@@ -111,13 +111,13 @@ def client_rounds(
     """A function that runs a client's next round, from arrays to arrays."""
     from utils.client import YoloClient
     from utils.data import read_data_yaml, write_private_yaml
-    from utils.model import build_model, to_arrays, yaml_of
+    from utils.model import architecture_of, build_model, to_arrays
     from utils.trainer import SliceSettings
 
     data = read_data_yaml(options.data, where="data")
     model = build_model(options.base, "detect", data, train)
     settings = SliceSettings(
-        model_yaml=yaml_of(model),
+        architecture=architecture_of(model, options.base, train),
         task="detect",
         data=write_private_yaml(data, folder),
         private_dir=folder,

@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from utils.model import (
     build_model,
@@ -127,11 +128,13 @@ def make_checkpoint(
     names: Sequence[str] = ("a", "b", "c"),
     base: str = "yolov8n.yaml",
     seed: int = 0,
+    *,
+    as_trained: bool = False,
 ) -> Path:
     """Write an Ultralytics checkpoint with random weights drawn from `seed`, and return its path.
 
     base: a model YAML that comes with Ultralytics; its name also tells the task, e.g.
-    "yolov8n-seg.yaml".
+    "yolov8n-seg.yaml". as_trained: as `yolo train` leaves it, an EMA in half precision.
     """
     task = task_of(base)
     data = {"names": dict(enumerate(names)), "nc": len(names)}
@@ -139,6 +142,10 @@ def make_checkpoint(
         data["kpt_shape"] = [17, 3]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, build_model(base, task, data, seed=seed))
+    if as_trained:
+        checkpoint = torch.load(path, weights_only=False)
+        checkpoint.update(ema=checkpoint["model"].half(), model=None)
+        torch.save(checkpoint, path)
     return path
 
 

@@ -2,16 +2,20 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from helpers import make_dataset
-from processes import ROOT, federated, processes_with, started, wait_until
-from test_exactness import TRAIN, assert_identical, plain_training
+from helpers import make_checkpoint, make_dataset
+from processes import ROOT, federated, finished, processes_with, started, wait_until
+from test_exactness import TRAIN, assert_identical, assert_learned, plain_training
+from ultralytics import YOLO
 
+from utils.environment import ensure_torchvision_nms
+from utils.model import to_arrays
 from utils.run_dir import load_arrays, read_csv
 
 TELLING = """
@@ -129,6 +133,34 @@ def test_the_saved_args_run_again_to_the_same_arrays(
     assert_identical(arrays, expected)
     rows, first = (read_csv(d / "results.csv") for d in (again, folder / "runs" / "mine"))
     assert [r["fitness"] for r in rows] == [r["fitness"] for r in first]
+
+
+def test_the_readmes_first_example_fine_tunes_a_coco_checkpoint_exports_it_and_predicts(
+    tmp_path: Path,
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (tmp_path / "my_config.yaml").write_text(readme.split("```yaml\n")[1].split("```")[0])
+    coco = [f"thing {i}" for i in range(80)]
+    make_checkpoint(tmp_path / "yolo11n.pt", coco, "yolo11n.yaml", as_trained=True)
+    for seed, site in enumerate(("sites/north", "sites/south", "server")):
+        make_dataset(tmp_path / site, num_train=4, num_val=2, names=("red", "green"), seed=seed)
+    done = federated("my_config.yaml", "num_rounds=1", "train.imgsz=64", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run_dir = tmp_path / "runs" / "federated" / "train"
+    arrays, _ = load_arrays(run_dir / "weights" / "round1.npz")
+    start, _ = load_arrays(run_dir / "weights" / "round0.npz")
+    assert_learned(arrays, start)
+    assert arrays["model.23.cv3.0.0.1.conv.weight"].shape[0] == 80  # as `yolo train` would have it
+    export = [sys.executable, str(ROOT / "utils" / "export_federated.py"), "yolo11n.pt"]
+    done = finished([*export, "runs/federated/train/weights/round1.npz"], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ensure_torchvision_nms()
+    for path in (tmp_path / "saved_model.pt", run_dir / "weights" / "last.pt"):
+        model = YOLO(path)
+        assert model.names == {0: "red", 1: "green"}
+        assert_identical(to_arrays(model.model), arrays)  # pyright: ignore[reportArgumentType]
+        image = tmp_path / "server" / "images" / "val" / "0.jpg"
+        assert len(list(model.predict(image, imgsz=64, save=False, verbose=False))) == 1
 
 
 def test_wrong_input_gives_one_line_per_problem_and_exit_2(tmp_path: Path) -> None:

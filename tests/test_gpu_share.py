@@ -24,6 +24,7 @@ from utils.gpu_share import (
     largest_client,
     with_gpu_share,
 )
+from utils.model import Architecture
 from utils.run_dir import RunDir
 
 
@@ -173,7 +174,7 @@ def test_a_client_that_does_not_fit_is_an_error_before_round_1(
 def test_without_a_gpu_nothing_is_tried(tmp_path: Path, sites: dict[str, Path]) -> None:
     probe = FakeMemory(gpus=0)
     config, choice = with_gpu_share(
-        config_of(tmp_path, sites), "detect", torch.nn.Module(), {}, tmp_path, probe
+        config_of(tmp_path, sites), "detect", Architecture({}), {}, tmp_path, probe
     )
     assert (config.client_resources.num_gpus, choice, probe.asked) == (0, "", [])
 

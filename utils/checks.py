@@ -22,6 +22,7 @@ from utils.config import (
     InputError,
     config_problems,
     nearest,
+    train_problems,
 )
 from utils.data import (
     DataSummary,
@@ -38,11 +39,15 @@ from utils.loggers import logger_problems, loggers_of_settings
 from utils.members import Members
 from utils.model import (
     CLASSIFY_IMGSZ,
+    Architecture,
+    architecture_of,
+    architecture_problems,
     build_model,
     load_checkpoint_module,
     shared_names,
     task_of,
     to_arrays,
+    train_args_of_base,
 )
 from utils.privacy import privacy_problems
 from utils.strategies import strategy_problems
@@ -61,8 +66,8 @@ class Federation:
 
     config: nothing in it is "auto" or "demo" any more. server_data: without a test split that has
     no labels. names: classes by index; one, "item", with single_cls. summaries: by client.
-    model: the global model before round 1. caches: label caches, a folder for each client.
-    members: the sites that are there, if the clients are SuperNodes.
+    model: the global model before round 1, of this architecture. caches: label caches, a folder for
+    each client. members: the sites that are there, if the clients are SuperNodes.
     gpu_choice: how `num_gpus: auto` was decided, where something was tried.
     """
 
@@ -72,6 +77,7 @@ class Federation:
     summaries: dict[str, DataSummary]
     server_data: dict[str, Any] | None
     model: torch.nn.Module
+    architecture: Architecture
     caches: Path
     members: Members | None = None
     gpu_choice: str = ""
@@ -132,6 +138,9 @@ def check(
     problems += _save_dir_problems(Path(config.save_dir))
     task, base_problems = _task(config)
     problems += base_problems + (_classifier_problems(config) if task == "classify" else [])
+    if task is not None:
+        config, base_problems = _with_arguments_of_base(config, task)
+        problems += base_problems
     members = None
     if config.has_sites:
         if meet is None:
@@ -200,12 +209,20 @@ def check(
             f"shared.parts: [{', '.join(config.shared.parts)}] of this model has no arrays to "
             "share; add a part"
         )
+    architecture = architecture_of(model, config.base_model, config.train)
+    problems = architecture_problems(architecture, model, task, form, config.train)
+    if problems:
+        raise InputError(
+            f"base_model '{config.base_model}': cannot be federated: {problem}; train from another "
+            "base model or train.pretrained"
+            for problem in problems[:1]
+        )
     config = _with_whole_strides(config, model)
     gpu_choice = ""
     if config.ray.address is not None:
         config = with_cluster_gpus(config, machines)
     elif config.client_resources.num_gpus == "auto":
-        config, gpu_choice = with_gpu_share(config, task, model, summaries, caches, probe)
+        config, gpu_choice = with_gpu_share(config, task, architecture, summaries, caches, probe)
     server_data = None
     if config.evaluate.data is not None:
         server_data = read_data(Path(config.evaluate.data), task, where="evaluate.data")
@@ -214,7 +231,16 @@ def check(
             server_data.pop("test", None)
     names = tuple(model.names[index] for index in range(len(model.names)))
     return Federation(
-        config, task, names, summaries, server_data, model, caches, members, gpu_choice
+        config,
+        task,
+        names,
+        summaries,
+        server_data,
+        model,
+        architecture,
+        caches,
+        members,
+        gpu_choice,
     )
 
 
@@ -294,6 +320,20 @@ def _task(config: Config) -> tuple[str | None, list[str]]:
         except InputError as error:
             problems += error.problems
     return task, problems
+
+
+def _with_arguments_of_base(config: Config, task: str) -> tuple[Config, list[str]]:
+    """The config with what `yolo train` takes from the base model; and what is wrong with that."""
+    found = train_args_of_base(config.base_model)
+    if task == "classify":
+        found.pop("single_cls", None)
+    found = {k: v for k, v in found.items() if v is not None and k not in config.train}
+    problems = [
+        f"base_model '{config.base_model}': of its own arguments, {line}; set train.{name}"
+        for name, value in found.items()
+        for line in train_problems({name: value})
+    ]
+    return config.model_copy(update={"train": {**found, **config.train}}), problems
 
 
 def _classifier_problems(config: Config) -> list[str]:

@@ -60,6 +60,7 @@ from utils.greeting import Hello, Introduction, Seat, version_problems
 from utils.history import recall, remember
 from utils.increments import Encoding, HeldArrays, LackingArraysError, Residuals
 from utils.model import (
+    Architecture,
     build_model,
     load_checkpoint_module,
     load_into,
@@ -99,8 +100,8 @@ class Instructions:
 
     run_id: unique for a run, and usable as the name of a folder. start_id: unique for each start of
     its server; what processes remember is of one start, so that a resumed run goes on from disk.
-    model_yaml: what the global model is built from, and digest of its layout. names: class names of
-    the federation. train: resolved train arguments. num_clients: that may work on one machine.
+    architecture: what the global model is built from, and digest of its layout. names: class names
+    of the federation. train: resolved train arguments. num_clients: that may work on one machine.
     device, num_threads: of a client in a simulation. round_timeout_s: for one message.
     client: see `client_class`. cross_client: without it no client gives its local model away.
     incremental: arrays travel as increments, see utils/increments.py, with the differences that
@@ -109,7 +110,7 @@ class Instructions:
 
     run_id: str
     start_id: str
-    model_yaml: dict[str, Any]
+    architecture: Architecture
     task: str
     digest: str
     names: tuple[str, ...]
@@ -238,7 +239,7 @@ class YoloClient(NumPyClient):
     def model(self) -> torch.nn.Module:
         """The model to evaluate with, on the CPU; not the one in training."""
         s = self.settings
-        return build_model(s.model_yaml, s.task, self.data, s.train, s.seed)
+        return build_model(s.architecture, s.task, self.data, s.train, s.seed)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -451,7 +452,7 @@ def client_for(message: Message, context: Context) -> YoloClient:
         data = read_data(place.data, instructions.task, where=f"client '{place.name}'")
         data = in_label_space(data, instructions.names, place.not_annotated)
         settings = SliceSettings(
-            model_yaml=instructions.model_yaml,
+            architecture=instructions.architecture,
             task=instructions.task,
             data=write_private_yaml(data, place.private_dir),
             private_dir=place.private_dir,
@@ -685,9 +686,9 @@ def query(message: Message, context: Context) -> Message:
     form = {key: data[key] for key in ("channels", "kpt_shape") if key in data}
     if _digest_here(instructions.to_json(), json.dumps(form)) != instructions.digest:
         raise ValueError(
-            f"client '{place.name}' builds another model than the server from the same YAML: its "
-            f"Ultralytics is {ultralytics.__version__}, or its data.yaml has other channels or "
-            "kpt_shape"
+            f"client '{place.name}' builds another model than the server from the same "
+            f"architecture: its Ultralytics is {ultralytics.__version__}, or its data.yaml has "
+            "other channels or kpt_shape"
         )
     if "private" in message.content:
         save_private_start(place.private_dir, from_record(message.content.array_records["private"]))
@@ -700,7 +701,7 @@ def _digest_here(instructions_json: str, form_json: str) -> str:
     instructions = Instructions.from_json(instructions_json)
     names = dict(enumerate(instructions.names))
     data = {**json.loads(form_json), "names": names, "nc": len(names)}
-    model = build_model(instructions.model_yaml, instructions.task, data, instructions.train)
+    model = build_model(instructions.architecture, instructions.task, data, instructions.train)
     return Layout.of(to_arrays(model)).digest
 
 

@@ -15,7 +15,7 @@ from ultralytics.data import build_dataloader
 from utils.arrays import Arrays
 from utils.data import build_dataset
 from utils.environment import ensure_torchvision_nms
-from utils.model import is_rtdetr, load_into, validator_class, yaml_of
+from utils.model import is_rtdetr, load_into, validator_class
 from utils.pictures import drawing_class, side_by_side
 
 # Train arguments that also matter in validation. The batch size is not among them: it changes the
@@ -73,11 +73,11 @@ class Evaluator:
         )
         self._loaders: dict[str, Any] = {}
 
-    def __call__(self, model: torch.nn.Module, split: str = "val") -> Evaluation:
+    def __call__(self, model: Any, split: str = "val") -> Evaluation:
         """Evaluate a model, which stays as it is (Ultralytics fuses a copy)."""
         loader = self.loader(model, split)
         validator = self._validate(
-            model, validator_class(self.args["task"], yaml_of(model)), loader, split
+            model, validator_class(self.args["task"], model.yaml), loader, split
         )
         results = dict(validator.metrics.results_dict)
         fitness = float(results.pop("fitness"))
@@ -88,9 +88,7 @@ class Evaluator:
             _per_class(validator, model),
         )
 
-    def draw(
-        self, model: torch.nn.Module, versions: Mapping[str, Arrays], num_images: int
-    ) -> bytes:
+    def draw(self, model: Any, versions: Mapping[str, Arrays], num_images: int) -> bytes:
         """A picture of some val images with their labels, and with each version's predictions.
 
         model: takes the arrays of one version after the other, and keeps those of the last.
@@ -102,7 +100,7 @@ class Evaluator:
         folder.mkdir(exist_ok=True)
         loader = self._loader_of_some(model, folder / "images.txt", num_images)
         panels: dict[str, Path] = {}
-        validator = validator_class(self.args["task"], yaml_of(model))
+        validator = validator_class(self.args["task"], model.yaml)
         for number, (title, arrays) in enumerate(versions.items()):
             load_into(model, arrays)
             drawing = self._validate(model, drawing_class(validator), loader, "val")

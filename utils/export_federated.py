@@ -26,6 +26,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,11 +56,14 @@ from utils.data import keypoint_names, keypoint_problems
 from utils.environment import ensure_torchvision_nms, remove_private_settings
 from utils.model import (
     CLASSIFY_IMGSZ,
+    Architecture,
     build_model,
+    class_branch_in,
     is_rtdetr,
     load_checkpoint_module,
     load_into,
     save_checkpoint,
+    set_class_branch,
     structure_of,
     task_of,
     to_arrays,
@@ -91,11 +95,12 @@ class ExportError(RuntimeError):
 class Base:
     """What a base model says by itself.
 
-    data: `names`, `nc`, `channels`, for pose also `kpt_shape` and, of a checkpoint, what else it
-    knows of keypoints. imgsz: pixels.
+    structure: what its YAML holds. data: `names`, `nc`, `channels`, for pose also `kpt_shape` and,
+    of a checkpoint, what else it knows of keypoints. imgsz: pixels.
     """
 
     task: str
+    structure: dict[str, Any]
     data: dict[str, Any]
     imgsz: int
 
@@ -146,7 +151,7 @@ def rebuild(
         raise InputError(problems)
     arrays, meta = found
     model_data = merge_data(facts, classes, meta, base=base, arrays_path=arrays_path)
-    train = run_train_args(arrays_path) if meta else {}
+    run_imgsz = read_run_imgsz(arrays_path) if meta else None
     notes: list[str] = []
     if facts.task == "pose":
         _settle_keypoints(classes, model_data, data)
@@ -156,9 +161,11 @@ def rebuild(
         except InputError as error:  # the arrays, which matter, are sound
             notes = [f"keypoints have no names of the run: {error}; --data can give them"]
     try:
-        model = build_model(base, facts.task, model_data, train)
+        # All weights are those of the archive.
+        model = build_model(Architecture(facts.structure), facts.task, model_data)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base '{base}': cannot be built: {error}") from error
+    adopt_class_branch(model, arrays)
     layout = Layout.of(to_arrays(model))
     try:
         load_into(model, fit(arrays, layout, exact=meta is not None))
@@ -167,7 +174,7 @@ def rebuild(
         lines = ([f"does not fit base '{base}'; {hint}"] if hint else []) + error.problems
         raise InputError(f"{arrays_path}: {line}" for line in lines) from error
     names = tuple(model_data["names"][index] for index in range(len(model_data["names"])))
-    imgsz = int(train.get("imgsz", facts.imgsz))
+    imgsz = run_imgsz or facts.imgsz
     return Rebuilt(model, facts.task, names, imgsz, meta, tuple(notes))
 
 
@@ -255,7 +262,7 @@ def read_base(base: str) -> Base:
     data = {"names": names, "nc": len(names), "channels": structure.get("channels", 3)}
     if task == "pose":
         data.update({"kpt_shape": list(structure["kpt_shape"]), **keypoints})
-    return Base(task, data, max(imgsz) if isinstance(imgsz, Sequence) else int(imgsz))
+    return Base(task, structure, data, max(imgsz) if isinstance(imgsz, Sequence) else int(imgsz))
 
 
 def read_classes(path: Path) -> dict[str, Any]:
@@ -298,24 +305,38 @@ def read_round(path: Path) -> tuple[Arrays, RoundMeta | None]:
     return arrays, meta
 
 
-def run_train_args(arrays_path: Path) -> dict[str, Any]:
-    """What shaped the model of this run beside its base, from the run directory's args.yaml.
+def adopt_class_branch(model: torch.nn.Module, arrays: Arrays) -> None:
+    """Give the model class branches like those of the arrays, whose width no base tells.
 
-    `pretrained` decides whether the classification branch keeps the width of the checkpoint's.
-    Empty for a round that was copied out of its run directory.
+    Where they came from a checkpoint of other classes, they are as wide as in that. Nothing is done
+    for arrays of another model; `fit` says what is wrong with them.
     """
+    names = list(to_arrays(model))
+    if all(POSITIONAL.fullmatch(name) for name in arrays):
+        arrays = {n: arrays[f"arr_{i}"] for i, n in enumerate(names) if f"arr_{i}" in arrays}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    with suppress(ValueError):
+        set_class_branch(model, class_branch_in(model, shapes))
+
+
+def read_run_imgsz(arrays_path: Path) -> int | None:
+    """Image size (pixels) of the run, from its args.yaml; None for a round that was copied away."""
     path = arrays_path.absolute().parent.parent / "args.yaml"
     if not path.is_file():
-        return {}
+        return None
     try:
-        train = yaml.safe_load(path.read_text(encoding="utf-8"))["train"]
-        train = {key: train[key] for key in ("imgsz", "pretrained") if key in train}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        imgsz = yaml.safe_load(path.read_text(encoding="utf-8"))["train"].get("imgsz")
+        return int(imgsz) if imgsz else None
+    except (
+        OSError,
+        UnicodeDecodeError,
+        yaml.YAMLError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise InputError(f"{path}: not the args.yaml of a run: {_first_line(error)}") from error
-    pretrained = train.get("pretrained")
-    if isinstance(pretrained, str):
-        load_checkpoint_module(pretrained, where=f"{path}: train.pretrained '{pretrained}'")
-    return train
 
 
 def _settle_keypoints(
@@ -467,9 +488,8 @@ def _misfit_hint(
         )
     if meta is not None:
         return (
-            f"the run started from '{meta.base_model}': give that file, and let the .npz stay in "
-            "its run directory if the run set train.pretrained; for other input channels or "
-            "keypoints also pass --data"
+            f"the run started from '{meta.base_model}': give that file; for other input channels "
+            "or keypoints also pass --data"
         )
     head = f"model.{len(model.yaml['backbone']) + len(model.yaml['head']) - 1}."
     if not all(name.startswith(head) for name in wrong):
@@ -479,11 +499,7 @@ def _misfit_hint(
             f"only the head differs: it was built for {model.nc} classes; pass --data data.yaml "
             "with the classes that these arrays were trained on"
         )
-    # A checkpoint passes on the width of its classification branch, which a YAML sets by classes.
-    return (
-        f"only the head differs: it was built for {model.nc} classes; check --data, and for arrays "
-        "that were trained from a model YAML, give that (e.g. yolo11n.yaml) as the base"
-    )
+    return f"only the head differs: it was built for {model.nc} classes; check --data"
 
 
 def convert(saved: Path, format_name: str, imgsz: int) -> tuple[Path, str]:

@@ -20,7 +20,7 @@ from utils.client import MAX_CLIENTS
 from utils.config import ClientData, Config, InputError
 from utils.data import DataSummary, in_label_space, read_data, write_private_yaml
 from utils.environment import num_cpus
-from utils.model import yaml_of
+from utils.model import Architecture
 from utils.room import OUT_OF_MEMORY
 from utils.trainer import SliceSettings, try_batches
 
@@ -145,7 +145,7 @@ def _try(settings: SliceSettings, probe: MemoryProbe) -> tuple[int, int, int]:
 def with_gpu_share(
     config: Config,
     task: str,
-    model: torch.nn.Module,
+    architecture: Architecture,
     summaries: dict[str, DataSummary],
     caches: Path,
     probe: MemoryProbe,
@@ -154,8 +154,8 @@ def with_gpu_share(
 
     Where there is no GPU, or sites have machines of their own, it is 0, and nothing is tried.
 
-    config: otherwise resolved. model: the global one. caches: label caches, one folder a client.
-    Raises InputError when a client does not fit on a GPU.
+    config: otherwise resolved. architecture: of the global model. caches: label caches, one
+    folder a client. Raises InputError when a client does not fit on a GPU.
     """
     resources = config.client_resources
     if config.has_sites or not probe.num_gpus():
@@ -168,7 +168,7 @@ def with_gpu_share(
         "lower train.batch or train.imgsz, or train on the CPU with client_resources.num_gpus=0"
     )
     try:
-        settings = settings_of_try(config, task, model, data, caches, probe.device)
+        settings = settings_of_try(config, task, architecture, data, caches, probe.device)
         memory = measure(settings, probe)
     except OUT_OF_MEMORY as error:
         raise InputError(f"{too_large}: {error}; {advice}") from error
@@ -193,7 +193,7 @@ def with_gpu_share(
 def settings_of_try(
     config: Config,
     task: str,
-    model: torch.nn.Module,
+    architecture: Architecture,
     data: ClientData,
     caches: Path,
     device: str,
@@ -204,7 +204,7 @@ def settings_of_try(
     source: dict[str, Any] = read_data(Path(data.data or ""), task, where=f"client '{data.name}'")
     source = in_label_space(source, tuple(config.names or ()), data.not_annotated)
     return SliceSettings(
-        model_yaml=yaml_of(model),
+        architecture=architecture,
         task=task,
         data=write_private_yaml(source, private_dir),
         private_dir=private_dir,

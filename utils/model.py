@@ -1,7 +1,8 @@
 """The global model: built in one place from a base, turned into named arrays and back, saved.
 
-Server, clients and exporter all call `build_model`, which is Ultralytics' own way from a base
-model and a list of class names to the model that `yolo train` would start from.
+On the server, `build_model` goes Ultralytics' own way from a base model and a list of class names
+to the model that `yolo train` would start from. Clients and the exporter build the same model from
+its `Architecture`.
 """
 
 import copy
@@ -9,6 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ import numpy as np
 import torch
 import ultralytics
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.modules import Detect
+from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
-from ultralytics.utils import SAFE_LOAD
+from ultralytics.utils import DEFAULT_CFG_DICT, SAFE_LOAD
 from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
 
 from utils.arrays import Arrays, Layout, layout_problems
@@ -33,6 +35,22 @@ CLASSIFY_IMGSZ = 224  # pixels; Ultralytics' default for this task
 MODEL_YAML = "model.yaml"  # stands for a base model that is no file
 # Heads that take their classes from texts, of YOLO-World and YOLOE.
 TEXT_HEADS = ("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26")
+CLASS_BRANCHES = ("cv3", "one2one_cv3")  # of all YOLO heads; the second of end-to-end ones
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model is built from on any machine: all of it but its weights, without a pickle.
+
+    yaml: what a model YAML holds. class_branch: shapes of the convolutions of the head's class
+    branches by the names of their arrays; empty for those that the YAML alone gives. A base of
+    other classes passes on its own (`BaseModel.load`, Ultralytics 8.4.180 to 8.4.190), and no YAML
+    shows that. new_class_rows: whether the rows of the classes were drawn anew then.
+    """
+
+    yaml: Mapping[str, Any]
+    class_branch: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    new_class_rows: bool = False
 
 
 def task_of(base_model: str) -> str:
@@ -91,8 +109,33 @@ def task_of_structure(structure: Mapping[str, Any]) -> str:
 def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
     """The module inside an Ultralytics checkpoint, read by the restricted loader.
 
-    (Unless `trust_checkpoint` has switched it off for this process, see utils/environment.py.)
     Raises InputError; `where` starts its line.
+    """
+    checkpoint = _load_checkpoint(path, where)
+    module = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"{where}: the file holds no model; expected an Ultralytics checkpoint")
+    return module
+
+
+def train_args_of_base(base_model: str) -> dict[str, Any]:
+    """Train arguments that `yolo train` takes from a base model where it is not told others.
+
+    They are those of `Model._reset_ckpt_args` (Ultralytics 8.4) that shape training: none of a
+    model YAML. Raises InputError.
+    """
+    if Path(base_model).suffix.lower() != ".pt":
+        return {}
+    checkpoint = _load_checkpoint(base_model, f"base_model '{base_model}'")
+    found = checkpoint.get("train_args")
+    found = {**DEFAULT_CFG_DICT, **(found if isinstance(found, dict) else {})}
+    return {name: found[name] for name in ("imgsz", "single_cls")}
+
+
+def _load_checkpoint(path: str, where: str) -> dict[str, Any]:
+    """What a checkpoint holds, by the restricted loader.
+
+    (Unless `trust_checkpoint` has switched it off for this process, see utils/environment.py.)
     """
     try:
         exists = Path(path).is_file()
@@ -113,11 +156,7 @@ def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
         raise InputError(
             f"{where}: not an Ultralytics checkpoint that is safe to load: {_why_not(error)}"
         ) from error
-    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
-    module = checkpoint.get("ema") or checkpoint.get("model")
-    if not isinstance(module, torch.nn.Module):
-        raise InputError(f"{where}: the file holds no model; expected an Ultralytics checkpoint")
-    return module
+    return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def _why_not(error: Exception) -> str:
@@ -147,7 +186,7 @@ def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
 
 
 def build_model(
-    base_model: str | Mapping[str, Any],
+    base_model: str | Architecture,
     task: str,
     data: Mapping[str, Any],
     train: Mapping[str, Any] | None = None,
@@ -158,15 +197,16 @@ def build_model(
     The task's trainer builds it, so class rows are carried over by name, `pretrained` and
     `cls_remap` are obeyed, and new weights are drawn from `seed` as in a plain training.
 
-    base_model: a .pt, a model YAML, or what a model YAML holds (see `yaml_of`).
+    base_model: a .pt or a model YAML; or an architecture, whose weights are new.
     data: `names` (index -> name), `nc`, and what else the task needs of a data.yaml.
     train: Ultralytics train arguments.
     Returns the float32 model on the CPU.
     """
     ensure_torchvision_nms()
-    structure = base_model
-    if isinstance(structure, str):
-        structure = structure_of(structure, where=f"base_model '{base_model}'")
+    if isinstance(base_model, str):
+        structure = structure_of(base_model, where=f"base_model '{base_model}'")
+    else:
+        structure = base_model.yaml
     # The trainer's own __init__ would make folders and read images; building needs neither.
     trainer: Any = object.__new__(trainer_class(task, structure))
     name = base_model if isinstance(base_model, str) else MODEL_YAML
@@ -181,7 +221,7 @@ def build_model(
         if isinstance(base_model, str):
             trainer.setup_model()
         else:
-            trainer.model = trainer.get_model(cfg=copy.deepcopy(dict(base_model)), verbose=False)
+            trainer.model = model_of(base_model, trainer)
     finally:
         unset_deterministic()
     trainer.set_model_attributes()
@@ -189,14 +229,162 @@ def build_model(
     return model.float()
 
 
-def yaml_of(model: torch.nn.Module) -> dict[str, Any]:
-    """What the model was built from: all of a model but its weights. Text, numbers and lists."""
+def architecture_of(
+    model: torch.nn.Module, base_model: str = "", train: Mapping[str, Any] | None = None
+) -> Architecture:
+    """What a model that `build_model` made is built from.
+
+    base_model, train: as it was made with; they say which random numbers were drawn.
+    """
     unwrapped: Any = unwrap_model(model)
-    return json.loads(json.dumps(unwrapped.yaml))
+    arrays = {name: tuple(tensor.shape) for name, tensor in unwrapped.state_dict().items()}
+    return Architecture(
+        json.loads(json.dumps(unwrapped.yaml)),
+        class_branch_in(unwrapped, arrays),
+        _draws_class_rows(unwrapped, base_model, (train or {}).get("pretrained", True)),
+    )
+
+
+def _draws_class_rows(model: Any, base_model: str, pretrained: Any) -> bool:
+    """Whether weights came from a head of another number of classes."""
+    source = pretrained if isinstance(pretrained, str) else base_model
+    if pretrained is False or not source.lower().endswith(".pt"):
+        return False
+    module: Any = load_checkpoint_module(source, where=f"'{source}'")
+    layers: list[Any] = [getattr(m, "model", [None]) for m in (module, model)]
+    rows = [x[-1].cv3[0][-1].out_channels for x in layers if isinstance(x[-1], Detect)]
+    return len(rows) == 2 and rows[0] != rows[1]
+
+
+def class_branch_in(
+    model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Those of the shapes that are of the convolutions of this model's class branches, by name.
+
+    shapes: of arrays by name; they may be of another model.
+    """
+    head = f"model.{len(unwrap_model(model).model) - 1}."  # pyright: ignore[reportArgumentType]
+    starts = tuple(f"{head}{attribute}." for attribute in CLASS_BRANCHES)
+    return {n: s for n, s in shapes.items() if n.startswith(starts) and len(s) == 4}
+
+
+def model_of(architecture: Architecture, trainer: Any) -> Any:
+    """The model that this Ultralytics trainer trains, with new weights.
+
+    The random numbers are those that `yolo train` would have drawn to get it from its base model:
+    copying weights draws none. Raises ValueError for a class branch that fits no such model.
+    """
+    model = trainer.get_model(cfg=copy.deepcopy(dict(architecture.yaml)), verbose=False)
+    set_class_branch(model, architecture.class_branch, draw_rows=architecture.new_class_rows)
+    return model
+
+
+def set_class_branch(
+    model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], *, draw_rows: bool = False
+) -> None:
+    """Give a new model class branches of these shapes, if it has others, as `BaseModel.load` does.
+
+    shapes: as of `class_branch_in`; none leave the model as it is. draw_rows: draw the random
+    numbers of new rows. Raises ValueError for shapes that do not join the neck to the classes.
+    """
+    unwrapped: Any = unwrap_model(model)
+    found = class_branch_in(unwrapped, {n: tuple(t.shape) for n, t in model.state_dict().items()})
+    if not shapes or {n: tuple(s) for n, s in shapes.items()} == found:
+        return
+    index, head = len(unwrapped.model) - 1, unwrapped.model[-1]
+    if {name.split(".")[2] for name in shapes} != {name.split(".")[2] for name in found}:
+        raise ValueError(f"class branches {sorted(shapes)[:2]}, ... are of another kind of head")
+    built = 0
+    for attribute in (name for name in CLASS_BRANCHES if getattr(head, name, None) is not None):
+        branches = getattr(head, attribute)
+        rebuilt = []
+        for i, (old, box) in enumerate(zip(branches, head.cv2, strict=True)):
+            start = f"model.{index}.{attribute}.{i}."
+            own = {n.removeprefix(start): s for n, s in shapes.items() if n.startswith(start)}
+            built += len(own)
+            with torch.random.fork_rng(devices=[]):
+                new, channels = _branch(own, box[0].conv.in_channels, old)
+            last = new[-1] if isinstance(new, torch.nn.Sequential) else None
+            if not isinstance(last, torch.nn.Conv2d) or channels != old[-1].out_channels:
+                raise ValueError(
+                    f"{start}: ends in {channels} channels, expected {old[-1].out_channels} classes"
+                )
+            if draw_rows:
+                new[-1] = torch.nn.Conv2d(last.in_channels, channels, 1)
+            rebuilt.append(new.train(old.training))
+        setattr(head, attribute, torch.nn.ModuleList(rebuilt))
+    if built != len(shapes):
+        raise ValueError(f"{len(shapes) - built} arrays of class branches are of no feature map")
+
+
+def _branch(
+    shapes: Mapping[str, tuple[int, ...]], channels: int, like: torch.nn.Module
+) -> tuple[Any, int]:
+    """The modules that have convolutions of these shapes one after another; their channels out.
+
+    shapes: by name within the branch. channels: that come in. like: has the activations and the
+    BatchNorm that `Conv` modules get.
+    """
+    if not shapes:
+        raise ValueError("a class branch without convolutions")
+    if set(shapes) == {"weight"} or set(shapes) == {"conv.weight"}:
+        out, per_group, kernel, width = next(iter(shapes.values()))
+        if min(out, per_group, kernel) < 1 or kernel != width or channels % per_group:
+            raise ValueError(
+                f"a convolution of shape {(out, per_group, kernel, width)} does not take "
+                f"{channels} channels"
+            )
+        if "weight" in shapes:
+            return torch.nn.Conv2d(channels, out, kernel, groups=channels // per_group), out
+        prototype: Any = next(m for m in like.modules() if isinstance(m, Conv))
+        module = Conv(channels, out, kernel, g=channels // per_group, act=prototype.act)
+        module.bn.eps, module.bn.momentum = prototype.bn.eps, prototype.bn.momentum
+        return module, out
+    children = []
+    keys = list(dict.fromkeys(name.partition(".")[0] for name in shapes))
+    if keys != [str(i) for i in range(len(keys))]:
+        raise ValueError(f"a class branch of modules {', '.join(keys[:5])}, expected 0, 1, ...")
+    for key in keys:
+        own = {n.partition(".")[2]: s for n, s in shapes.items() if n.partition(".")[0] == key}
+        child, channels = _branch(own, channels, like)
+        children.append(child)
+    return torch.nn.Sequential(*children), channels
+
+
+def architecture_problems(
+    architecture: Architecture,
+    model: torch.nn.Module,
+    task: str,
+    data: Mapping[str, Any],
+    train: Mapping[str, Any],
+) -> list[str]:
+    """Say in what clients would build another model than this one, which the server has built.
+
+    Compares all modules that hold something (kernels, groups, activations, BatchNorm's constants).
+    """
+    try:
+        built = build_model(architecture, task, data, train)
+    except ValueError as error:
+        return [str(error)]
+    pairs = (_leaves(model), _leaves(built))
+    return [
+        f"{name}: clients would build {theirs.get(name, 'nothing')} for {ours.get(name, 'nothing')}"
+        for ours, theirs in [pairs]
+        for name in dict.fromkeys((*ours, *theirs))
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _leaves(model: torch.nn.Module) -> dict[str, str]:
+    """What each module without modules in it is, by its name, whether or not it works in place."""
+    # Activations are one object in many places, in a copied branch another one.
+    modules = unwrap_model(model).named_modules(remove_duplicate=False)
+    found = ((name, repr(module)) for name, module in modules if not any(module.children()))
+    return {name: re.sub(r"(, )?inplace=True", "", text) for name, text in found}
 
 
 def trainer_class(task: str, structure: Mapping[str, Any]) -> type:
-    """Ultralytics' trainer of a task. structure: of the model, as of `yaml_of`."""
+    """Ultralytics' trainer of a task. structure: what its YAML holds."""
     from ultralytics.models import yolo
     from ultralytics.models.rtdetr.train import RTDETRTrainer
 
@@ -212,7 +400,7 @@ def trainer_class(task: str, structure: Mapping[str, Any]) -> type:
 
 
 def validator_class(task: str, structure: Mapping[str, Any]) -> type:
-    """Ultralytics' validator of a task. structure: of the model, as of `yaml_of`."""
+    """Ultralytics' validator of a task. structure: what its YAML holds."""
     from ultralytics.models import yolo
     from ultralytics.models.rtdetr.val import RTDETRValidator
 

@@ -74,7 +74,7 @@ def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate
     data = largest_client(config, federation.summaries)
     device = "0" if config.client_resources.num_gpus else "cpu"
     settings = settings_of_try(
-        config, federation.task, federation.model, data, federation.caches, device
+        config, federation.task, federation.architecture, data, federation.caches, device
     )
     settings = dataclasses.replace(
         settings,

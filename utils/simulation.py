@@ -32,7 +32,7 @@ from utils.final_evaluation import finish, is_finished
 from utils.greeting import hello
 from utils.loggers import LoggerError, start_loggers
 from utils.members import Members
-from utils.model import class_row_names, parameter_names, to_arrays, yaml_of
+from utils.model import class_row_names, parameter_names, to_arrays
 from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RoundMeta, RunDir
 from utils.server import Display, FederationError, RunResult, Server
 from utils.strategies import Aggregation
@@ -204,7 +204,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
     return Instructions(
         run_id=run_id,
         start_id=uuid.uuid4().hex,
-        model_yaml=yaml_of(federation.model),
+        architecture=federation.architecture,
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
         names=tuple(config.names or ()),

@@ -10,7 +10,6 @@ position of the data loader, mosaic buffer) is saved after each slice in the cli
 folder, so that the next slice may run in another process and still be the same.
 """
 
-import copy
 import itertools
 import random
 import re
@@ -35,8 +34,10 @@ from utils.data import NOT_ANNOTATED, build_dataset, read_data_yaml
 from utils.environment import ensure_torchvision_nms
 from utils.model import (
     MODEL_YAML,
+    Architecture,
     is_rtdetr,
     load_into,
+    model_of,
     shared_names,
     to_arrays,
     trainer_class,
@@ -52,12 +53,12 @@ KEPT_STATES = 2  # of the last round, and of the one before it for a round that 
 class SliceSettings:
     """What a client needs to know to train its slices.
 
-    model_yaml: of the global model, as of `yaml_of`; weights come with each round.
+    architecture: of the global model; weights come with each round.
     data: the private data.yaml. private_dir: folder for this client's files.
     train: Ultralytics train arguments. device: "cpu" or "0". num_threads: of PyTorch on the CPU.
     """
 
-    model_yaml: Mapping[str, Any]
+    architecture: Architecture
     task: str
     data: Path
     private_dir: Path
@@ -167,14 +168,9 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     # What follows replaces methods of BaseTrainer.
 
     def setup_model(self) -> None:
-        """Build the model as plain training does from a checkpoint, whose YAML this is.
-
-        The random numbers are the same too: copying a checkpoint's weights draws none.
-        """
+        """Build the model as plain training does from the base model."""
         if not isinstance(self.model, torch.nn.Module):
-            trainer: Any = self
-            cfg = copy.deepcopy(dict(self.settings.model_yaml))
-            self.model = trainer.get_model(cfg=cfg, verbose=False)
+            self.model = model_of(self.settings.architecture, self)
 
     def get_dataset(self) -> dict[str, Any]:
         """Read a classifier's data as that of the other tasks.
@@ -190,7 +186,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         model: Any = unwrap_model(self.model)  # pyright: ignore[reportArgumentType]
         stride = max(int(model.stride.max()), 32)
         caches = self.settings.private_dir / "caches"
-        squares = is_rtdetr(self.settings.model_yaml)
+        squares = is_rtdetr(self.settings.architecture.yaml)
         return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches, squares)
 
     def _setup_train(self) -> None:
@@ -238,7 +234,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         missing = data.get(NOT_ANNOTATED) if self.settings.task != "classify" else None
         if missing and not self.args.single_cls:
             model: Any = unwrap_model(self.model)  # pyright: ignore[reportArgumentType]
-            if is_rtdetr(self.settings.model_yaml):
+            if is_rtdetr(self.settings.architecture.yaml):
                 model.criterion = AnnotatedClassesLoss(model.nc, missing)
                 return
             weights = getattr(model, "class_weights", None)
@@ -298,7 +294,7 @@ def _slice_class(base: type) -> type:
 
 
 def _make_trainer(settings: SliceSettings) -> Any:
-    return _slice_class(trainer_class(settings.task, settings.model_yaml))(settings)
+    return _slice_class(trainer_class(settings.task, settings.architecture.yaml))(settings)
 
 
 def state_path(private_dir: Path, round_number: int) -> Path:

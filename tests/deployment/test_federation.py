@@ -48,8 +48,8 @@ def run(flower: Deployment, *arguments: str, timeout_s: float = 600) -> Run:
 
 
 def test_two_sites_train_as_a_simulation_does_bit_for_bit_also_when_resumed(tmp_path: Path) -> None:
-    """The SuperLink is killed after the first round."""
-    make_checkpoint(tmp_path / "base.pt")
+    """The SuperLink is killed after the first round. The base is of other classes, as COCO's."""
+    make_checkpoint(tmp_path / "base.pt", [f"thing {i}" for i in range(80)])
     data = {s: make_dataset(tmp_path / "data" / s, 4, 3, seed=i) for i, s in enumerate(SITES)}
     listed = [{"name": site, "data": str(path)} for site, path in data.items()]
     simulated = write_config(tmp_path, "simulated", listed)
