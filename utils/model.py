@@ -294,14 +294,14 @@ def set_class_branch(
     index, head = len(unwrapped.model) - 1, unwrapped.model[-1]
     if {name.split(".")[2] for name in shapes} != {name.split(".")[2] for name in found}:
         raise ValueError(f"class branches {sorted(shapes)[:2]}, ... are of another kind of head")
-    built = 0
+    num_built = 0
+    rebuilt: dict[str, list[torch.nn.Module]] = {}
     for attribute in (name for name in CLASS_BRANCHES if getattr(head, name, None) is not None):
-        branches = getattr(head, attribute)
-        rebuilt = []
-        for i, (old, box) in enumerate(zip(branches, head.cv2, strict=True)):
+        rebuilt[attribute] = []
+        for i, (old, box) in enumerate(zip(getattr(head, attribute), head.cv2, strict=True)):
             start = f"model.{index}.{attribute}.{i}."
             own = {n.removeprefix(start): s for n, s in shapes.items() if n.startswith(start)}
-            built += len(own)
+            num_built += len(own)
             with torch.random.fork_rng(devices=[]):
                 new, channels = _branch(own, box[0].conv.in_channels, old)
             last = new[-1] if isinstance(new, torch.nn.Sequential) else None
@@ -311,10 +311,11 @@ def set_class_branch(
                 )
             if draw_rows:
                 new[-1] = torch.nn.Conv2d(last.in_channels, channels, 1)
-            rebuilt.append(new.train(old.training))
-        setattr(head, attribute, torch.nn.ModuleList(rebuilt))
-    if built != len(shapes):
-        raise ValueError(f"{len(shapes) - built} arrays of class branches are of no feature map")
+            rebuilt[attribute].append(new.train(old.training))
+    if num_built != len(shapes):
+        raise ValueError(f"{len(shapes) - num_built} arrays of class branches of no feature map")
+    for attribute, branches in rebuilt.items():
+        setattr(head, attribute, torch.nn.ModuleList(branches))
 
 
 def _branch(
