@@ -116,6 +116,8 @@ def kill_children() -> None:
             child.kill()
 
 
+# unstable: flwr.superlink.cli.flower_superlink says '--parent-pid'
+# unstable: flwr.supercore.app_utils.start_parent_process_monitor says 'raise_signal'
 @cache
 def end_with_parent(look_s: float = 1.0, grace_s: float = 10.0) -> None:
     """End a process of Flower's as Ctrl-C does once the one that started it has gone.
@@ -192,6 +194,7 @@ def ensure_torchvision_nms() -> bool:
             warnings.simplefilter("ignore")
             trouble = _torchvision_trouble()
     if trouble is None:
+        # unstable: torchvision.extension says 'def _has_ops'
         import torchvision.extension
 
         torchvision.extension._has_ops = lambda: True
@@ -233,6 +236,7 @@ def _declare_nms() -> None:
     torch.library.impl("torchvision::nms", "CPU")(nms)
 
 
+# unstable: ultralytics.utils says 'USER_CONFIG_DIR / "settings.json"'
 def _user_settings_file() -> Path:
     """Where the user's own Ultralytics settings are, before they have a private folder."""
     config_home = os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))
@@ -248,6 +252,7 @@ def user_settings() -> dict[str, object]:
         return {}
 
 
+# unstable: ultralytics.utils.SettingsManager.__init__ says '"settings_version": version'
 def _write_settings(folder: Path, user: dict[str, object]) -> None:
     import matplotlib
 
