@@ -18,12 +18,12 @@ from processes import ROOT
 from utils.environment import ensure_torchvision_nms
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TESTED = re.search(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split(",")
+[TESTED] = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 REQUIREMENTS = [
     Requirement(line)
     for group in (
         PROJECT["dependencies"],
-        *(PROJECT["optional-dependencies"][extra] for extra in TESTED),
+        *(PROJECT["optional-dependencies"][extra] for extra in TESTED.split(",")),
     )
     for line in group
 ]
