@@ -61,7 +61,7 @@ ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of the file names of images
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
 # unstable: ultralytics.utils.patches says 'pi_heif'
 # unstable: ultralytics.data.utils.verify_image_label says 'non-normalized or out of bounds coo'
-# unstable: ultralytics.data.utils.verify_image_label says 'negative label' or 'negative class'
+# unstable: ultralytics.data.utils.verify_image_label says 'negative label values'
 # unstable: ultralytics.data.utils.verify_image_label says 'non-integer class labels'
 # Ultralytics' messages that would lead a user astray -> what they mean.
 PLAIN_WORDS = {
@@ -72,7 +72,6 @@ PLAIN_WORDS = {
     "could not convert string to float": "a label line has something that is no number",
     "non-normalized or out of bounds coordinates": "label coordinates that are not from 0 to 1",
     "negative label values": "a label line has a negative number",
-    "negative class labels or coordinate": "a label line has a negative number",  # 8.4.180
     "non-integer class labels": "a label line begins with a class that is no whole number",
 }
 
