@@ -1,11 +1,17 @@
-# make demo   set up .venv and run the demo federation
-# make test   set up .venv and run the tests
-# make lint   style and types
+# make demo          set up .venv and run the demo federation
+# make test          set up .venv and run the tests
+# make lint          style and types
+# make test-newest   the tests in .newest, with the newest of everything that pyproject.toml takes
+#                    (WITH="torch==2.13.0" holds what should not be the newest)
+# make test-oldest   the tests in .oldest, with the lower ends of pyproject.toml
+# make constraints   what the tests of .newest passed with becomes constraints.txt
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt --editable
+EXTRAS := onnx,tensorboard,wandb,dp,supervision,dev
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint test-newest test-oldest constraints clean
 
 demo: $(VENV)/.demo
 	$(RUN) federated.py configs/demo.yaml
@@ -18,16 +24,35 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
+test-newest: .newest/bin/python
+	rm -f .newest/.passed
+	.newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+		--editable ".[$(EXTRAS)]" $(WITH)
+	.newest/bin/python -m pytest
+	touch .newest/.passed
+
+test-oldest: .oldest/bin/python
+	$(PYTHON) .ci/lower_ends.py pyproject.toml > .oldest/lower_ends.txt
+	.oldest/bin/python -m pip install --quiet --constraint .oldest/lower_ends.txt \
+		--editable ".[$(EXTRAS)]" $(WITH)
+	.oldest/bin/python -m pytest
+
+constraints: .newest/.passed
+	.newest/bin/python -m pip list --format freeze | $(PYTHON) .ci/constraints.py > constraints.txt
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .newest .oldest .pytest_cache .ruff_cache
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+.newest/.passed:
+	$(MAKE) test-newest
 
-$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --editable .
+%/bin/python:
+	$(PYTHON) -m venv $*
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) .
 	touch $@
 
-$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --editable ".[onnx,tensorboard,wandb,dp,supervision,dev]"
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) ".[$(EXTRAS)]"
 	touch $@ $(VENV)/.demo

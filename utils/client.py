@@ -163,6 +163,7 @@ class Place:
     gives_models: bool
 
 
+# unstable: flwr.client.NumPyClient
 class YoloClient(NumPyClient):
     """Trains and evaluates a YOLO model on one data set, slice by slice.
 

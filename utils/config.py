@@ -583,6 +583,7 @@ def _without_references(value: Any) -> Any:
     return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
+# unstable: omegaconf._utils says 'full_key: $FULL_KEY'
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).split(" full_key:")[0]
 

@@ -56,7 +56,13 @@ SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "te
 MAX_LINES_PER_SPLIT = 5
 PREFIX = colorstr("val: ")  # before the messages of a scan
 ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of the file names of images
+# unstable: ultralytics.data.utils.verify_image says '{prefix}{im_file}: ignoring corrupt image'
+# unstable: ultralytics.data.utils.verify_image_label says 'ignoring corrupt image/label: '
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
+# unstable: ultralytics.utils.patches says 'pi_heif'
+# unstable: ultralytics.data.utils.verify_image_label says 'non-normalized or out of bounds coo'
+# unstable: ultralytics.data.utils.verify_image_label says 'negative label values'
+# unstable: ultralytics.data.utils.verify_image_label says 'non-integer class labels'
 # Ultralytics' messages that would lead a user astray -> what they mean.
 PLAIN_WORDS = {
     # It tries what Pillow cannot read as HEIF, and reports the failure of that.
@@ -255,6 +261,7 @@ class PrivateDataset(YOLODataset):
         self.shapes = {label["im_file"]: label["shape"] for label in labels}
         return labels
 
+    # unstable: ultralytics.data.dataset.YOLODataset._load_or_scan_cache
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict, bool]:
         # The file beside the labels is a pickle from a folder we do not own: never read it.
         path = self.cache_dir / f"{self.split}.cache"
@@ -764,6 +771,7 @@ def open_split(
     except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
         lines = str(error).splitlines()
         text = _one_line(error)
+        # unstable: ultralytics.data.dataset.YOLODataset.verify_labels says 'Please supply'
         if "Please supply" in text:  # labels of another task
             text += f" (base_model is of the task {task}; take one of the labels' task)"
         raise InputError(_damaged_files(lines) or text) from error

@@ -5,7 +5,6 @@ called first. Ray's workers on this machine inherit the variables.
 """
 
 import atexit
-import importlib.util
 import json
 import logging
 import os
@@ -15,20 +14,23 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
-# Off by default; whoever sets one of these before starting is obeyed.
-QUIET_DEFAULTS = {
+# Whoever sets one of these before starting is obeyed.
+DEFAULTS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns that it will stop hiding GPUs
     # A worker's last call races with Ray's own end, which would put a line on stderr now and then.
     "RAY_enable_output_error_log_if_still_retry": "0",
+    "RAY_worker_niceness": "0",  # Ray 2.55's is 15: a run would yield to all else on the machine
     "YOLO_OFFLINE": "1",  # no look-up of weights, fonts or package updates
     "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
     "YOLO_VERBOSE": "false",
@@ -64,7 +66,7 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     switches off what would reach the network. Fonts are taken from Matplotlib, because
     Ultralytics would download one to draw class names.
     """
-    for name, value in QUIET_DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.pop("RAY_ADDRESS", None)  # the setting ray.address says which Ray
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
@@ -79,7 +81,7 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
 
 def worker_variables() -> dict[str, str]:
     """What `prepare_environment` has set for workers that do not inherit it; but for folders."""
-    names = (*QUIET_DEFAULTS, "ULTRALYTICS_SAFE_LOAD")
+    names = (*DEFAULTS, "ULTRALYTICS_SAFE_LOAD")
     return {name: os.environ[name] for name in names}
 
 
@@ -114,6 +116,8 @@ def kill_children() -> None:
             child.kill()
 
 
+# unstable: flwr.superlink.cli.flower_superlink says '--parent-pid'
+# unstable: flwr.supercore.app_utils.start_parent_process_monitor says 'raise_signal'
 @cache
 def end_with_parent(look_s: float = 1.0, grace_s: float = 10.0) -> None:
     """End a process of Flower's as Ctrl-C does once the one that started it has gone.
@@ -164,32 +168,64 @@ def quiet_stdout(*, verbose: bool) -> Iterator[None]:
 
 
 @cache
-def torchvision_loads() -> bool:
-    """Whether torchvision's compiled operators fit this PyTorch (or it is not installed)."""
-    import torch
-
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return True
-    try:
-        torch.ops.load_library(str(Path(spec.origin).with_name("_C.so")))
-    except OSError:
-        return False
-    return True
-
-
-@cache
-def ensure_torchvision_nms() -> None:
-    """Make `import torchvision` work where its compiled operators cannot be loaded.
+def ensure_torchvision_nms() -> bool:
+    """Make `import torchvision` work where its compiled operators do not fit this PyTorch.
 
     torchvision's Linux wheels on PyPI are CUDA builds. Beside a CPU build of PyTorch (seen with
-    torchvision 0.28.0 and torch 2.13.0+cpu) its library does not load and the import ends in
-    "operator torchvision::nms does not exist". Ultralytics imports it in every validator and uses
-    that one operator, for which that of utils/nms.py takes the place.
-    Where torchvision loads, nothing is changed.
+    torchvision 0.21.0 to 0.29.1 and torch 2.13.0+cpu) its library does not load and the import ends
+    in "operator torchvision::nms does not exist". Ultralytics imports it in every validator and
+    uses that one operator, for which that of utils/nms.py takes the place.
+
+    Only after a failed import, because a library that does load must find no operators of its name:
+    it would abort the process.
+
+    Returns whether torchvision works by itself (or is not installed). Raises InputError where it
+    cannot be imported for another reason.
     """
-    if torchvision_loads():
-        return
+    first = _torchvision_trouble()
+    if first is None:
+        return True
+    import torch
+
+    trouble: Exception | None = first
+    if not hasattr(torch.ops.torchvision, "nms"):  # the library of its operators did not load
+        _declare_nms()
+        with warnings.catch_warnings():  # of its other library, which reads images, for nobody here
+            warnings.simplefilter("ignore")
+            trouble = _torchvision_trouble()
+    if trouble is None:
+        # unstable: torchvision.extension says 'def _has_ops'
+        import torchvision.extension
+
+        torchvision.extension._has_ops = lambda: True
+        return False
+    from utils.config import InputError
+
+    raise InputError(
+        f"torchvision {version('torchvision')} cannot be imported beside torch {version('torch')}"
+        f": {type(trouble).__name__}: {trouble}; install the torchvision that belongs to it"
+    ) from trouble
+
+
+def _torchvision_trouble() -> Exception | None:
+    """What importing torchvision ends in; None if it can be imported, or is not installed.
+
+    After a failure its submodules are gone, too: Python takes back only the module that raised, and
+    a second import would find the others without their package. In torch nothing is left, since
+    the first operator that torchvision registers anything for is the one that is missing.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:  # code of another package, built for another PyTorch
+        if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
+            return None
+        for name in [x for x in sys.modules if x.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        return error
+    return None
+
+
+def _declare_nms() -> None:
     import torch
 
     from utils.nms import nms
@@ -198,11 +234,9 @@ def ensure_torchvision_nms() -> None:
     for operator in ("nms", "qnms"):  # the import only wants both to be declared
         torch.library.define(f"torchvision::{operator}", schema)
     torch.library.impl("torchvision::nms", "CPU")(nms)
-    import torchvision.extension
-
-    torchvision.extension._has_ops = lambda: True
 
 
+# unstable: ultralytics.utils says 'USER_CONFIG_DIR / "settings.json"'
 def _user_settings_file() -> Path:
     """Where the user's own Ultralytics settings are, before they have a private folder."""
     config_home = os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))
@@ -218,6 +252,7 @@ def user_settings() -> dict[str, object]:
         return {}
 
 
+# unstable: ultralytics.utils.SettingsManager.__init__ says '"settings_version": version'
 def _write_settings(folder: Path, user: dict[str, object]) -> None:
     import matplotlib
 

@@ -125,6 +125,7 @@ class Evaluator:
         path.write_text("".join(f"{file}\n" for file in chosen))
         return self._build_loader(self._build_dataset(model, "val", path))
 
+    # unstable: ultralytics.engine.validator.BaseValidator.__init__ says '_callbacks'
     def _validate(self, model: Any, validator: type, loader: Any, split: str) -> Any:
         ensure_torchvision_nms()
         callbacks = defaultdict(list, on_val_start=[self._set_threads])

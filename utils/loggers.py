@@ -65,6 +65,7 @@ class Logger(Protocol):
 class TensorBoardLogger:
     """Event files in the run directory, as of Ultralytics. Their numbers are float32."""
 
+    # unstable: torch.utils.tensorboard.SummaryWriter._get_file_writer
     def __init__(self, config: Config, run_dir: Path, state: State) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams

@@ -159,6 +159,7 @@ def _load_checkpoint(path: str, where: str) -> dict[str, Any]:
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 
+# unstable: torch._weights_only_unpickler says 'GLOBAL {full_path} was not an allowed'
 def _why_not(error: Exception) -> str:
     """What keeps a checkpoint from being loaded, in one line."""
     foreign = re.search(r"GLOBAL (\S+)", str(error.__cause__))
@@ -438,6 +439,7 @@ def part_of_arrays(model: torch.nn.Module) -> dict[str, str]:
     return parts
 
 
+# unstable: torch.nn.modules.batchnorm._BatchNorm
 def batchnorm_arrays(model: torch.nn.Module) -> frozenset[str]:
     """Names of all arrays of BatchNorm layers: weights, biases, statistics and counters."""
     return frozenset(

@@ -178,6 +178,7 @@ def _simulated(server: Server, config: Config, run_dir: RunDir) -> RunResult:
         finish(server, grid)
         results.append(result)
 
+    # unstable: flwr.simulation.run_simulation
     # The one place that knows how a simulation is started: Flower deprecates `run_simulation` in
     # favour of `flwr run`, which wants a package of its own and a daemon.
     from flwr.simulation import run_simulation

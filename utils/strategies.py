@@ -18,6 +18,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
+
+# unstable: flwr.serverapp.strategy.multikrum.select_multikrum
+# unstable: flwr.serverapp.strategy.strategy_utils.aggregate_arrayrecords
 from flwr.serverapp.strategy.multikrum import select_multikrum
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
@@ -86,6 +89,9 @@ def _bulyan(parameters: frozenset[str], **kwargs: Any) -> Strategy:
     return flower.Bulyan(selection_rule=choose, **kwargs)
 
 
+# unstable: flwr.serverapp.strategy.FedAvgM says 'self.momentum_vector'
+# unstable: flwr.serverapp.strategy.fedopt.FedOpt says 'self.m_t'
+# unstable: flwr.serverapp.strategy.fedopt.FedOpt says 'self.v_t'
 @dataclass(frozen=True)
 class Entry:
     """A strategy that a config can name.

@@ -30,7 +30,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from utils.checks import Federation
 from utils.command import show_problems
 from utils.config import InputError
-from utils.environment import torchvision_loads
+from utils.environment import ensure_torchvision_nms
 from utils.privacy import epsilon, noise_of_mean
 from utils.report import draw_report
 from utils.run_dir import RunDir
@@ -148,13 +148,13 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
     imgsz = federation.config.train.get("imgsz", 640)
     yolo, argument = _beside_python("yolo"), shlex.quote(f"model={model}")
     commands = [f"{yolo} export {argument} imgsz={imgsz} format=onnx"]
-    if torchvision_loads():
+    if ensure_torchvision_nms():
         commands.insert(0, f"{yolo} predict {argument} imgsz={imgsz} source=IMAGES")
     for command in commands:
         console.print(f"  {command}", style="cyan", soft_wrap=True, markup=False)
     if importlib.util.find_spec("onnx") is None:
         console.print('  [dim]format=onnx needs pip install -e ".\\[onnx]" first[/]')
-    if not torchvision_loads():
+    if not ensure_torchvision_nms():
         console.print(
             "  [dim]yolo train, val and predict fail in this environment: its torchvision is built "
             "for another PyTorch; install the one that goes with it[/]",

@@ -95,6 +95,7 @@ class LossIsNotFiniteError(RuntimeError):
     """The loss or the weights became NaN or infinite."""
 
 
+# unstable: ultralytics.models.utils.loss.RTDETRDetectionLoss._get_loss_class
 class AnnotatedClassesLoss(RTDETRDetectionLoss):
     """RT-DETR's loss without that of classes that nobody annotated here.
 
@@ -119,6 +120,16 @@ class AnnotatedClassesLoss(RTDETRDetectionLoss):
         return super()._get_loss_class(pred_scores, targets, *args, **kwargs)
 
 
+# unstable: ultralytics.engine.trainer.BaseTrainer._setup_train
+# unstable: ultralytics.engine.trainer.BaseTrainer._build_train_pipeline
+# unstable: ultralytics.engine.trainer.BaseTrainer._handle_nan_recovery
+# unstable: ultralytics.engine.trainer.BaseTrainer._model_train
+# unstable: ultralytics.engine.trainer.BaseTrainer._close_dataloader_mosaic
+# unstable: ultralytics.engine.trainer.BaseTrainer says 'self.tloss'
+# unstable: ultralytics.engine.trainer.BaseTrainer says 'self.start_epoch'
+# unstable: ultralytics.engine.trainer.BaseTrainer says 'self.accumulate'
+# unstable: ultralytics.utils.loss.v8DetectionLoss says 'getattr(model, "class_weights", None)'
+# unstable: torch.nn.modules.batchnorm._BatchNorm
 class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     """Put before an Ultralytics trainer, makes it run its epochs in slices.
 
@@ -555,6 +566,9 @@ def _restore(trainer: Any, state: dict[str, Any]) -> None:
         _refill_mosaic_buffer(trainer.train_loader.dataset, state["mosaic_buffer"])
 
 
+# unstable: torch.utils.data.DataLoader._get_iterator
+# unstable: torch.utils.data.dataloader._BaseDataLoaderIter._next_index
+# unstable: ultralytics.data.build.InfiniteDataLoader says 'self.iterator'
 def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
     """Bring the order of the images to where it stands after these epochs, without reading any.
 
@@ -572,6 +586,8 @@ def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
             loader.iterator._next_index()
 
 
+# unstable: ultralytics.data.base.BaseDataset says 'self.buffer'
+# unstable: ultralytics.data.base.BaseDataset says 'self.im_hw0[i], self.im_hw[i]'
 def _refill_mosaic_buffer(dataset: Any, indices: list[int]) -> None:
     """Read the images again that mosaic draws its neighbours from."""
     for i in dataset.buffer:
