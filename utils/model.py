@@ -26,6 +26,7 @@ from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwra
 from utils.arrays import Arrays, Layout, layout_problems
 from utils.config import InputError, SharedConfig
 from utils.environment import ensure_torchvision_nms
+from utils.files import read_yaml, special_kind
 from utils.run_dir import write_atomically
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
@@ -88,16 +89,21 @@ def task_of_structure(structure: Mapping[str, Any]) -> str:
     return "detect" if is_rtdetr(structure) else guess_model_task(dict(structure)) or "unknown"
 
 
-def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
+def load_checkpoint_module(
+    path: str, *, where: str, is_trusted: bool | None = None
+) -> torch.nn.Module:
     """The module inside an Ultralytics checkpoint, read by the restricted loader.
 
-    (Unless `trust_checkpoint` has switched it off for this process, see utils/environment.py.)
+    is_trusted: whether to read it by one that runs what it holds; None is as `trust_checkpoint` has
+    it for this process, see utils/environment.py.
     Raises InputError; `where` starts its line.
     """
     try:
         exists = Path(path).is_file()
     except OSError:  # e.g. the name is too long
         exists = False
+    if kind := special_kind(path):
+        raise InputError(f"{where}: is {kind}, expected a .pt checkpoint")
     if not exists:
         raise InputError(
             f"{where}: no such file; weights are not downloaded, so put the .pt there or train "
@@ -108,7 +114,8 @@ def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
         with warnings.catch_warnings():
             # PyTorch's remarks on the pickle's version; what cannot be loaded raises.
             warnings.simplefilter("ignore")
-            checkpoint, _ = torch_safe_load(path, safe_only=SAFE_LOAD)
+            safe_only = SAFE_LOAD if is_trusted is None else not is_trusted
+            checkpoint, _ = torch_safe_load(path, safe_only=safe_only)
     except Exception as error:  # any damage to a pickle surfaces as any kind of error
         raise InputError(
             f"{where}: not an Ultralytics checkpoint that is safe to load: {_why_not(error)}"
@@ -133,6 +140,11 @@ def _why_not(error: Exception) -> str:
 
 def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
     try:
+        # As yaml_model_load looks for it: a size is taken out of the name where no file has it.
+        for file in (name, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", name)):
+            if Path(file).exists():
+                read_yaml(Path(file))
+                break
         loaded = yaml_model_load(name)
     except FileNotFoundError as error:
         raise InputError(
@@ -193,6 +205,18 @@ def yaml_of(model: torch.nn.Module) -> dict[str, Any]:
     """What the model was built from: all of a model but its weights. Text, numbers and lists."""
     unwrapped: Any = unwrap_model(model)
     return json.loads(json.dumps(unwrapped.yaml))
+
+
+def without_downloads(structure: Mapping[str, Any]) -> dict[str, Any]:
+    """The same YAML for whoever gets the weights in another way: backbones of TorchVision have none.
+
+    structure: as of `yaml_of`.
+    """
+    result = copy.deepcopy(dict(structure))
+    for layer in result["backbone"] + result["head"]:
+        if layer[2] == "TorchVision":
+            layer[3] = [*layer[3][:2], None, *layer[3][3:]]
+    return result
 
 
 def trainer_class(task: str, structure: Mapping[str, Any]) -> type:

@@ -32,7 +32,13 @@ from utils.final_evaluation import finish, is_finished
 from utils.greeting import hello
 from utils.loggers import LoggerError, start_loggers
 from utils.members import Members
-from utils.model import class_row_names, parameter_names, to_arrays, yaml_of
+from utils.model import (
+    class_row_names,
+    parameter_names,
+    to_arrays,
+    without_downloads,
+    yaml_of,
+)
 from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RoundMeta, RunDir
 from utils.server import Display, FederationError, RunResult, Server
 from utils.strategies import Aggregation
@@ -201,10 +207,11 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
     # Weights come from the server, and so does what `pretrained` has put into them. If it is false,
     # a classifier's trainer draws its weights anew, and with them the random numbers that follow.
     train = {k: v for k, v in config.train.items() if k != "pretrained" or v is False}
+    model_yaml = yaml_of(federation.model)
     return Instructions(
         run_id=run_id,
         start_id=uuid.uuid4().hex,
-        model_yaml=yaml_of(federation.model),
+        model_yaml=without_downloads(model_yaml) if config.has_sites else model_yaml,
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
         names=tuple(config.names or ()),
