@@ -5,7 +5,6 @@ whoever runs the server now. It is taken as the server takes a user's config, an
 project's own server would never say is refused.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -93,9 +92,8 @@ def client_problems(name: str, root: Path) -> Iterator[str]:
     """Say why `client` names no class of the bundle in this folder; empty is YoloClient."""
     file = Path(name.rpartition(":")[0])
     try:
-        is_inside = not file.is_absolute() and (root / file).resolve().is_relative_to(
-            root.resolve()
-        )
+        found = (root / file).resolve()
+        is_inside = not file.is_absolute() and found.is_relative_to(root.resolve())
     except (OSError, ValueError, RuntimeError):  # what no path can be
         is_inside = False
     if name and not is_inside:
@@ -165,7 +163,7 @@ def _layer_problem(layer: Any) -> str | None:
 
 
 def _is_layer(name: str) -> bool:
-    """Whether Ultralytics takes this for a layer; not for a whole model, or for what reads texts."""
+    """Whether Ultralytics takes this for a layer; whole models and heads of texts are none."""
     if re.fullmatch(r"torchvision\.ops\.[A-Z]\w*", name):
         return True
     if name.startswith("nn."):
@@ -201,6 +199,5 @@ def _no_plain_value(value: Any, depth: int) -> Iterator[str]:
     elif isinstance(value, str):
         if len(value) > MAX_TEXT:
             yield f"a text of {len(value)} characters, expected at most {MAX_TEXT}"
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not (math.isfinite(value) and abs(value) <= MAX_NUMBER):
-            yield f"found {value}, expected numbers up to {MAX_NUMBER}"
+    elif isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # as NaN is
+        yield f"found {value}, expected numbers up to {MAX_NUMBER}"

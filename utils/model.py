@@ -208,7 +208,7 @@ def yaml_of(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def without_downloads(structure: Mapping[str, Any]) -> dict[str, Any]:
-    """The same YAML for whoever gets the weights in another way: backbones of TorchVision have none.
+    """The same YAML, with which building a backbone of TorchVision fetches no weights for it.
 
     structure: as of `yaml_of`.
     """
