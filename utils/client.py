@@ -59,7 +59,12 @@ from utils.evaluation import Evaluation, Evaluator
 from utils.greeting import Hello, Introduction, Seat, version_problems
 from utils.history import recall, remember
 from utils.increments import Encoding, HeldArrays, LackingArraysError, Residuals
-from utils.instruction_checks import MAX_BYTES, MAX_PICTURES, refuse_unsound
+from utils.instruction_checks import (
+    MAX_BYTES,
+    MAX_PICTURES,
+    UnsoundInstructionsError,
+    refuse_unsound,
+)
 from utils.model import (
     TASKS,
     build_model,
@@ -137,12 +142,13 @@ class Instructions:
 
     @classmethod
     def from_json(cls, text: str) -> "Instructions":
-        """Instructions from `to_json`. Raises InputError for anything else."""
+        """Instructions from `to_json`. Raises UnsoundInstructionsError for anything else."""
         try:
             return _INSTRUCTIONS.validate_json(text)
         except ValidationError as error:
             places = (".".join(map(str, e["loc"])) for e in error.errors(include_input=False))
-            raise InputError(f"told by the server: no instructions: {', '.join(places)}") from error
+            text = f"told by the server: wrong or missing: {', '.join(places)}; refused"
+            raise UnsoundInstructionsError(text) from error
 
 
 _INSTRUCTIONS = TypeAdapter(Instructions)
@@ -594,13 +600,13 @@ def _reporting_errors(handler: Handler) -> Handler:
 
 
 def _check_what_is_told(message: Message) -> None:
-    """Raise InputError where a server tells a site what it must not do; see instruction_checks."""
+    """Raise UnsoundInstructionsError where a server tells a site what it must not do."""
     config = dict(message.content.config_records["config"])
     size, titles = len(str(config["instructions"])), list(message.content.array_records)
     if size > MAX_BYTES:
-        raise InputError(f"told by the server: {size} bytes of instructions; refused")
+        raise UnsoundInstructionsError(f"told by the server: {size} bytes of instructions; refused")
     if len(titles) > MAX_PICTURES:
-        raise InputError(f"told by the server: {len(titles)} models at once; refused")
+        raise UnsoundInstructionsError(f"told by the server: {len(titles)} models at once; refused")
     kind = message.metadata.message_type
     refuse_unsound(_instructions(message), _seat(message), config, kind, ROOT)
 
@@ -623,7 +629,9 @@ def _error_reply(error: BaseException, message: Message, context: Context) -> Me
         problems = [f"{type(error).__name__}: {error}"]
     if is_site(context.node_config):
         log.error("error: %s", "; ".join(problems))
-    reason = in_one_line("; ".join(_for_others(problems, context)))
+    if not isinstance(error, UnsoundInstructionsError):
+        problems = _for_others(problems, context)
+    reason = in_one_line("; ".join(problems))
     return Message(Error(CLIENT_ERROR, reason), reply_to=message)
 
 
@@ -652,7 +660,7 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
         return Introduction(partition=(int(node["partition-id"]), int(node["num-partitions"])))
     site = read_site(node)
     if theirs.task not in TASKS:
-        raise InputError(f"told by the server: task {theirs.task[:99]!r}; refused")
+        raise UnsoundInstructionsError(f"told by the server: task {theirs.task[:99]!r}; refused")
     different = version_problems(theirs)
     if different:
         raise InputError(f"site '{site.name}': {', '.join(different)}; install what the server has")

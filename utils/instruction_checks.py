@@ -35,10 +35,14 @@ MAX_LAYERS, MAX_REPEATS, MAX_NUMBER, MAX_TEXT, MAX_DEPTH = 1000, 100, 1_000_000,
 ACTIVATION = re.compile(r"(?:torch\.)?nn\.\w+\([\w\s=.,+-]*\)")
 
 
+class UnsoundInstructionsError(InputError):
+    """A server tells a site what it must not do. The lines say nothing that the server has not."""
+
+
 def refuse_unsound(
     instructions: "Instructions", seat: Seat, config: Mapping[str, Any], kind: str, root: Path
 ) -> None:
-    """Raise InputError, a line each, for what no server of this project tells a site.
+    """Raise UnsoundInstructionsError, a line each, for what no server of this project tells a site.
 
     config: of the message. kind: its type, such as "train". root: folder of the reviewed bundle.
     """
@@ -49,7 +53,7 @@ def refuse_unsound(
     if problems:
         lines = [in_one_line(problem)[:MAX_LINE] for problem in problems[:MAX_LINES]]
         more = len(problems) - MAX_LINES
-        raise InputError(
+        raise UnsoundInstructionsError(
             [f"told by the server: {line}; refused" for line in lines]
             + ([f"... and {more} more"] if more > 0 else [])
         )
