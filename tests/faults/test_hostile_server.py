@@ -112,7 +112,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any], s
         "expected a layer",
     ),
     "what is no layer": ("query", lambda i, _: layer(i, -1, 1, "torch_safe_load", ["x"]), "layer"),
-    "a layer beyond any": ("query", lambda i, _: layer(i, -1, 10**9, "Conv", [64]), "repeats"),
+    "a layer beyond any": ("query", lambda i, _: layer(i, -1, 10**4, "Conv", [64]), "repeats"),
     "a width beyond any": ("query", lambda i, _: layer(i, -1, 1, "Conv", [10**12]), "numbers"),
 }
 
