@@ -110,7 +110,7 @@ class Command:
 
 def parse(arguments: list[str]) -> Command:
     """Tell `check`, the config file, `resume=` and the overrides apart. Raises InputError."""
-    from utils.config import DEFAULT_SAVE_DIR, InputError, nearest, resume_problems
+    from utils.config import DEFAULT_SAVE_DIR, InputError, nearest, resume_problems, trust_problems
     from utils.run_dir import CONFIG_FILE, find_run
 
     only_checks = arguments[:1] == ["check"]
@@ -151,6 +151,8 @@ def parse(arguments: list[str]) -> Command:
     if problems:
         raise InputError(problems)
     run_dir = find_run(resume, Path(values.get("save_dir", DEFAULT_SAVE_DIR)))
+    if problems := trust_problems(run_dir / CONFIG_FILE, overrides):
+        raise InputError(problems)
     return Command(run_dir / CONFIG_FILE, overrides, run_dir)
 
 

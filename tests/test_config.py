@@ -1,5 +1,6 @@
 """Settings: what a file and overrides come to, and what is said about each that is wrong."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from federated import parse
 from utils.config import OWNED_TRAIN_ARGS, ClientData, Config, InputError, load_config
 
 EXAMPLE = Path(__file__).parent.parent / "configs" / "example.yaml"
@@ -399,11 +401,11 @@ def test_a_train_argument_of_the_federation_is_refused_with_the_reason(
         ("nbs: 0", "nbs: 'nbs=0' is an invalid value."),
         (
             "batch: -1",
-            "batch: found -1, expected a whole number of images, at least 1; AutoBatch (batch=-1) "
+            "batch: found -1, expected a whole number of images, from 1 to 65536; AutoBatch (batch=-1) "
             "would give every client another batch size",
         ),
-        ("batch: 0.7", "batch: found 0.7, expected a whole number of images, at least 1; "),
-        ("batch: true", "batch: found True, expected a whole number of images, at least 1; "),
+        ("batch: 0.7", "batch: found 0.7, expected a whole number of images, from 1 to 65536; "),
+        ("batch: true", "batch: found True, expected a whole number of images, from 1 to 65536; "),
         ("imgsz: [320, 640]", "imgsz: found [320, 640], expected a whole number of pixels, at le"),
         ("imgsz: -320", "imgsz: found -320, expected a whole number of pixels, at least 32"),
         ("cache: disk", "cache: found 'disk', expected ram or false; 'disk' would write into the "),
@@ -522,3 +524,47 @@ def test_a_wrong_entry_of_a_list_is_explained_by_its_own_list(tmp_path: Path) ->
     assert len(raised.value.problems) == 2
     for line in raised.value.problems:
         assert line.endswith("expected a list of 'backbone', 'neck' and 'head'")
+
+
+def test_a_run_directory_neither_trusts_nor_runs_nor_connects(tmp_path: Path) -> None:
+    settings = {
+        "base_model": "yolov8n.yaml",
+        "datasets": ["data.yaml"],
+        "trust_checkpoint": True,
+        "client": "/theirs/evil one.py:Mine",
+        "ray": {"address": "203.0.113.7:6379"},
+        "loggers": ["tensorboard", "wandb"],
+    }
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(InputError) as error:
+        parse([f"resume={tmp_path}"])
+    words = [
+        "trust_checkpoint=true",
+        "'client=/theirs/evil one.py:Mine'",
+        "ray.address=203.0.113.7:6379",
+        "'loggers=[tensorboard,wandb]'",
+    ]
+    lines = error.value.problems
+    assert len(lines) == len(words)
+    for line, word in zip(lines, words, strict=True):
+        assert line.startswith(f"{tmp_path / 'args.yaml'}: ")
+        assert f"add {word} if you trust whoever made it, or " in line
+    said = [shlex.split(word)[0] for word in words]
+    with pytest.raises(InputError, match=r"args\.yaml: client: found /theirs/evil one\.py:Mine"):
+        parse([f"resume={tmp_path}", *(word for word in said if not word.startswith("client="))])
+    again = parse([f"resume={tmp_path}", *said])
+    assert again.trusts_checkpoint()
+    # As the message says, without them.
+    without = ["trust_checkpoint=false", "client=null", "ray.address=null", "loggers=[]"]
+    command = parse([f"resume={tmp_path}", *without])
+    assert not command.trusts_checkpoint()
+    config = load_config(command.config_file, command.overrides)
+    assert (config.client, config.ray.address, config.loggers) == (None, None, ())
+
+
+def test_a_run_that_neither_trusts_nor_runs_nor_connects_resumes_as_it_is(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {"base_model": "yolov8n.yaml", "datasets": ["a.yaml"], "loggers": ["tensorboard"]}
+    )
+    (tmp_path / "args.yaml").write_text(config.to_yaml())
+    assert parse([f"resume={tmp_path}"]).overrides == []

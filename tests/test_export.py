@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
+import yaml
 from ultralytics import YOLO
 
 from utils import export_federated
@@ -21,7 +23,7 @@ from utils.config import InputError
 from utils.environment import ensure_torchvision_nms
 from utils.export_federated import ExportError, compare, convert, export, main
 from utils.model import build_model, load_into, save_checkpoint, to_arrays
-from utils.run_dir import RoundMeta, save_arrays
+from utils.run_dir import RoundMeta, load_arrays, save_arrays
 
 BASE = "yolov8n.yaml"
 NAMES = ("bolt", "nut", "washer")
@@ -524,16 +526,15 @@ def test_a_flipped_byte_is_refused(refused: Refused, round_path: Path, tmp_path:
     assert "flipped.npz: not a readable .npz (Bad CRC-32" in refused(BASE, tmp_path / "flipped.npz")
 
 
-def test_a_flipped_byte_in_a_compressed_archive_is_refused(
-    refused: Refused, arrays: Arrays, tmp_path: Path
-) -> None:
+def test_a_flipped_byte_in_a_compressed_archive_is_refused(arrays: Arrays, tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "weights.npz", arrays["model.8.m.0.cv1.conv.weight"])
     content = bytearray((tmp_path / "weights.npz").read_bytes())
     for position in range(60, len(content), len(content) // 10):
         flipped = content.copy()
         flipped[position] ^= 0x55
         (tmp_path / "flipped.npz").write_bytes(flipped)
-        assert "flipped.npz: not a readable .npz" in refused(BASE, tmp_path / "flipped.npz")
+        with pytest.raises(ValueError, match=r"flipped\.npz: not a readable \.npz"):
+            load_arrays(tmp_path / "flipped.npz", may_be_packed=True)
 
 
 def test_files_that_are_no_archive_of_numbers_are_refused(
@@ -547,6 +548,48 @@ def test_files_that_are_no_archive_of_numbers_are_refused(
     assert "empty.npz: holds no arrays" in refused(BASE, tmp_path / "empty.npz")
     np.savez(tmp_path / "text.npz", np.array(["a"]))
     assert "text.npz: 'arr_0' is no array of numbers" in refused(BASE, tmp_path / "text.npz")
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_by_its_headers(
+    refused: Refused, arrays: Arrays, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.npz"
+    wide = np.broadcast_to(np.zeros((), np.float32), (64 << 20,))
+    np.savez_compressed(path, **{**arrays, "model.0.conv.weight": wide})  # 256 MB of zeros
+    assert path.stat().st_size < 16 << 20
+    tracemalloc.start()
+    try:
+        said = refused(BASE, path)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert "model.0.conv.weight: shape (67108864,), expected (16, 3, 3, 3)" in said
+
+
+def test_a_packed_archive_of_the_model_is_taken(
+    arrays: Arrays, data_yaml: Path, tmp_path: Path
+) -> None:
+    np.savez_compressed(tmp_path / "packed.npz", **arrays)
+    np.savez(tmp_path / "plain.npz", **arrays)
+    packed = load(export(BASE, tmp_path / "packed.npz", tmp_path / "a.pt", data_yaml))
+    plain = load(export(BASE, tmp_path / "plain.npz", tmp_path / "b.pt", data_yaml))
+    helpers.assert_same(to_arrays(packed), to_arrays(plain))
+
+
+@pytest.mark.parametrize("pretrained", ["code", "a mapping"])
+def test_what_a_run_directory_names_is_not_trusted_with_the_base(
+    pretrained: str, arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "theirs" / "weights" / "round3.npz"
+    path.parent.mkdir(parents=True)
+    save_arrays(path, arrays, META)
+    torch.save({"model": Payload(tmp_path / "executed")}, tmp_path / "evil.pt")
+    named: Any = {"code": str(tmp_path / "evil.pt"), "a mapping": {"a": 1}}[pretrained]
+    (tmp_path / "theirs" / "args.yaml").write_text(yaml.safe_dump({"train": {"pretrained": named}}))
+    monkeypatch.setattr("utils.model.SAFE_LOAD", False)  # as --trust-checkpoint does
+    with pytest.raises(InputError, match=r"args\.yaml: train\.pretrained"):
+        export(BASE, path, tmp_path / "out.pt")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_arrays_that_are_not_the_models_are_named(

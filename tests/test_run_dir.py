@@ -1,8 +1,11 @@
 """The run directory: rounds that survive damage and interruption, folders of one's own, CSVs."""
 
+import copy
+import gc
 import multiprocessing
 import queue
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +14,17 @@ import numpy as np
 import pytest
 
 from utils.arrays import Arrays, Layout, checksum
-from utils.run_dir import RoundMeta, RunDir, load_arrays, read_csv, save_arrays, write_atomically
+from utils.config import InputError
+from utils.run_dir import (
+    RoundMeta,
+    RunDir,
+    _load_layout,
+    load_arrays,
+    load_headers,
+    read_csv,
+    save_arrays,
+    write_atomically,
+)
 
 META = RoundMeta(round=3, names=("cat", "dög"), task="detect", base_model="yolo11n.pt")
 
@@ -68,7 +81,7 @@ def test_a_single_array_is_no_archive(tmp_path: Path) -> None:
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "round3.npz", a=np.array([{}, {}], object))
-    with pytest.raises(ValueError, match=r"round3\.npz: not a readable \.npz .*allow_pickle"):
+    with pytest.raises(ValueError, match=r"round3\.npz: not a readable \.npz .*Python objects"):
         load_arrays(tmp_path / "round3.npz")
 
 
@@ -295,3 +308,91 @@ def test_a_value_that_cannot_be_written_leaves_the_csv_as_it_was(tmp_path: Path)
 def test_texts_are_written_as_they_are(tmp_path: Path) -> None:
     run_dir = RunDir.create(tmp_path, "train")
     assert run_dir.write_text("args.yaml", "name: dög\n").read_bytes() == "name: dög\n".encode()
+
+
+def test_what_an_archive_promises_takes_no_memory_before_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "round3.npz"
+    packed = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+    with packed as archive, archive.open("a.npy", "w") as member:
+        about = {"descr": "|u1", "fortran_order": False, "shape": (256 << 20,)}
+        np.lib.format.write_array_header_1_0(member, about)
+        for _ in range(256):
+            member.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    headers, meta = load_headers(path)
+    assert (headers["a"].shape, headers["a"].dtype, meta) == ((256 << 20,), np.uint8, None)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="its arrays are packed, which those of a run never"):
+            load_arrays(path)
+        layout = Layout((("a", (3,), "uint8"),))
+        with pytest.raises(ValueError, match=r"not of this model: a: shape \(268435456,\)"):
+            _load_layout(path, layout)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_headers_that_do_not_fit_what_follows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "round3.npz"
+    for shape, content in (((1 << 40,), b""), ((2,), bytes(9)), ((-2,), bytes(8))):
+        with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w") as member:
+            about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, about)
+            member.write(content)
+        for load in (load_headers, load_arrays):
+            with pytest.raises(ValueError, match=r"round3\.npz: not a readable \.npz \('a' says"):
+                load(path)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """Many entries that point at one array make a small file a large model."""
+    path = tmp_path / "round3.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("a.npy", "w") as member:
+            np.save(member, np.zeros(1000))
+        first = archive.infolist()[0]
+        for name in ("b.npy", "c.npy"):
+            again = copy.copy(first)
+            again.filename = again.orig_filename = name
+            archive.filelist.append(again)
+        archive._didModify = True
+    with pytest.raises(ValueError, match="not a readable"):
+        load_arrays(path)
+
+
+def test_headers_are_those_of_the_arrays(tmp_path: Path, arrays: Arrays) -> None:
+    save_arrays(tmp_path / "round3.npz", arrays, META)
+    headers, meta = load_headers(tmp_path / "round3.npz")
+    assert Layout.of(headers) == Layout.of(arrays)
+    assert meta == META
+    assert not any(header.any() for header in headers.values())
+
+
+def test_label_caches_of_a_run_that_goes_on_are_thrown_away_unread(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path, "run")
+    caches = run_dir.client_dir("north") / "caches"
+    caches.mkdir(parents=True)
+    for name in ("train.cache", "val-0.npy"):
+        (caches / name).write_bytes(b"code")
+    (run_dir.server / "val.cache").write_bytes(b"code")
+    (caches / "kept.txt").write_text("")
+    del run_dir
+    gc.collect()
+    RunDir.reopen(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").rglob("*.*")] == ["kept.txt"]
+
+
+def test_links_of_a_run_that_goes_on_stay_within_it(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path, "run")
+    (run_dir.path / "wandb").mkdir()
+    (run_dir.path / "latest").symlink_to("wandb")
+    (tmp_path / "same").symlink_to(run_dir.path)
+    path = run_dir.path
+    del run_dir
+    gc.collect()
+    RunDir.reopen(tmp_path / "same")
+    gc.collect()
+    (path / "clients" / "north").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"clients/north: leads out of it; put there what it"):
+        RunDir.reopen(path)

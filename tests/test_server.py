@@ -22,7 +22,7 @@ from utils.client import from_record, to_record
 from utils.config import CodecConfig, PrivacyConfig, SharedConfig
 from utils.environment import ensure_torchvision_nms
 from utils.greeting import Seat
-from utils.model import load_into, to_arrays
+from utils.model import Architecture, load_into, to_arrays
 from utils.run_dir import RoundMeta, RunDir, load_arrays, read_csv
 from utils.server import FederationError
 from utils.strategies import Update
@@ -387,7 +387,11 @@ def test_instructions_survive_json() -> None:
     instructions = client_module.Instructions(
         run_id="r",
         start_id="s",
-        model_yaml={"nc": 2, "backbone": [[-1, 1, "Conv", [64, 3, 2]]], "activation": None},
+        architecture=Architecture(
+            {"nc": 2, "backbone": [[-1, 1, "Conv", [64, 3, 2]]], "activation": None},
+            {"model.23.cv3.0.2.weight": (2, 80, 1, 1)},
+            new_class_rows=True,
+        ),
         task="detect",
         digest="d",
         names=("a", "b"),

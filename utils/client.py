@@ -35,7 +35,7 @@ from flwr.app import (
 )
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from utils.arrays import Arrays, Layout, changed_names, select
 from utils.attempts import AbortedError, LostWorkerError, attempt, in_one_line, reason_of
@@ -59,7 +59,14 @@ from utils.evaluation import Evaluation, Evaluator
 from utils.greeting import Hello, Introduction, Seat, version_problems
 from utils.history import recall, remember
 from utils.increments import Encoding, HeldArrays, LackingArraysError, Residuals
+from utils.instruction_checks import (
+    MAX_BYTES,
+    MAX_PICTURES,
+    UnsoundInstructionsError,
+    refuse_unsound,
+)
 from utils.model import (
+    TASKS,
     Architecture,
     build_model,
     load_checkpoint_module,
@@ -136,8 +143,13 @@ class Instructions:
 
     @classmethod
     def from_json(cls, text: str) -> "Instructions":
-        """Instructions from `to_json`."""
-        return _INSTRUCTIONS.validate_json(text)
+        """Instructions from `to_json`. Raises UnsoundInstructionsError for anything else."""
+        try:
+            return _INSTRUCTIONS.validate_json(text)
+        except ValidationError as error:
+            places = (".".join(map(str, e["loc"])) for e in error.errors(include_input=False))
+            text = f"told by the server: wrong or missing: {', '.join(places)}; refused"
+            raise UnsoundInstructionsError(text) from error
 
 
 _INSTRUCTIONS = TypeAdapter(Instructions)
@@ -558,6 +570,8 @@ def _reporting_errors(handler: Handler) -> Handler:
     def wrapped(message: Message, context: Context) -> Message:
         folder = None
         try:
+            if is_site(context.node_config):
+                _check_what_is_told(message)
             instructions, place = _instructions(message), place_of(message, context)
             folder = place.private_dir
 
@@ -587,6 +601,18 @@ def _reporting_errors(handler: Handler) -> Handler:
     return wrapped
 
 
+def _check_what_is_told(message: Message) -> None:
+    """Raise UnsoundInstructionsError where a server tells a site what it must not do."""
+    config = dict(message.content.config_records["config"])
+    size, titles = len(str(config["instructions"])), list(message.content.array_records)
+    if size > MAX_BYTES:
+        raise UnsoundInstructionsError(f"told by the server: {size} bytes of instructions; refused")
+    if len(titles) > MAX_PICTURES:
+        raise UnsoundInstructionsError(f"told by the server: {len(titles)} models at once; refused")
+    kind = message.metadata.message_type
+    refuse_unsound(_instructions(message), _seat(message), config, kind, ROOT)
+
+
 def _keep_traceback(folder: Path) -> None:
     text = traceback.format_exc()
     try:
@@ -605,7 +631,9 @@ def _error_reply(error: BaseException, message: Message, context: Context) -> Me
         problems = [f"{type(error).__name__}: {error}"]
     if is_site(context.node_config):
         log.error("error: %s", "; ".join(problems))
-    reason = in_one_line("; ".join(_for_others(problems, context)))
+    if not isinstance(error, UnsoundInstructionsError):
+        problems = _for_others(problems, context)
+    reason = in_one_line("; ".join(problems))
     return Message(Error(CLIENT_ERROR, reason), reply_to=message)
 
 
@@ -620,8 +648,8 @@ def _for_others(texts: list[str], context: Context) -> list[str]:
 @app.query("hello")
 def introduce(message: Message, context: Context) -> Message:
     """Say who this is and what the data set holds; the first message that a node gets."""
-    theirs = Hello.from_json(str(message.content.config_records["config"]["hello"]))
     try:
+        theirs = Hello.from_json(str(message.content.config_records["config"]["hello"]))
         text = _introduction(theirs, context).to_json()
     except Exception as error:  # whatever it is, the server must be told
         return _error_reply(error, message, context)
@@ -633,6 +661,8 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
     if not is_site(node):
         return Introduction(partition=(int(node["partition-id"]), int(node["num-partitions"])))
     site = read_site(node)
+    if theirs.task not in TASKS:
+        raise UnsoundInstructionsError(f"told by the server: task {theirs.task[:99]!r}; refused")
     different = version_problems(theirs)
     if different:
         raise InputError(f"site '{site.name}': {', '.join(different)}; install what the server has")

@@ -6,8 +6,10 @@ installed version, and those which a federation decides itself are refused with 
 """
 
 import difflib
+import io
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from yaml import YAMLError
+
+from utils.files import read_yaml_text
 
 # Train arguments that the federation sets: name -> which setting to use instead.
 OWNED_TRAIN_ARGS = {
@@ -56,15 +60,18 @@ NOT_TRAIN_ARGS = frozenset(
 # Train arguments of which Ultralytics checks nothing, or only while it trains.
 CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch": (
-        lambda x: type(x) is int and x >= 1,
-        "a whole number of images, at least 1; AutoBatch (batch=-1) would give every client "
+        lambda x: type(x) is int and 1 <= x <= MAX_BATCH,
+        "a whole number of images, from 1 to 65536; AutoBatch (batch=-1) would give every client "
         "another batch size",
     ),
     "imgsz": (
         lambda x: type(x) is int and 32 <= x <= 65536,
         "a whole number of pixels, at least 32",
     ),
-    "workers": (lambda x: type(x) is int and x >= 0, "a whole number, at least 0"),
+    "workers": (
+        lambda x: type(x) is int and 0 <= x <= MAX_WORKERS,
+        "a whole number from 0 to 1024",
+    ),
     "cache": (
         lambda x: x in (None, True, False, "ram"),
         "ram or false; 'disk' would write into the data folder",
@@ -86,6 +93,8 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
 }
+MAX_BATCH, MAX_WORKERS = 65536, 1024
+MAX_ROUNDS, MAX_LOCAL_EPOCHS = 1_000_000, 10_000
 DEFAULT_SAVE_DIR = "runs/federated"
 DEFAULT_FRACTION = 0.65  # of topk, by benchmarks/traffic.py
 LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # utils/loggers.py has them
@@ -305,8 +314,8 @@ class Config(_Frozen):
     )
     new_clients: Annotated[bool, Field(strict=True)] = False
     names: Annotated[list[str], Field(min_length=1)] | None = None
-    num_rounds: PositiveInt = 10
-    local_epochs: PositiveInt = 1
+    num_rounds: Annotated[PositiveInt, Field(le=MAX_ROUNDS)] = 10
+    local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1
     save_dir: str = DEFAULT_SAVE_DIR
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
     seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
@@ -362,13 +371,16 @@ class Config(_Frozen):
 # What a resumed run may be given anew: the weights do not depend on it, but that another number of
 # threads rounds differently.
 RESUME_SETTINGS = (
+    "client",
     "client_resources",
     "loggers",
     "min_clients",
     "ray",
     "round_timeout_s",
+    "trust_checkpoint",
     "verbose",
 )
+NETWORK_LOGGERS = ("wandb", "mlflow")
 
 
 def resume_problems(overrides: Sequence[str]) -> list[str]:
@@ -379,6 +391,58 @@ def resume_problems(overrides: Sequence[str]) -> list[str]:
         for override in overrides
         if override.partition("=")[0].partition(".")[0].strip() not in RESUME_SETTINGS
     ]
+
+
+def said_again(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What a resumed run needs to be told anew: settings that run code or connect to elsewhere.
+
+    A run directory can be somebody else's, and its args.yaml is data.
+    Returns the word of a command line by the setting, for those that are in use.
+    """
+    client, loggers = settings.get("client"), settings.get("loggers")
+    ray = settings.get("ray")
+    address = ray.get("address") if isinstance(ray, Mapping) else ray
+    found = {}
+    if settings.get("trust_checkpoint") not in (None, False):
+        found["trust_checkpoint"] = "trust_checkpoint=true"
+    if client is not None:
+        found["client"] = f"client={client}"
+    if address is not None:
+        found["ray.address"] = f"ray.address={address}"
+    names = [loggers] if isinstance(loggers, str) else loggers or ()
+    if any(name in (*NETWORK_LOGGERS, "settings") for name in names):
+        found["loggers"] = f"loggers=[{','.join(map(str, names))}]"
+    return found
+
+
+def words_said_again(path: Path) -> list[str]:
+    """The words of `said_again` for a run's args.yaml."""
+    return list(said_again(_read(path, ())[0]).values())
+
+
+def trust_problems(path: Path, overrides: Sequence[str]) -> list[str]:
+    """Say what a run's args.yaml has of `said_again` and the command line does not say.
+
+    path: of the args.yaml.
+    """
+    settings, problems = _read(path, ())
+    given = {override.partition("=")[0].strip() for override in overrides}
+    return problems + [
+        f"{path}: {setting}: found {word.partition('=')[2]}, which would {WHAT_IT_DOES[setting]}; "
+        f"of a run that is resumed only the command line decides that: add {shlex.quote(word)} if "
+        f"you trust whoever made it, or {setting}={WITHOUT.get(setting, 'null')}"
+        for setting, word in said_again(settings).items()
+        if not {setting, setting.partition(".")[0]} & given
+    ]
+
+
+WHAT_IT_DOES = {
+    "trust_checkpoint": "run what code its base model and checkpoints hold",
+    "client": "run that file",
+    "ray.address": "hand the work to the machines there",
+    "loggers": "send its numbers there",
+}
+WITHOUT = {"trust_checkpoint": "false", "loggers": "[]"}
 
 
 def trusts_checkpoint(path: Path, overrides: Sequence[str] = ()) -> bool:
@@ -523,7 +587,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(read_yaml_text(path)))
     except FileNotFoundError:
         return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
     except (

@@ -10,6 +10,7 @@ caches and repaired JPEGs beside the images, and would execute a `download:` ent
 folder holds the caches and a cleaned copy of the data.yaml, and damaged images are reported.
 """
 
+import glob
 import math
 import os
 import re
@@ -30,6 +31,7 @@ from ultralytics.data.utils import (
     check_det_dataset,
     get_hash,
     get_split_fraction,
+    img2label_paths,
     load_dataset_cache_file,
     save_dataset_cache_file,
     verify_image,
@@ -43,6 +45,7 @@ from yaml.scanner import ScannerError
 
 from utils.config import InputError, nearest
 from utils.environment import ensure_torchvision_nms
+from utils.files import read_yaml, special_files, special_kind
 
 # Keys of a data.yaml that training and validation read.
 DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
@@ -214,6 +217,11 @@ class PrivateDataset(YOLODataset):
         super().__init__(*args, **kwargs)
         self._ignore_foreign_npy()
 
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        """List the images; refuse what would block whoever reads it, as Ultralytics then does."""
+        _refuse_special(_images_in(img_path))
+        return super().get_img_files(img_path)
+
     @property
     def num_damaged(self) -> int:
         """How many images were left out, because they or their labels are damaged."""
@@ -232,6 +240,7 @@ class PrivateDataset(YOLODataset):
 
     def get_labels(self) -> list[dict]:
         """Read the labels as the files have them, then count classes as the federation does."""
+        _refuse_special(img2label_paths(self.im_files))  # else they would pass for missing ones
         data = self.data
         if CLASS_MAP not in data:
             return self._with_shapes(super().get_labels())
@@ -273,6 +282,31 @@ class PrivateDataset(YOLODataset):
         """Use Ultralytics' check of an image and its label, but never let it repair a file."""
         _, arguments = super().verify_args()
         return _verify_read_only, arguments
+
+
+def _refuse_special(paths: Iterable[str]) -> None:
+    found = [*special_files(paths)]
+    if found:
+        more = len(found) - MAX_LINES_PER_SPLIT
+        raise InputError(
+            found[:MAX_LINES_PER_SPLIT] + ([f"... and {more} more such files"] if more > 0 else [])
+        )
+
+
+def _images_in(places: str | list[str]) -> Iterator[str]:
+    """Paths of images as Ultralytics' `get_img_files` takes them: of folders, and of lists."""
+    for place in map(Path, places if isinstance(places, list) else [places]):
+        if place.is_dir():
+            files = glob.iglob(str(Path(glob.escape(str(place))) / "**" / "*.*"), recursive=True)  # noqa: PTH207 (as there: it follows links to folders)
+        elif place.is_file():
+            lines = place.read_text(encoding="utf-8-sig", errors="replace").strip().splitlines()
+            files = (
+                str(place.parent / line[2:]) if line.startswith("./") else line for line in lines
+            )
+        else:
+            yield str(place)
+            continue
+        yield from (file for file in files if is_image_name(file))
 
 
 def _verify_read_only(arguments: tuple) -> tuple | list:
@@ -348,6 +382,7 @@ class PrivateClassDataset(ClassificationDataset):
         It has no smaller method to replace: the one beside the images is a pickle from a folder
         that we do not own.
         """
+        _refuse_special(file for file, _ in self.samples)
         path = self.cache_dir / f"{self.split}.cache"
         cache_hash = get_hash([file for file, _ in self.samples] + self.base.classes)
         try:
@@ -496,9 +531,10 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     where = f"{where} ({path})"
     try:
         if not path.is_file():
-            found = "a folder, as classifiers have" if path.is_dir() else "no such file"
+            found = "a folder, as classifiers have" if path.is_dir() else special_kind(path)
+            found = found or "no such file"
             raise InputError(f"{where}: {found}; expected an Ultralytics data.yaml")
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except InputError:
         raise
     except (
@@ -765,6 +801,8 @@ def open_split(
     args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
     try:
         return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         cause = _one_line(error.__cause__ or error).split(". Supported")[0]
         raise _NothingThereError(f"{cause}; expected at least one image") from error

@@ -51,9 +51,10 @@ from ultralytics.nn.tasks import yaml_model_load
 
 from utils.arrays import Arrays, Layout, cast_to, layout_problems, negative_statistics
 from utils.command import Parser, show_problems
-from utils.config import InputError, nearest
+from utils.config import InputError, nearest, train_problems
 from utils.data import keypoint_names, keypoint_problems
 from utils.environment import ensure_torchvision_nms, remove_private_settings
+from utils.files import read_yaml, special_kind
 from utils.model import (
     CLASSIFY_IMGSZ,
     Architecture,
@@ -68,7 +69,7 @@ from utils.model import (
     task_of,
     to_arrays,
 )
-from utils.run_dir import RoundMeta, load_arrays
+from utils.run_dir import RoundMeta, load_arrays, load_headers
 
 MAX_LINES = 5  # of one archive; a model of another kind has hundreds of arrays that do not fit
 POSITIONAL = re.compile(r"arr_(\d+)")  # the names that np.savez gives to arrays without one
@@ -146,10 +147,10 @@ def rebuild(
     problems = output_problems(output, base) + format_problems(format_name)
     facts = _attempt(problems, read_base, base)
     classes = _attempt(problems, read_classes, data) if data else {}
-    found = _attempt(problems, read_round, arrays_path)
+    found = _attempt(problems, read_headers, arrays_path)
     if problems or facts is None or classes is None or found is None:
         raise InputError(problems)
-    arrays, meta = found
+    headers, meta = found
     model_data = merge_data(facts, classes, meta, base=base, arrays_path=arrays_path)
     run_imgsz = read_run_imgsz(arrays_path) if meta else None
     notes: list[str] = []
@@ -165,12 +166,13 @@ def rebuild(
         model = build_model(Architecture(facts.structure), facts.task, model_data)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base '{base}': cannot be built: {error}") from error
-    adopt_class_branch(model, arrays)
+    adopt_class_branch(model, headers)
     layout = Layout.of(to_arrays(model))
     try:
-        load_into(model, fit(arrays, layout, exact=meta is not None))
+        fit(headers, layout, exact=meta is not None)  # before any memory is taken for them
+        load_into(model, fit(read_round(arrays_path), layout, exact=meta is not None))
     except InputError as error:
-        hint = _misfit_hint(model, arrays, layout, meta, has_classes=bool(classes))
+        hint = _misfit_hint(model, headers, layout, meta, has_classes=bool(classes))
         lines = ([f"does not fit base '{base}'; {hint}"] if hint else []) + error.problems
         raise InputError(f"{arrays_path}: {line}" for line in lines) from error
     names = tuple(model_data["names"][index] for index in range(len(model_data["names"])))
@@ -269,9 +271,10 @@ def read_classes(path: Path) -> dict[str, Any]:
     """Read what a data.yaml says about the model; `utils.data` would also want its images."""
     where = f"--data ({path})"
     if not path.is_file():
-        raise InputError(f"{where}: no such file; expected an Ultralytics data.yaml")
+        found = special_kind(path) or "no such file"
+        raise InputError(f"{where}: {found}; expected an Ultralytics data.yaml")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{where}: not a readable YAML file: {_first_line(error)}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("names"), (list, dict)):
@@ -289,20 +292,29 @@ def read_classes(path: Path) -> dict[str, Any]:
     return {"names": dict(sorted(names.items())), "nc": len(names), **optional}
 
 
-def read_round(path: Path) -> tuple[Arrays, RoundMeta | None]:
-    """Read an archive and make sure that it holds arrays of numbers."""
+def read_headers(path: Path) -> tuple[Arrays, RoundMeta | None]:
+    """What an archive says that it holds, which has to be arrays of numbers; their values are 0.
+
+    Raises InputError.
+    """
     try:
-        arrays, meta = load_arrays(path)
+        arrays, meta = load_headers(path)
     except ValueError as error:
         raise InputError(str(error)) from error
-    except Exception as error:  # any damage to a zip surfaces as any kind of error
-        raise InputError(f"{path}: not a readable .npz ({_first_line(error)})") from error
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        if array.dtype.kind not in "fiu":
             raise InputError(f"{path}: '{name}' is no array of numbers; expected a round's .npz")
     if not arrays:
         raise InputError(f"{path}: holds no arrays; expected a round's .npz")
     return arrays, meta
+
+
+def read_round(path: Path) -> Arrays:
+    """Read the arrays of an archive whose headers are known to fit. Raises InputError."""
+    try:
+        return load_arrays(path, may_be_packed=True)[0]
+    except ValueError as error:
+        raise InputError(str(error).removeprefix(f"{path}: ")) from error
 
 
 def adopt_class_branch(model: torch.nn.Module, arrays: Arrays) -> None:
@@ -325,18 +337,20 @@ def read_run_imgsz(arrays_path: Path) -> int | None:
     if not path.is_file():
         return None
     try:
-        imgsz = yaml.safe_load(path.read_text(encoding="utf-8"))["train"].get("imgsz")
-        return int(imgsz) if imgsz else None
+        train = read_yaml(path)["train"]
+        found = {key: train[key] for key in ("imgsz",) if train.get(key)}
     except (
         OSError,
         UnicodeDecodeError,
         yaml.YAMLError,
         KeyError,
         TypeError,
-        ValueError,
         AttributeError,
     ) as error:
         raise InputError(f"{path}: not the args.yaml of a run: {_first_line(error)}") from error
+    if problems := train_problems(found):
+        raise InputError(f"{path}: {problem}" for problem in problems)
+    return found.get("imgsz")
 
 
 def _settle_keypoints(
@@ -362,7 +376,7 @@ def run_keypoints(arrays_path: Path, model_data: Mapping[str, Any]) -> dict[str,
     path = arrays_path.with_name("last.pt")
     if not path.is_file():
         return {}
-    module: Any = load_checkpoint_module(str(path), where=str(path))
+    module: Any = load_checkpoint_module(str(path), where=str(path), is_trusted=False)
     found = keypoints_of(module)
     said = {**found, "kpt_shape": model_data["kpt_shape"]}
     if module.names != model_data["names"] or any(keypoint_problems(said, model_data["nc"])):

@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwra
 from utils.arrays import Arrays, Layout, layout_problems
 from utils.config import InputError, SharedConfig
 from utils.environment import ensure_torchvision_nms
+from utils.files import read_yaml, special_kind
 from utils.run_dir import write_atomically
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
@@ -106,12 +107,15 @@ def task_of_structure(structure: Mapping[str, Any]) -> str:
     return "detect" if is_rtdetr(structure) else guess_model_task(dict(structure)) or "unknown"
 
 
-def load_checkpoint_module(path: str, *, where: str) -> torch.nn.Module:
+def load_checkpoint_module(
+    path: str, *, where: str, is_trusted: bool | None = None
+) -> torch.nn.Module:
     """The module inside an Ultralytics checkpoint, read by the restricted loader.
 
-    Raises InputError; `where` starts its line.
+    is_trusted: whether to read it by one that runs what it holds; None is as `trust_checkpoint` has
+    it for this process, see utils/environment.py. Raises InputError; `where` starts its line.
     """
-    checkpoint = _load_checkpoint(path, where)
+    checkpoint = _load_checkpoint(path, where, is_trusted)
     module = checkpoint.get("ema") or checkpoint.get("model")
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"{where}: the file holds no model; expected an Ultralytics checkpoint")
@@ -132,15 +136,14 @@ def train_args_of_base(base_model: str) -> dict[str, Any]:
     return {name: found[name] for name in ("imgsz", "single_cls")}
 
 
-def _load_checkpoint(path: str, where: str) -> dict[str, Any]:
-    """What a checkpoint holds, by the restricted loader.
-
-    (Unless `trust_checkpoint` has switched it off for this process, see utils/environment.py.)
-    """
+def _load_checkpoint(path: str, where: str, is_trusted: bool | None = None) -> dict[str, Any]:
+    """What a checkpoint holds; arguments as of `load_checkpoint_module`."""
     try:
         exists = Path(path).is_file()
     except OSError:  # e.g. the name is too long
         exists = False
+    if kind := special_kind(path):
+        raise InputError(f"{where}: is {kind}, expected a .pt checkpoint")
     if not exists:
         raise InputError(
             f"{where}: no such file; weights are not downloaded, so put the .pt there or train "
@@ -151,7 +154,8 @@ def _load_checkpoint(path: str, where: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             # PyTorch's remarks on the pickle's version; what cannot be loaded raises.
             warnings.simplefilter("ignore")
-            checkpoint, _ = torch_safe_load(path, safe_only=SAFE_LOAD)
+            safe_only = SAFE_LOAD if is_trusted is None else not is_trusted
+            checkpoint, _ = torch_safe_load(path, safe_only=safe_only)
     except Exception as error:  # any damage to a pickle surfaces as any kind of error
         raise InputError(
             f"{where}: not an Ultralytics checkpoint that is safe to load: {_why_not(error)}"
@@ -173,6 +177,11 @@ def _why_not(error: Exception) -> str:
 
 def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
     try:
+        # As yaml_model_load looks for it: a size is taken out of the name where no file has it.
+        for file in (name, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", name)):
+            if Path(file).exists():
+                read_yaml(Path(file))
+                break
         loaded = yaml_model_load(name)
     except FileNotFoundError as error:
         raise InputError(
@@ -383,6 +392,15 @@ def _leaves(model: torch.nn.Module) -> dict[str, str]:
     modules = unwrap_model(model).named_modules(remove_duplicate=False)
     found = ((name, repr(module)) for name, module in modules if not any(module.children()))
     return {name: re.sub(r"(, )?inplace=True", "", text) for name, text in found}
+
+
+def without_downloads(architecture: Architecture) -> Architecture:
+    """The same, with which building a backbone of TorchVision fetches no weights for it."""
+    structure = copy.deepcopy(dict(architecture.yaml))
+    for layer in structure["backbone"] + structure["head"]:
+        if layer[2] == "TorchVision":
+            layer[3] = [*layer[3][:2], None, *layer[3][3:]]
+    return replace(architecture, yaml=structure)
 
 
 def trainer_class(task: str, structure: Mapping[str, Any]) -> type:

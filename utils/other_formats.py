@@ -22,6 +22,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from utils.config import InputError
 from utils.data import ENDINGS, is_image_name, repeated_names
+from utils.files import refuse_special, special_files
 
 SPLITS = ("train", "val")
 MAX_LINES = 5
@@ -285,6 +286,7 @@ def _annotation_file(folder: Path, split: str) -> Path:
 def _read_coco(path: Path) -> Coco:
     """Read what is needed of a file, with its categories in the order of their ids."""
     try:
+        refuse_special(path)
         content = TypeAdapter(Coco).validate_json(path.read_text(encoding="utf-8-sig"))
     except ValidationError as error:
         _refuse({path: _misfits(error)})
@@ -391,6 +393,9 @@ def convert_voc(folder: Path, target: Path) -> Converted:
     if missing:
         raise InputError(missing)
     images = folder / "JPEGImages"
+    odd = [*special_files(str(p) for f in (images, folder / "Annotations") for p in f.glob("*"))]
+    if odd:
+        raise InputError(odd[:MAX_LINES])
     try:
         data = supervision.DetectionDataset.from_pascal_voc(
             str(images), str(folder / "Annotations")

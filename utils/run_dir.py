@@ -7,8 +7,11 @@ a reader (or a run that was killed) sees the whole old file or the whole new one
 import csv
 import io
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,9 +21,11 @@ from filelock import FileLock, Timeout
 
 from utils.arrays import Arrays, Layout, checksum, layout_problems, select
 from utils.config import InputError
+from utils.files import SpecialFileError, refuse_special, special_kind
 
 META_KEY = "__federation__"
 FORMAT = 1
+MAX_DESCRIPTION_BYTES = 64 << 20  # in UTF-32
 CONFIG_FILE = "args.yaml"
 DESCRIPTION_FILE = "run.json"  # what is known before round 1: model, data counts, versions
 SERVER = "(server)"  # in the place of a client's name, which none can have
@@ -75,37 +80,119 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: RoundMeta) -
     write_atomically(path, lambda file: np.savez(file, **entries))
 
 
-def load_arrays(path: Path) -> tuple[Arrays, RoundMeta | None]:
+def load_arrays(path: Path, *, may_be_packed: bool = False) -> tuple[Arrays, RoundMeta | None]:
     """Read an .npz: named arrays and their description, None for an archive of another program.
 
+    may_be_packed: also take deflated arrays, of which a few bytes can stand for gigabytes; for a
+    caller that has looked at `load_headers` before. This project's own are never deflated.
     Raises ValueError, naming the file, when it is damaged or its checksum does not fit.
     """
+    with _opened(path) as (archive, file):
+        headers, _ = _read_headers(archive)
+        if not may_be_packed:
+            _refuse_packed(archive, path.stat().st_size)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in headers if name != META_KEY}
+            text = str(loaded[META_KEY]) if META_KEY in headers else None
+    meta, expected = _description(path, text)
+    if meta is not None and checksum(arrays) != expected:
+        raise ValueError(f"{path}: the arrays do not match their checksum; use another round")
+    return arrays, meta
+
+
+def load_headers(path: Path) -> tuple[Arrays, RoundMeta | None]:
+    """What `load_arrays` would give by the headers alone: all values are 0, and take no memory.
+
+    Raises ValueError, as it does.
+    """
+    with _opened(path) as (archive, _):
+        headers, text = _read_headers(archive)
+        arrays = {
+            name: np.broadcast_to(np.zeros((), dtype), shape)
+            for name, (shape, dtype) in headers.items()
+            if name != META_KEY
+        }
+    return arrays, _description(path, text)[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, BinaryIO]]:
+    """An .npz as an archive and as a file; what goes wrong meanwhile becomes a ValueError."""
     try:
+        refuse_special(path)
         # Opened here, because NumPy leaves a damaged archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name != META_KEY}
-            text = str(archive[META_KEY]) if META_KEY in archive.files else None
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            yield archive, file
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; expected an .npz of a round") from error
+    except SpecialFileError as error:
+        raise ValueError(f"{path}: {error}; expected an .npz of a round") from error
     except Exception as error:  # damage to a zip surfaces as errors of zlib, tokenize, NumPy, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not a readable .npz ({reason}); use another round") from error
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError(f"{path}: holds files that are no arrays; expected an .npz of a round")
+
+
+def _read_headers(
+    archive: zipfile.ZipFile,
+) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], str | None]:
+    """Shape and dtype of each array, and the text of the description; no array is made.
+
+    Raises ValueError for what is no array, holds pickles, or is not as large as it says.
+    """
+    headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    text = None
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        with archive.open(info) as member:
+            try:
+                version = np.lib.format.read_magic(member)
+            except ValueError as error:
+                raise ValueError(
+                    "holds files that are no arrays; expected an .npz of a round"
+                ) from error
+            if version not in _HEADER_READERS:
+                raise ValueError(f"'{name}' is of the unknown format {version}")
+            shape, _, dtype = _HEADER_READERS[version](member)
+            if dtype.hasobject:
+                raise ValueError(f"'{name}' holds Python objects, which are not loaded")
+            size = math.prod(shape) * dtype.itemsize
+            if member.tell() + size != info.file_size or min(shape, default=0) < 0:
+                raise ValueError(f"'{name}' says {size} bytes by its header, and has others")
+            if name == META_KEY and dtype.kind == "U" and size <= MAX_DESCRIPTION_BYTES:
+                text = str(np.frombuffer(member.read(size), dtype).reshape(shape))
+        headers[name] = (shape, dtype)
+    return headers, text
+
+
+_HEADER_READERS: dict[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def _refuse_packed(archive: zipfile.ZipFile, file_size: int) -> None:
+    """Raise ValueError where the arrays take more than the file does."""
+    infos = archive.infolist()
+    packed = next((i for i in infos if i.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None or sum(info.file_size for info in infos) > file_size:
+        raise ValueError("its arrays are packed, which those of a run never are")
+
+
+def _description(path: Path, text: str | None) -> tuple[RoundMeta | None, str]:
+    """The description in an archive, and the checksum that it gives; None for no description."""
     if text is None:
-        return arrays, None
+        return None, ""
     try:
         header = json.loads(text)
         expected = header.pop("checksum")
         found_format = header.pop("format")
         meta = RoundMeta(**{**header, "names": tuple(header["names"])})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged description ({error}); use another round") from error
     if found_format != FORMAT:
         raise ValueError(f"{path}: format {found_format}, this version reads {FORMAT}")
-    if checksum(arrays) != expected:
-        raise ValueError(f"{path}: the arrays do not match their checksum; use another round")
-    return arrays, meta
+    return meta, expected
 
 
 class RunDir:
@@ -152,16 +239,23 @@ class RunDir:
     def reopen(cls, path: Path) -> "RunDir":
         """Take over the directory of a run that has ended, to go on with it.
 
-        Rows of a round that was not complete are dropped; it will be run again.
-        Raises InputError for the directory of a run that is still going on.
+        Rows of a round that was not complete are dropped; it will be run again. It may be somebody
+        else's, so label caches, which are pickles, go without being read.
+        Raises InputError for the directory of a run that is still going on, and for one that holds
+        links to elsewhere, or what is no file.
         """
         run_dir = cls(path.resolve())
+        if problems := list(run_dir._foreign_entries()):
+            raise InputError(f"resume={path}: {problem}" for problem in problems)
         try:
             for folder in (run_dir.weights, run_dir.clients, run_dir.server):
                 folder.mkdir(exist_ok=True)
             run_dir._lock.acquire()
             for left in run_dir.path.rglob(".*.tmp"):  # of writes that were killed
                 left.unlink(missing_ok=True)
+            for folder in (run_dir.clients, run_dir.server):
+                for cache in (*folder.rglob("*.cache"), *folder.rglob("*.npy")):
+                    cache.unlink(missing_ok=True)
         except Timeout as error:
             raise InputError(
                 f"resume={path}: another process is at work on this run; wait for it or stop it"
@@ -179,6 +273,16 @@ class RunDir:
         if found != list(range(1, len(found) + 1)):
             raise InputError(f"{run_dir.path / RESULTS}: found rounds {found}, some are missing")
         return run_dir
+
+    def _foreign_entries(self) -> Iterator[str]:
+        """Say what would be read or written outside of the directory, or would block."""
+        kept = (*self.weights.rglob("*"), *self.clients.rglob("*"), *self.server.rglob("*"))
+        for entry in (*self.path.glob("*"), *kept):
+            where = entry.relative_to(self.path)
+            if entry.is_symlink() and not entry.resolve().is_relative_to(self.path):
+                yield f"{where}: leads out of it; put there what it leads to"
+            elif kind := special_kind(entry):
+                yield f"{where}: is {kind}, expected an ordinary file; remove it"
 
     def last_round(self) -> int:
         """Number of the last complete round; 0 before the first."""
@@ -268,10 +372,11 @@ def _rows_by_round(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _load_layout(path: Path, layout: Layout) -> Arrays:
-    arrays, _ = load_arrays(path)
-    problems = layout_problems(arrays, layout)
-    if problems:
-        raise ValueError(f"{path}: not of this model: {'; '.join(problems[:3])}")
+    for load in (load_headers, load_arrays):  # the headers first, since they may promise anything
+        arrays, _ = load(path)
+        problems = layout_problems(arrays, layout)
+        if problems:
+            raise ValueError(f"{path}: not of this model: {'; '.join(problems[:3])}")
     return select(arrays, layout.names)
 
 
@@ -300,5 +405,6 @@ def find_run(where: str, save_dir: Path) -> Path:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV of this project; empty strings are missing values."""
+    refuse_special(path)
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a mark
         return list(csv.DictReader(file))

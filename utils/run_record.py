@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from utils.config import InputError, SharedConfig
+from utils.files import read_yaml, refuse_special
 from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RESULTS, read_csv
 
 # The metric that a task is judged by; a model of masks or keypoints has boxes too.
@@ -106,7 +107,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         raise InputError(f"{path}: {reason}; expected the directory of a run")
     problems: list[str] = []
     rounds = _collect(problems, lambda: _read_rounds(path), [])
-    settings = _collect(problems, lambda: _read_mapping(path / CONFIG_FILE, yaml.safe_load), {})
+    settings = _collect(problems, lambda: _read_mapping(path / CONFIG_FILE, read_yaml), {})
     info = _collect(problems, lambda: _read_info(path / DESCRIPTION_FILE), {})
     tables = {
         table: _collect(problems, lambda file=path / table: read_table(file), [])
@@ -197,7 +198,7 @@ def _parsed(path: Path, number: int, row: Mapping[Any, Any]) -> Row:
 
 
 def _read_info(path: Path) -> Row:
-    info = _read_mapping(path, json.loads)
+    info = _read_mapping(path, lambda file: json.loads(file.read_text(encoding="utf-8")))
     clients = info.get("clients", {})
     counts = clients if isinstance(clients, dict) else {}
     expected = [
@@ -215,12 +216,13 @@ def _read_info(path: Path) -> Row:
     return info
 
 
-def _read_mapping(path: Path, parse: Callable[[str], Any]) -> Row:
+def _read_mapping(path: Path, read: Callable[[Path], Any]) -> Row:
     if not path.exists():
         return {}
     try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        refuse_special(path)
+        found = read(path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); restore the file") from error
     if not isinstance(found, dict):

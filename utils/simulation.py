@@ -32,7 +32,7 @@ from utils.final_evaluation import finish, is_finished
 from utils.greeting import hello
 from utils.loggers import LoggerError, start_loggers
 from utils.members import Members
-from utils.model import class_row_names, parameter_names, to_arrays
+from utils.model import class_row_names, parameter_names, to_arrays, without_downloads
 from utils.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RoundMeta, RunDir
 from utils.server import Display, FederationError, RunResult, Server
 from utils.strategies import Aggregation
@@ -202,10 +202,11 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
     # Weights come from the server, and so does what `pretrained` has put into them. If it is false,
     # a classifier's trainer draws its weights anew, and with them the random numbers that follow.
     train = {k: v for k, v in config.train.items() if k != "pretrained" or v is False}
+    architecture = federation.architecture
     return Instructions(
         run_id=run_id,
         start_id=uuid.uuid4().hex,
-        architecture=federation.architecture,
+        architecture=without_downloads(architecture) if config.has_sites else architecture,
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
         names=tuple(config.names or ()),

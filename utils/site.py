@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ultralytics.data.utils import IMG_FORMATS
 
 from utils.config import CLIENT_NAME, InputError, nearest
+from utils.files import read_yaml
 
 DEFAULT_FOLDER = "~/.federated-yolo"
 MAX_THREADS = 1024  # with very many PyTorch ends in a segmentation fault
@@ -151,7 +151,7 @@ def paths_at(node_config: Mapping[str, Any]) -> list[str]:
             str(form) for path in paths for form in (path, path.absolute(), path.resolve())
         )
         with suppress(Exception):  # its reading may be what failed, in any way of a constructor
-            raw = yaml.safe_load(site.data.read_text(encoding="utf-8"))
+            raw = read_yaml(site.data)
             values += [raw.get(key) for key in ("path", "train", "val", "validation", "test")]
     for value in values:
         known.update(str(v) for v in (value if isinstance(value, list) else [value]))

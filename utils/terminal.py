@@ -29,11 +29,11 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.checks import Federation
 from utils.command import show_problems
-from utils.config import InputError
+from utils.config import InputError, words_said_again
 from utils.environment import ensure_torchvision_nms
 from utils.privacy import epsilon, noise_of_mean
 from utils.report import draw_report
-from utils.run_dir import RunDir
+from utils.run_dir import CONFIG_FILE, RunDir
 from utils.run_numbers import counted
 from utils.run_page import headline
 from utils.run_record import Run, read_run
@@ -180,7 +180,8 @@ def show_what_is_done(run_dir: RunDir | None, *, over_network: bool) -> None:
         draw(run_dir)
     found = f"{counted(done, 'finished round')}" if done else "no round was finished"
     print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
-    resume = shlex.quote(f"resume={_shown(run_dir.path)}")
+    words = (f"resume={_shown(run_dir.path)}", *words_said_again(run_dir.path / CONFIG_FILE))
+    resume = " ".join(map(shlex.quote, words))
     command = f"{_beside_python('python')} federated.py {resume}"
     if over_network:
         arguments = shlex.quote(f'arguments="{resume}"')

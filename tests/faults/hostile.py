@@ -4,8 +4,11 @@ CASES: name -> what makes it in a folder, and gives the command's arguments. Tho
 would make `folder / MARKER` if it ran.
 """
 
+import os
 import pickle
+import socket
 import sys
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from helpers import make_checkpoint, make_dataset
+from helpers import make_checkpoint, make_class_folders, make_dataset
 
 from utils.model import build_model, to_arrays
 from utils.run_dir import RoundMeta, save_arrays
@@ -73,6 +76,42 @@ def text(folder: Path, content: str | bytes) -> list[str]:
     return [FEDERATED, str(path)]
 
 
+def laughs(key: str) -> str:
+    """YAML in which ten lines, each of which repeats the one before, stand for 10^10 values."""
+    lines = ["  - &l0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"  - &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 10)]
+    return "\n".join([f"{key}:", *lines, ""])
+
+
+def fifo(path: Path) -> Path:
+    """A FIFO in the place of a file, which blocks whoever opens it."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+def endless(path: Path) -> Path:
+    """A link to a device that never ends in the place of a file."""
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+    return path
+
+
+def a_socket(path: Path) -> Path:
+    """A socket in the place of a file."""
+    path.unlink(missing_ok=True)
+    here = Path.cwd()
+    os.chdir(path.parent)  # names of sockets may have 107 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+    finally:
+        os.chdir(here)
+    return path
+
+
+SPECIAL = {"a FIFO": fifo, "a device": endless, "a socket": a_socket}
+
 # Config files.
 
 TEXTS: dict[str, str | bytes] = {
@@ -87,10 +126,72 @@ TEXTS: dict[str, str | bytes] = {
     "a number that is none": "num_rounds: 0b_\n",
     "a date that is none": "base_model: !!timestamp x\n",
     "3000 brackets": "[" * 3000,
+    "aliases without end": laughs("vars") + "base_model: yolov8n.yaml\n",
+    "an alias of itself": "vars: &a [*a]\nbase_model: yolov8n.yaml\n",
+    "megabytes of blanks": " " * (5 << 20),
     "a resolver that does not exist": "base_model: ${oc.run:ls}\ndatasets: [a.yaml]\n",
 }
 for _name, _text in TEXTS.items():
     case(f"config: {_name}")(lambda folder, content=_text: text(folder, content))
+
+
+for _name, _make in SPECIAL.items():
+    case(f"config: {_name}")(
+        lambda folder, make=_make: [FEDERATED, str(make(folder / "config.yaml"))]
+    )
+    case(f"data: {_name}")(
+        lambda folder, make=_make: data(folder, lambda site: make(site / "data.yaml"))
+    )
+    case(f"data: {_name} for an image")(
+        lambda folder, make=_make: data(folder, lambda site: make(site / "images/train/0.jpg"))
+    )
+    case(f"data: {_name} for a label")(
+        lambda folder, make=_make: data(folder, lambda site: make(site / "labels/train/0.txt"))
+    )
+    case(f"data: {_name} for a list of images")(
+        lambda folder, make=_make: data(
+            folder, lambda site: (make(site / "list.txt"), rewrite(site, train="list.txt"))
+        )
+    )
+    case(f"data: {_name} in a list of images")(
+        lambda folder, make=_make: data(
+            folder,
+            lambda site: (
+                (site / "list.txt").write_text(f"{make(site / 'odd.jpg')}\n"),
+                rewrite(site, val="list.txt"),
+            ),
+        )
+    )
+    case(f"checkpoint: {_name}")(
+        lambda folder, make=_make: config(folder, base_model=str(make(folder / "base.pt")))
+    )
+    case(f"checkpoint: {_name} of pretrained weights")(
+        lambda folder, make=_make: config(
+            folder, train={"pretrained": str(make(folder / "weights.pt"))}
+        )
+    )
+    case(f"model: {_name}")(
+        lambda folder, make=_make: config(folder, base_model=str(make(folder / "yolov8n-x.yaml")))
+    )
+    case(f"round: {_name}")(
+        lambda folder, make=_make: exported(folder, make(folder / "round1.npz"))
+    )
+    case(f"round: {_name} for a data.yaml")(
+        lambda folder, make=_make: [
+            *exported(folder, round_file(folder)),
+            "--data",
+            str(make(folder / "data.yaml")),
+        ]
+    )
+    case(f"image of a class: {_name}")(lambda folder, make=_make: classifier(folder, make))
+
+
+def classifier(folder: Path, make: Callable[[Path], Path]) -> list[str]:
+    """The command for a classifier's data, with one image that is none."""
+    make_class_folders(folder / "classes")
+    make(folder / "classes" / "train" / "a" / "0.jpg")
+    datasets = [{"name": "north", "data": str(folder / "classes")}]
+    return config(folder, base_model="yolov8n-cls.yaml", datasets=datasets)
 
 
 @case("config: a python object")
@@ -211,6 +312,9 @@ DATA: dict[str, Callable[[Path], Any]] = {
     "a date that is none": lambda site: (site / "data.yaml").write_text("date: 2024-13-45\n"),
     "3000 brackets": lambda site: (site / "data.yaml").write_text("[" * 3000),
     "a path too long": lambda site: rewrite(site, path="x" * 300),
+    "aliases without end": lambda site: (site / "data.yaml").write_text(
+        f"train: images/train\nval: images/val\n{laughs('names')}"
+    ),
     "no names": lambda site: rewrite(site, names=None),
     "names with a gap": lambda site: rewrite(site, names={0: "a", 2: "b"}),
     "no val split": lambda site: rewrite(site, val=None),
@@ -313,6 +417,18 @@ def _(folder: Path) -> list[str]:
     return config(folder, base_model=str(folder / "yolov8n-evil.yaml"))
 
 
+@case("model: aliases without end")
+def _(folder: Path) -> list[str]:
+    (folder / "yolov8n-big.yaml").write_text(laughs("backbone") + "head: []\n")
+    return config(folder, base_model=str(folder / "yolov8n-big.yaml"))
+
+
+@case("model: aliases without end, under another size")
+def _(folder: Path) -> list[str]:
+    (folder / "yolov8-big.yaml").write_text(laughs("backbone") + "head: []\n")
+    return config(folder, base_model=str(folder / "yolov8n-big.yaml"))
+
+
 # Archives of a round.
 
 
@@ -389,6 +505,124 @@ def _(folder: Path) -> list[str]:
     path = folder / "round1.npz"
     path.write_bytes(pickle.dumps(Touch(folder / MARKER)))
     return exported(folder, path)
+
+
+def promising(folder: Path, shape: tuple[int, ...], *, packed: bool) -> Path:
+    """An archive whose header promises float32 values that are not there."""
+    path = folder / "round1.npz"
+    how = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", how) as archive, archive.open(f"{WEIGHT}.npy", "w") as member:
+        about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, about)
+        member.write(bytes(1 << 20))
+    return path
+
+
+for _packed in (False, True):
+    for _shape in ((1 << 40,), (1 << 62, 1 << 62), (16, 3, 3, 3, 1 << 30)):
+        case(f"round: {_shape} values in {'a packed' if _packed else 'a'} megabyte")(
+            lambda folder, shape=_shape, packed=_packed: exported(
+                folder, promising(folder, shape, packed=packed)
+            )
+        )
+
+
+@case("round: aliases without end in its data.yaml")
+def _(folder: Path) -> list[str]:
+    (folder / "data.yaml").write_text(laughs("names"))
+    return [*exported(folder, round_file(folder)), "--data", str(folder / "data.yaml")]
+
+
+# Directories of runs that somebody else has made.
+
+
+def run_directory(folder: Path, **changes: Any) -> Path:
+    """What a run that has not finished a round has left, elsewhere than this one would."""
+    path = folder / "theirs" / "train"
+    for part in ("weights", "clients/north/caches", "server"):
+        (path / part).mkdir(parents=True)
+    whole = settings(folder, save_dir=str(folder / "theirs"), **changes)
+    (path / "args.yaml").write_text(yaml.safe_dump(whole))
+    return path
+
+
+def resumed(folder: Path, **changes: Any) -> list[str]:
+    return [FEDERATED, f"resume={run_directory(folder, **changes)}"]
+
+
+def class_with_code(folder: Path) -> str:
+    """A client's class, whose file makes the mark."""
+    (folder / "theirs.py").write_text(
+        f"from pathlib import Path\nPath({str(folder / MARKER)!r}).touch()\n"
+        "from utils.client import YoloClient as Mine\n"
+    )
+    return f"{folder / 'theirs.py'}:Mine"
+
+
+@case("run: a class with code")
+def _(folder: Path) -> list[str]:
+    return resumed(folder, client=class_with_code(folder))
+
+
+@case("run: a class with code behind a reference")
+def _(folder: Path) -> list[str]:
+    return resumed(folder, vars={"x": class_with_code(folder)}, client="${vars.x}")
+
+
+@case("run: trust in a checkpoint with code")
+def _(folder: Path) -> list[str]:
+    base = evil(folder, legacy=False)
+    return resumed(folder, trust_checkpoint=True, base_model=base)
+
+
+@case("run: a checkpoint with code")
+def _(folder: Path) -> list[str]:
+    return resumed(folder, base_model=evil(folder, legacy=False))
+
+
+@case("run: trust in words")
+def _(folder: Path) -> list[str]:
+    return resumed(folder, trust_checkpoint="true")
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "a cluster elsewhere": {"ray": {"address": "203.0.113.7:6379"}},
+    "a logger over the network": {"loggers": ["wandb", "mlflow"]},
+}
+for _name, _changes in RUNS.items():
+    case(f"run: {_name}")(lambda folder, changes=_changes: resumed(folder, **changes))
+
+
+@case("run: aliases without end")
+def _(folder: Path) -> list[str]:
+    path = run_directory(folder)
+    (path / "args.yaml").write_text(laughs("datasets"))
+    return [FEDERATED, f"resume={path}"]
+
+
+@case("run: a link to a folder elsewhere")
+def _(folder: Path) -> list[str]:
+    path = run_directory(folder)
+    (folder / "mine").mkdir()
+    (path / "clients" / "south").symlink_to(folder / "mine")
+    return [FEDERATED, f"resume={path}"]
+
+
+@case("run: a link to a file elsewhere")
+def _(folder: Path) -> list[str]:
+    path = run_directory(folder)
+    (folder / "mine.txt").write_text("mine")
+    (path / "clients" / "north" / "stack.txt").symlink_to(folder / "mine.txt")
+    return [FEDERATED, f"resume={path}"]
+
+
+for _name, _make in SPECIAL.items():
+
+    @case(f"run: {_name} among its files")
+    def _(folder: Path, make: Callable[[Path], Path] = _make) -> list[str]:
+        path = run_directory(folder)
+        make(path / "results.csv")
+        return [FEDERATED, f"resume={path}"]
 
 
 @case("round: not there")

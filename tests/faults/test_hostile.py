@@ -19,6 +19,9 @@ REAL_PROCESSES = (  # a few as the user's own commands; benchmarks/faults.py doe
     "model: code in a model YAML",
     "round: pickled arrays with code",
     "data: a pickle for a label cache",
+    "data: a FIFO for a label",
+    "run: a class with code",
+    "run: trust in a checkpoint with code",
 )
 
 
