@@ -173,9 +173,10 @@ class Job:
             [client, fingerprint(path, setup.data.task, "train", setup.caches)]
             for client, path in self.data.items()
         ]
+        values = [setting.partition("=")[2].partition(":")[0] for setting in self.settings]
+        files = [file_digest(Path(value)) for value in values if Path(value).is_file()]
         batch = self.batch or setup.batch
-        parts = [setup.frame, self.kind, data, sorted(self.settings), batch, self.seed]
-        return digest_of(parts)
+        return digest_of([setup.frame, self.kind, data, self.settings, files, batch, self.seed])
 
     def __str__(self) -> str:
         return f"{self.name}, {self.split}, seed {self.seed}"
@@ -698,9 +699,10 @@ def run_job(job: Job, setup: Setup, running: set[subprocess.Popen[bytes]]) -> No
     command = federated_command if job.kind == "federated" else plain_command
     log = folder / "log.txt"
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command(job, folder, setup), stdout=file, stderr=file, cwd=folder
-        )
+        # A plain training may leave files where it runs; settings may name files from here.
+        where = None if job.kind == "federated" else folder
+        arguments = command(job, folder, setup)
+        process = subprocess.Popen(arguments, stdout=file, stderr=file, cwd=where)
         running.add(process)
         try:
             code = process.wait()
@@ -875,6 +877,7 @@ def score(weights: Path, setup: Setup, folder: Path) -> tuple[dict[str, float], 
     from utils.data import read_data, write_private_yaml
     from utils.evaluation import Evaluator
     from utils.model import load_checkpoint_module
+    from utils.run_numbers import output_of
     from utils.run_record import PRIMARY
     from utils.terminal import short_name
 
@@ -885,7 +888,8 @@ def score(weights: Path, setup: Setup, folder: Path) -> tuple[dict[str, float], 
     evaluator = Evaluator(data, task, {"imgsz": setup.imgsz, **setup.train}, folder / "test")
     result = evaluator(load_checkpoint_module(str(weights), where="weights").float())
     judged = next(name for name in PRIMARY if name in result.metrics)
-    kept = [judged, *(n for n in result.metrics if ("mAP" in n or "acc" in n) and n != judged)]
+    kept = [name for name in result.metrics if "mAP" in name or "accuracy" in name]
+    kept.sort(key=lambda name: (output_of(name) != output_of(judged), name != judged))
     per_class = {n.removeprefix("class/"): value for n, value in result.per_class.items()}
     return {short_name(name): result.metrics[name] for name in kept}, per_class
 
