@@ -5,8 +5,10 @@
 servers  SIGKILL at random moments of a run, up to twice in one, then `resume`: all arrays of all
          rounds, checkpoints and tables must be those of a run that nobody disturbed
 workers  SIGKILL of the worker in every round: the same, but for the notes
-replies  every unusable reply of tests/faults/test_bad_replies.py
+replies  every unusable reply of tests/faults/test_bad_replies.py, and the like (see REPLIES)
 inputs   every wrong or hostile input of tests/faults/hostile.py, as a command of its own
+
+What is added there is tried here. `--skip servers workers` leaves the two that take long out.
 
 Prints a table: tried, survived, lost. Linux only: it finds processes in /proc.
 """
@@ -34,6 +36,7 @@ from utils.environment import prepare_environment, remove_private_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROUNDS = 3
+REPLIES = ("test_bad_*.py", "test_hostile_*.py")  # tests of messages, in tests/faults
 # What is trained while servers are killed: each has another kind of state to keep.
 SETTINGS: list[dict[str, Any]] = [
     {"strategy": "fedadam", "server_ema": 0.5},
@@ -197,10 +200,10 @@ def kill_workers(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
 
 
 def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
-    """The tests of unusable replies, counted."""
-    tests = "tests/faults/test_bad_replies.py"
+    """The tests of unusable messages, counted."""
+    tests = sorted(str(p) for like in REPLIES for p in (ROOT / "tests/faults").glob(like))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", tests, "-q", "-rA", "-n", "0"],
+        [sys.executable, "-m", "pytest", *tests, "-q", "-rA", "-n", "0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -210,6 +213,8 @@ def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     passed = sum(line.startswith("PASSED") for line in lines)
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     print(*failed, sep="\n")
+    if done.returncode and not failed:  # they could not even be collected
+        raise SystemExit(f"{done.stdout}{done.stderr}")
     return passed + len(failed), len(failed)
 
 
@@ -222,10 +227,14 @@ def feed_inputs(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     for number, name in enumerate(CASES):
         place = folder / str(number)
         place.mkdir(parents=True)
-        done = finished(command(name, place), cwd=place)
-        problem = verdict(place, done.returncode, done.stdout, done.stderr)
+        try:
+            done = finished(command(name, place), cwd=place)
+            problem = verdict(place, done.returncode, done.stdout, done.stderr)
+            problem = problem and f"{problem}: {done.stderr[-500:]}"
+        except Exception as error:  # it hangs, or cannot even be made: the others are tried
+            problem = f"{type(error).__name__}: {error}"
         if problem:
-            print(f"  {name}: {problem}: {done.stderr[-500:]}", flush=True)
+            print(f"  {name}: {problem}", flush=True)
             lost += 1
         shutil.rmtree(place)
     return len(CASES), lost

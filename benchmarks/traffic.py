@@ -8,60 +8,80 @@ split after the last; where parts stay with the clients (--shares), the mean of 
 are those of results.csv, over all rounds and with the first download, beside all arrays in float32
 (and int64 counters) once each way in each round.
 
-Writes OUT/results.csv as it goes (a rerun continues there), and prints a table at the end.
+Keeps results below OUT as quality.py does (a rerun continues there), and prints a table at the end.
 """
 
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    from utils.environment import prepare_environment
+
+    prepare_environment()  # before Ultralytics is imported, which the modules below do
 
 from benchmarks.quality import (
     Job,
-    client_data,
+    find_data,
     make_parser,
+    make_setup,
     models_of,
     parse,
-    read_rows,
+    read_records,
+    refuse_wrong,
     run_missing,
     spread,
 )
-from utils.environment import prepare_environment, remove_private_settings
+from utils.command import show_problems
+from utils.config import InputError
+from utils.environment import remove_private_settings
 from utils.run_dir import read_csv
 
 SPLIT = "iid3"
-# What travels: name -> settings of federated.py. Where parts stay with the clients, each has a
-# model of its own, which it keeps when it is evaluated.
+# What travels: name -> settings of federated.py.
 SHARES: dict[str, list[str]] = {
     "all": [],
-    "head alone": ["shared.parts=[head]", "evaluate.every=1000"],
-    "backbone and neck": ["shared.parts=[backbone,neck]", "evaluate.every=1000"],
-    "all but BatchNorm": ["shared.batchnorm=local", "evaluate.every=1000"],
+    "head alone": ["shared.parts=[head]"],
+    "backbone and neck": ["shared.parts=[backbone,neck]"],
+    "all but BatchNorm": ["shared.batchnorm=local"],
 }
 
 
-def main() -> None:
-    """Run what is missing in OUT/results.csv, then print the table."""
+def main() -> int:
+    """Run what is missing below OUT, then print the table."""
     parser = make_parser(__doc__ or "", Path("runs/traffic"))
+    parser.set_defaults(splits=[SPLIT])
     parser.add_argument(
         "--codecs", nargs="+", default=["none", "topk"], help="names, or topk:FRACTION"
     )
     parser.add_argument("--shares", nargs="+", default=["all"], choices=list(SHARES))
-    options = parse(parser)
-    prepare_environment()  # before Ultralytics is imported
-    clients = client_data(options.data, SPLIT)
-    jobs = [
-        Job("federated", name_of(codec, share), SPLIT, seed, clients, settings_of(codec, share))
-        for seed in options.seeds
-        for share in options.shares
-        for codec in options.codecs
-    ]
-    run_missing(jobs, options)
-    print(markdown(options.out, len(clients)))
-    remove_private_settings()
+    failed: dict[str, str] = {}
+    try:
+        options = parse(parser)
+        setup = make_setup(options, find_data(options))
+        clients = setup.data.clients[SPLIT]
+        jobs = [
+            Job("federated", name_of(codec, share), SPLIT, seed, clients, settings_of(codec, share))
+            for seed in options.seeds
+            for share in options.shares
+            for codec in options.codecs
+        ]
+        refuse_wrong(jobs, setup)
+        try:
+            run_missing(jobs, setup, failed)
+        finally:
+            print(markdown(read_records(setup), setup.out, len(clients)))
+    except InputError as error:
+        show_problems(error.problems)
+        return 2
+    finally:
+        remove_private_settings()
+    return int(bool(failed))
 
 
 def name_of(codec: str, share: str) -> str:
@@ -76,48 +96,44 @@ def settings_of(codec: str, share: str) -> tuple[str, ...]:
     return (f"codec={name}", *([f"codec.fraction={fraction}"] if fraction else []), *SHARES[share])
 
 
-def markdown(out: Path, num_clients: int) -> str:
+def markdown(records: Sequence[Mapping[str, Any]], out: Path, num_clients: int) -> str:
     """Bytes of a client and round each way, their ratio to float32, and scores, by codec."""
-    groups: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in read_rows(out):
-        groups[row["name"]].append(row)
-    rounds = {name: [rounds_of(out, row) for row in group] for name, group in groups.items()}
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[record["name"]].append(record)
+    metrics = list(records[0]["metrics"]) if records else []
     lines = [
         "| codec | download, MB | upload, MB | float32 / download | float32 / upload "
-        "| mAP50 | mAP50-95 | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(metrics)} | seeds |",
+        "|---|---|---|---|---|" + "---|" * (len(metrics) + 1),
     ]
     for name, group in groups.items():
+        rounds = [row for r in group for row in read_csv(run_dir_of(out, r) / "results.csv")]
         fields = [name]
         ratios = []
         for way in ("download_bytes", "upload_bytes"):
-            found = statistics.mean(float(r[way]) for run in rounds[name] for r in run)
+            found = statistics.mean(float(row[way]) for row in rounds)
             fields.append(f"{found / num_clients / 1e6:.3f}")
             ratios.append(f"{size_of_model(out, group[0]) * num_clients / found:.1f}")
-        fields += [*ratios, spread(group, "mAP50"), spread(group, "mAP50-95"), str(len(group))]
+        scores = [spread(group, "metrics", metric) for metric in metrics]
+        fields += [*ratios, *scores, str(len(group))]
         lines.append(f"| {' | '.join(fields)} |")
     return "\n".join(lines)
 
 
-def size_of_model(out: Path, row: dict[str, str]) -> int:
+def size_of_model(out: Path, record: Mapping[str, Any]) -> int:
     """Bytes of all arrays of a run's model as they are, in float32 and int64."""
     from utils.model import load_checkpoint_module, to_arrays
 
-    path = models_of(run_folder(out, row))[0]
+    path = models_of(run_dir_of(out, record))[0]
     module = load_checkpoint_module(str(path), where=path.name).float()
     return sum(array.nbytes for array in to_arrays(module).values())
 
 
-def run_folder(out: Path, row: dict[str, str]) -> Path:
+def run_dir_of(out: Path, record: Mapping[str, Any]) -> Path:
     """Where quality.py has run it."""
-    name = "-".join((row["name"], row["split"], row["seed"])).replace(" ", "_")
-    return out / "runs" / name / "run"
-
-
-def rounds_of(out: Path, row: dict[str, str]) -> list[dict[str, str]]:
-    """The rows of a run's own results.csv."""
-    return read_csv(run_folder(out, row) / "results.csv")
+    return out / "runs" / record["folder"] / "run"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from utils.environment import num_cpus
 from utils.evaluation import Evaluation, Evaluator
 from utils.model import build_model, load_checkpoint_module, load_into, save_checkpoint, to_arrays
 from utils.run_dir import load_arrays, read_csv
-from utils.server import FederationError, Server
+from utils.server import FederationError, RoundResult, Server
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 EVERY_MODEL = {"every": 1, "cross_client": True}
@@ -167,7 +168,7 @@ def test_the_model_of_the_last_round_is_scored_on_the_test_splits_that_there_are
     run: tuple[list[Path], LocalGrid, Any], tmp_path: Path
 ) -> None:
     data, _, result = run
-    rows = read_csv(result.run_dir / "test.csv")
+    rows = [row for row in read_csv(result.run_dir / "test.csv") if row["round"] == "2"]
     whole = {row["client"]: row for row in rows if not row["class"]}
     assert list(whole) == ["c0", "(server)"]
     for name, path in (("c0", data[0]), ("(server)", data[2])):
@@ -180,6 +181,106 @@ def test_the_model_of_the_last_round_is_scored_on_the_test_splits_that_there_are
             value = expected.per_class.get(f"class/{label}/mAP50-95")
             assert row["metrics/mAP50-95(B)"] == ("" if value is None else str(value))
     assert whole["c0"]["num_examples"] == "2"
+
+
+@pytest.fixture
+def first_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let earlier rounds be better, whatever their models score."""
+    summarise = Server.summarise
+
+    def falling(self: Server, round_number: int, *arguments: Any) -> RoundResult:
+        result = summarise(self, round_number, *arguments)
+        score = 1 / round_number
+        return replace(result, score=score, row={**result.row, "fitness": score})
+
+    monkeypatch.setattr(Server, "summarise", falling)
+
+
+@pytest.mark.parametrize(
+    ("others", "arrays"), [({"codec": "topk"}, "round"), ({"server_ema": 0.5}, "ema")]
+)
+@pytest.mark.usefixtures("first_is_best")
+def test_the_test_splits_are_scored_by_best_pt_and_by_last_pt(
+    run: tuple[list[Path], LocalGrid, Any],
+    base: Path,
+    tmp_path: Path,
+    others: dict[str, Any],
+    arrays: str,
+) -> None:
+    data, _, _ = run
+    evaluate = {"every": 1, "data": str(data[2])}
+    result = federation(
+        data[:2],
+        tmp_path / "runs",
+        {**SMALL_STEPS, "lr0": 1e-3},
+        **settings(base, evaluate=evaluate, **others),
+    )
+    rows = [row for row in read_csv(result.run_dir / "test.csv") if not row["class"]]
+    models = {"1": "best.pt", "2": "last.pt"}
+    assert [(row["round"], row["client"]) for row in rows] == [
+        (number, place) for number in models for place in ("c0", "(server)")
+    ]
+    for row in rows:
+        weights = result.run_dir / "weights"
+        tested = arrays_of(weights / models[row["round"]])
+        assert_identical(tested, load_arrays(weights / f"{arrays}{row['round']}.npz")[0])
+        path = {"c0": data[0], "(server)": data[2]}[row["client"]]
+        expected = score_of(tested, path, tmp_path / row["client"], "test")
+        assert {n: float(row[n]) for n in expected.metrics} == expected.metrics
+    # Or another model in its place would not be noticed.
+    assert len({row["metrics/precision(B)"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("harm", ["deleted", "damaged"])
+@pytest.mark.usefixtures("first_is_best")
+def test_rounds_that_cannot_be_read_any_more_are_left_out_of_the_final_evaluation(
+    run: tuple[list[Path], LocalGrid, Any],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: str,
+) -> None:
+    data, _, _ = run
+    original = final_evaluation.evaluate_on_test
+
+    def harmed(server: Server, grid: Any) -> None:
+        path = server.run_dir.round_path(1)
+        path.unlink() if harm == "deleted" else path.write_bytes(path.read_bytes()[:999])
+        original(server, grid)
+
+    monkeypatch.setattr(final_evaluation, "evaluate_on_test", harmed)
+    display = Silent()
+    evaluate = {"every": 1, "data": str(data[2])}
+    result = federation(
+        data[:2], tmp_path, SMALL_STEPS, display=display, **settings(base, evaluate=evaluate)
+    )
+    rows = read_csv(result.run_dir / "test.csv")
+    assert {row["round"] for row in rows} == {"2"}
+    missing = "test.csv: without best.pt: the arrays of its round 1 are no longer there"
+    assert missing in display.notices
+    assert any("round1.npz: not a readable .npz" in n for n in display.notices) == (
+        harm == "damaged"
+    )
+    assert (result.run_dir / "predictions.jpg").exists()
+    assert (result.run_dir / "server" / "finished").exists()
+
+
+@pytest.mark.usefixtures("first_is_best")
+def test_where_clients_have_models_of_their_own_the_last_is_tested(
+    run: tuple[list[Path], LocalGrid, Any], base: Path, tmp_path: Path
+) -> None:
+    data, _, _ = run
+    result = federation(
+        data[:2],
+        tmp_path / "runs",
+        {**SMALL_STEPS, "lr0": 1e-3},
+        **settings(base, evaluate={"every": 1}, shared={"batchnorm": "local"}),
+    )
+    rows = [row for row in read_csv(result.run_dir / "test.csv") if not row["class"]]
+    assert [(row["round"], row["client"]) for row in rows] == [("2", "c0")]
+    arrays = arrays_of(result.run_dir / "clients" / "c0" / "last.pt")
+    expected = score_of(arrays, data[0], tmp_path / "c0", "test")
+    assert {n: float(rows[0][n]) for n in expected.metrics} == expected.metrics
 
 
 def test_looking_at_local_models_does_not_change_the_training(
@@ -324,7 +425,7 @@ def test_pictures_do_without_a_first_round_that_was_deleted_or_labels(
         federation(
             data[:1], tmp_path / "runs", SMALL_STEPS, display=display, resume=resume, **arguments
         )
-        assert display.notices == [
+        assert [notice for notice in display.notices if "predictions" in notice] == [
             "predictions.jpg: not drawn: ValueError: none of the val images has a label"
         ]
         (tmp_path / "runs" / "run" / "server" / "finished").unlink()
@@ -358,14 +459,16 @@ def test_a_model_of_another_shape_is_left_out_of_the_matrix(
     assert "its model was refused: model.0.conv.weight" in display.failures[0][1]
 
 
+@pytest.mark.usefixtures("first_is_best")
 def test_a_run_that_was_stopped_in_its_final_evaluation_does_it_when_resumed(
     run: tuple[list[Path], LocalGrid, Any],
     base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data, _, result = run
+    data, _, _ = run
     arguments = settings(base, evaluate={**EVERY_MODEL, "data": str(data[2])})
+    result = federation(data[:2], tmp_path / "whole", SMALL_STEPS, **arguments)
     original = final_evaluation.evaluate_across_clients
 
     def stopped(server: Server, grid: Any) -> None:
@@ -378,6 +481,7 @@ def test_a_run_that_was_stopped_in_its_final_evaluation_does_it_when_resumed(
     resumed = federation(data[:2], tmp_path / "runs", SMALL_STEPS, resume=True, **arguments)
     found = outcome(resumed.run_dir)
     assert "cross_client.csv" in found
+    assert {row["round"] for row in found["test.csv"]} == {"1", "2"}
     assert_same(found, outcome(result.run_dir))
     assert (resumed.run_dir / "predictions.jpg").exists()
 

@@ -97,7 +97,7 @@ def test_the_headline_says_what_its_numbers_are_and_on_what_data(run_dir: Path) 
     assert found["Federated"] == (
         "0.451",
         "mAP50-95 of the global model on the server's data, after round 4 of 4, the best by "
-        "fitness.",
+        "fitness: best.pt.",
     )
     value, note = found["Best local"]
     scores = {
@@ -165,14 +165,57 @@ def test_a_run_without_evaluation_shows_its_losses(run_dir: Path) -> None:
     assert "Classes" not in titles(run_dir)
 
 
-def test_models_that_were_only_compared_at_the_end_are_shown(run_dir: Path) -> None:
+def without_metrics_of_rounds(run_dir: Path) -> None:
     for name in ("results.csv", "clients.csv"):
         keep_columns(run_dir / name, lambda c: "metrics/" not in c and not c.endswith("fitness"))
+
+
+def test_models_that_were_only_compared_at_the_end_are_shown(run_dir: Path) -> None:
+    without_metrics_of_rounds(run_dir)
     report.draw_report(run_dir)
     assert (run_dir / "cross_client.png").exists()
     found = headline(run_dir)
     assert (found["Federated"][0], found["Best local"][0]) == ("–", "0.378")
     assert {"Every model on every data set", "Test splits"} <= set(titles(run_dir))
+
+
+def rows_of_tests(run_dir: Path) -> list[list[Any]]:
+    """Client, model and images of each row of the table of test splits."""
+    page = run_page(read_run(run_dir))
+    section = next(section for section in page.sections if section.title == "Test splits")
+    return [row[:3] for row in section.sheets[0].rows]
+
+
+def test_scores_of_test_splits_say_which_model_they_are_of(run_dir: Path) -> None:
+    rows = read_csv(run_dir / "results.csv")
+    rows[2]["fitness"] = rows[2]["server/metrics/mAP50-95(B)"] = "0.9"
+    write_table(run_dir / "results.csv", rows)
+    tests = read_csv(run_dir / "test.csv")
+    both = [{"round": number, **row} for number in (3, 4) for row in tests]
+    write_table(run_dir / "test.csv", both)
+    places = ["north", "south", "west", "server's data"]
+    models = ["best.pt, round 3", "last.pt, round 4"]
+    assert rows_of_tests(run_dir) == [[place, model, "8"] for model in models for place in places]
+    page = run_page(read_run(run_dir))
+    section = next(section for section in page.sections if section.title == "Test splits")
+    assert [chart.title for chart in section.charts] == [
+        f"mAP50-95 by class: {model}" for model in models
+    ]
+    assert "after round 3 of 4, the best by fitness: best.pt." in headline(run_dir)["Federated"][1]
+    report.draw_report(run_dir)
+
+
+def test_tests_from_before_they_had_rounds_are_of_the_last_model(run_dir: Path) -> None:
+    assert "round" not in read_csv(run_dir / "test.csv")[0]
+    assert {model for _, model, _ in rows_of_tests(run_dir)} == {"best.pt and last.pt, round 4"}
+    without_metrics_of_rounds(run_dir)
+    assert {model for _, model, _ in rows_of_tests(run_dir)} == {"last.pt, round 4"}
+
+
+def test_models_of_the_clients_own_are_tested_after_the_last_round(run_dir: Path) -> None:
+    (run_dir / "args.yaml").write_text("shared: {batchnorm: local}\n")
+    assert {model for _, model, _ in rows_of_tests(run_dir)} == {"its own, round 4"}
+    assert "best.pt" not in headline(run_dir)["Federated"][1]
 
 
 def test_results_alone_are_enough(run_dir: Path) -> None:

@@ -1,6 +1,8 @@
 """What is done once, after the last round: test splits, the cross-client matrix, pictures.
 
-The matrix is that of cross-site validation: every model on every client's val split.
+The test splits are scored by the models that a run leaves: of its best round and of its last. All
+else is of the last. The matrix is that of cross-site validation: every model on every client's val
+split.
 """
 
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ def is_finished(server: Server) -> bool:
 
 
 def finish(server: Server, grid: Grid) -> None:
-    """Do all of it, for the model of the last round; the files are written when all is known.
+    """Do all of it; the files are written when all is known.
 
     Where a client has failed, a resumed run does it again. Then the clients are told of the end.
     """
@@ -62,29 +64,76 @@ def _evaluate(server: Server, grid: Grid) -> None:
 
 
 def evaluate_on_test(server: Server, grid: Grid) -> None:
-    """Score the model on the test splits that there are; a row for all classes, then for each."""
-    scores = []
-    last = server.config.num_rounds
-    if server.nodes_with_test:
-        server.display.step(last, "test", _names(server, server.nodes_with_test))
-        scores = server.scores(grid, last, server.nodes_with_test, "test")
-    if server.evaluator and "test" in server.evaluator.data:
-        load_into(server.model, server.deployed)
-        scores.append(_as_score(server.evaluator(server.model, "test")))
-    output = "" if server.meta.task == "classify" else "(B)"
+    """Score best.pt's and last.pt's model on the test splits that there are, and write test.csv.
+
+    For each model and split there is a row for all classes, then one for each. Where clients have
+    models of their own, it is those of the last round: earlier private arrays are not kept.
+    """
+    is_on_server = server.evaluator is not None and "test" in server.evaluator.data
+    if not (server.nodes_with_test or is_on_server):
+        return
     rows = []
-    for score in scores:
-        metrics = {k: v for k, v in score.metrics.items() if k != "fitness"}
-        start = {"client": score.name, "class": "", "num_examples": score.num_examples}
-        rows.append({**start, **metrics})
-        for name in server.meta.names:
-            values = {
-                f"metrics/{metric}{output}": score.per_class.get(f"class/{name}/{metric}")
-                for metric in class_metrics(server.meta.task)
-            }
-            rows.append({"client": score.name, "class": name, **values})
+    for round_number, arrays in _kept_models(server).items():
+        scores = _scores_on_test(server, grid, round_number, arrays)
+        if server.evaluator and is_on_server:
+            load_into(server.model, server.deployed if arrays is None else arrays)
+            scores.append(_as_score(server.evaluator(server.model, "test")))
+        rows += [row for score in scores for row in _test_rows(server, round_number, score)]
     if rows:
         server.run_dir.append_rows(TEST, rows)
+
+
+def _kept_models(server: Server) -> dict[int, Arrays | None]:
+    """Arrays of best.pt and last.pt by their rounds; None for those that are deployed now."""
+    best, last = server.best, server.config.num_rounds
+    if best is None or best.round == last or not server.has_model:
+        return {last: None}
+    arrays = _arrays_of(server, best.round)
+    if arrays is None:
+        server.display.notice(
+            f"{TEST}: without best.pt: the arrays of its round {best.round} are no longer there"
+        )
+        return {last: None}
+    return {best.round: arrays, last: None}
+
+
+def _arrays_of(server: Server, round_number: int) -> Arrays | None:
+    """What was deployed in a round, unless a user has made room, or the file is damaged."""
+    try:
+        return server.load_deployed(round_number)
+    except ValueError as error:
+        server.display.notice(str(error))
+        return None
+
+
+def _scores_on_test(
+    server: Server, grid: Grid, round_number: int, arrays: Arrays | None
+) -> list[Score]:
+    """Scores of the clients that have a test split. arrays: None for those deployed now."""
+    nodes = server.nodes_with_test
+    if not nodes:
+        return []
+    server.display.step(round_number, "test", _names(server, nodes))
+    if arrays is None:
+        return server.scores(grid, round_number, nodes, "test")
+    config = server.config_record()
+    config.update({"server-round": round_number, "split": "test"})
+    record = RecordDict({"arrays": to_record(arrays), "config": config})
+    return server.read_scores(grid, server.messages(record, nodes, "evaluate"))
+
+
+def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict[str, object]]:
+    """The rows of test.csv of one model on one split."""
+    start = {"round": round_number, "client": score.name}
+    metrics = {name: value for name, value in score.metrics.items() if name != "fitness"}
+    yield {**start, "class": "", "num_examples": score.num_examples, **metrics}
+    output = "" if server.meta.task == "classify" else "(B)"
+    for name in server.meta.names:
+        values = {
+            f"metrics/{metric}{output}": score.per_class.get(f"class/{name}/{metric}")
+            for metric in class_metrics(server.meta.task)
+        }
+        yield {**start, "class": name, **values}
 
 
 def evaluate_across_clients(server: Server, grid: Grid) -> None:
@@ -150,7 +199,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
     nodes = server.nodes_with_pictures
     if not nodes and on_server is None:
         return
-    first = server.load_deployed(1)  # unless a user has made room
+    first = _arrays_of(server, 1)
     arrays = {"round 1": first} if first else {}
     arrays[f"round {server.config.num_rounds}"] = server.deployed
     if on_server is not None:

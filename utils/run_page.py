@@ -122,7 +122,7 @@ def federated_number(run: Run) -> Number:
         where = "of the global model on the clients' val splits, mean weighted by images"
     note = (
         f"{metric_title(run)} {where}, after round {run.best['round']:.0f} of "
-        f"{len(run.rounds)}, the best by fitness."
+        f"{len(run.rounds)}, the best by fitness{'' if run.is_personal else ': best.pt'}."
     )
     return Number("Federated", format_score(run.best_score), note)
 
@@ -322,37 +322,60 @@ def _matrix_section(run: Run) -> Section:
         return Section("Every model on every data set")
     note = (
         "Rows are models, columns the val splits they were tried on. A local model is a client's "
-        f"best straight after its own training, before averaging.{first_clients(run)}"
+        "best straight after its own training, before averaging; all other models are of the last "
+        f"round.{first_clients(run)}"
     )
     charts = [heat_chart(metric_title(run), grid)]
     return Section("Every model on every data set", note, charts=charts)
 
 
 def _tests_section(run: Run) -> Section:
-    """The last model on the test splits, as a whole and by class."""
+    """The models that a run leaves on the test splits, as a whole and by class."""
     whole = [row for row in run.tests if not row.get("class")]
     columns = [c for c in dict.fromkeys(c for r in whole for c in r) if c in filled_columns(whole)]
     metrics = [c for c in columns if c.startswith("metrics/")]
-    head = ["test split of", "images", *(title_of(m, metrics) for m in metrics)]
+    head = ["test split of", "model", "images", *(title_of(m, metrics) for m in metrics)]
     rows = [
         [
             data_label(r["client"]),
+            _tested_model(run, r),
             format_count(r.get("num_examples")),
             *(format_score(r.get(m)) for m in metrics),
         ]
         for r in whole
     ]
-    by_class = [row for row in run.tests if row.get("class")]
+    sheet = Sheet("Test splits", head, rows, text_columns=(0, 1))
+    note = "Images that nothing was chosen by."
+    if run.is_personal:
+        note += " Each client's own model of the last round is tested, not its best.pt."
+    return Section("Test splits", note, charts=list(_test_charts(run, metrics)), sheets=[sheet])
+
+
+def _tested_model(run: Run, row: Row) -> str:
+    """Which model a row of test.csv is of; before it had rounds, it was always the last."""
+    last = run.rounds[-1]["round"]
+    tested = row.get("round", last)
+    if run.is_personal:
+        return f"its own, round {tested:.0f}"
+    rounds = {"best.pt": run.best["round"] if run.best else None, "last.pt": last}
+    files = [name for name, number in rounds.items() if number == tested]
+    return f"{' and '.join(files)}{', ' if files else ''}round {tested:.0f}"
+
+
+def _test_charts(run: Run, metrics: Sequence[str]) -> Iterator[Chart]:
+    """A table of classes by test split, for each model."""
     # Single classes have that of the boxes only.
     metric = next((m for m in metrics if "accuracy_top1" in m), "metrics/mAP50-95(B)")
-    cells = {(row["class"], data_label(row["client"])): row.get(metric) for row in by_class}
-    charts = []
-    if any(value is not None for value in cells.values()):
-        name = title_of(metric, metrics)
-        grid = make_grid(cells, f"{{row}}, test split of {{column}}: {name} {{value}}")
-        charts.append(heat_chart(f"{name} by class", grid))
-    note = "The model of the last round on images that nothing was chosen by."
-    return Section("Test splits", note, charts=charts, sheets=[Sheet("Test splits", head, rows)])
+    models: dict[str, dict[tuple[str, str], float | None]] = defaultdict(dict)
+    for row in run.tests:
+        if row.get("class"):
+            cell = (row["class"], data_label(row["client"]))
+            models[_tested_model(run, row)][cell] = row.get(metric)
+    name = title_of(metric, metrics)
+    for model, cells in models.items():
+        if any(value is not None for value in cells.values()):
+            grid = make_grid(cells, f"{{row}}, test split of {{column}}: {name} {{value}}")
+            yield heat_chart(f"{name} by class: {model}", grid)
 
 
 def _cost_section(run: Run) -> Section:

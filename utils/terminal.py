@@ -138,7 +138,8 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
         f"{run_dir}/results.csv": "losses and metrics by round; clients.csv: by client",
     }
     if (result.run_dir / "test.csv").exists():
-        files[f"{run_dir}/test.csv"] = "scores on the test splits"
+        models = "each client's last model" if is_personal else "best.pt and last.pt"
+        files[f"{run_dir}/test.csv"] = f"scores of {models} on the test splits"
     files[f"{run_dir}/report.html"] = "all of it to look at, in a browser"
     width = max(map(len, files))
     for path, meaning in files.items():
