@@ -71,7 +71,7 @@ def test_one_client_gives_exactly_its_weights_with_the_signs_of_its_zeros() -> N
     arrays = {"w": np.array([-0.0, 0.0, 1e-45, 3.4e38, 1 / 3], np.float32)}
     for per_step in ([], ["w"]):
         mean = RunningMean({"w": np.full(5, 1e9, np.float32)}, per_step=per_step)
-        mean.add(arrays, Share(num_examples=69, num_steps=7))
+        mean.add(arrays, Share(weight=69, num_steps=7))
         found = cast_to(mean.result(), Layout.of(arrays))
         assert found["w"].tobytes() == arrays["w"].tobytes()
 
