@@ -136,7 +136,7 @@ class StrategyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = "fedavg"
     weights: Literal["images", "equal"] = "images"
-    max_share: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    max_share: Annotated[float, Field(strict=True, ge=1e-6, le=1)] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -298,8 +298,8 @@ class Config(_Frozen):
     server_ema: decay per round of an average of the global models; 0 is none.
     min_clients: usable updates without which a round is tried again, and in the end the run stops.
     round_timeout_s: seconds that a client may take for its work in a round; None is no limit.
-    max_statistics_factor: by which a variance of BatchNorm may change in a round; by its root, in
-    standard deviations, a mean may. An update beyond is refused; infinity takes all.
+    max_statistics_factor: by which a variance of BatchNorm may change in a client's round, or, in
+    variances, the square of a mean's shift. An update beyond is refused; infinity takes all.
     trust_checkpoint: load base models with any content, which can run code of whoever made them.
     loggers: that follow the run live; "settings" stands for those that the user's own Ultralytics
     settings switch on.
@@ -654,7 +654,7 @@ _EXPECTED = {
     "update_norm": "'outliers: ...' and 'times_median: ...' lines",
     "times_median": "a number greater than 1",
     "weights": "images or equal",
-    "max_share": "a number greater than 0 and at most 1, e.g. 0.4, or null for no limit",
+    "max_share": "a number from 0.000001 to 1, e.g. 0.4, or null for no limit",
     "max_statistics_factor": "a number greater than 1, or .inf for no limit",
     "privacy": "'mode: ...', 'clipping_norm: ...', ... lines, as in configs/example.yaml",
     "clipping_norm": "a number greater than 0",

@@ -160,31 +160,37 @@ def counter_problems(
     return problems
 
 
-def statistics_problems(
-    new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], factor: float
-) -> list[str]:
-    """Say which of BatchNorm's statistics have moved by more than a factor.
+def statistics_factors(
+    new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """By how much BatchNorm's statistics have moved at most, by array; 1 is not at all.
 
-    A variance is taken as BatchNorm takes it, with its epsilon. A mean may move by as many standard
-    deviations as the factor allows a standard deviation to grow.
+    A variance is taken as BatchNorm takes it, with its epsilon. A shift of a mean counts as the
+    variance that it would be: by its square, in variances; the larger one of before and after.
     """
-    problems = []
+    factors = {}
     for name in (name for name in new if name.endswith(VARIANCE)):
         variance = new[name].astype(np.float64) + BATCHNORM_EPSILON
         before = old[name].astype(np.float64) + BATCHNORM_EPSILON
-        found = float(np.max(np.maximum(variance / before, before / variance), initial=1.0))
-        if not found <= factor:
-            problems.append(f"{name}: a variance moved {found:.3g} times, expected {factor:g}")
+        factors[name] = _largest(np.maximum(variance / before, before / variance))
         mean = f"{name.removesuffix(VARIANCE)}{MEAN}"
         if mean in new:
-            shift = np.abs(new[mean].astype(np.float64) - old[mean])
-            moved = float(np.max(shift / np.sqrt(np.maximum(variance, before)), initial=0.0))
-            if not moved <= math.sqrt(factor):
-                problems.append(
-                    f"{mean}: a mean moved by {moved:.3g} standard deviations, expected "
-                    f"{math.sqrt(factor):.4g}"
-                )
-    return problems
+            shift = np.square(new[mean].astype(np.float64) - old[mean])
+            factors[mean] = _largest(shift / np.maximum(variance, before))
+    return factors
+
+
+def _largest(factors: np.ndarray) -> float:
+    return float(np.max(factors, initial=1.0))
+
+
+def statistics_problems(factors: Mapping[str, float], most: float) -> list[str]:
+    """Say which statistics have moved by more than a factor."""
+    return [
+        f"{name}: moved {found:.3g} times, expected at most {most:g} (max_statistics_factor)"
+        for name, found in factors.items()
+        if not found <= most
+    ]
 
 
 def fixed_problems(

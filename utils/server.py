@@ -52,6 +52,7 @@ from utils.plausible import (
     is_statistic,
     seconds_problem,
     size_problem,
+    statistics_factors,
     statistics_problems,
 )
 from utils.privacy import SPENT, ServerPrivacy
@@ -725,6 +726,7 @@ class Server:
                 "num_steps": update.num_steps,
                 "seconds": round(update.seconds, 3),
                 "update_norm": update.norm,
+                "statistics_factor": update.statistics_factor,
                 **asdict(Traffic()),  # their place among the columns
                 **update.losses,
                 **update.local,
@@ -890,12 +892,12 @@ class Server:
         local = {k: v for k, v in numbers.items() if k.startswith("local/")}
         losses = {k: v for k, v in numbers.items() if k not in local}
         arrays = checked_arrays(self._rebuilt(reply), self.layout, "arrays were")
-        self._check_work(arrays, self.work.num_batches(num_images))
+        factor = self._check_work(arrays, self.work.num_batches(num_images))
         known = self._known_images(name, num_images, ("train",))
         num_examples, num_steps = counted(num_images, num_steps, known)
         parameters = [name for name in self.arrays if name in self.aggregation.parameters]
         norm = distance(arrays, self.arrays, parameters)
-        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local)
+        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local, factor)
 
     def _check_size(self, reply: Message) -> None:
         """Before anything in a reply is unpacked or copied."""
@@ -908,14 +910,18 @@ class Server:
         self._check_names(name, [key for key in numbers if not key.startswith("class/")])
         _refuse(self.bounds.problems(numbers))
 
-    def _check_work(self, arrays: Arrays, num_batches: int) -> None:
-        """Refuse arrays that so many batches of training cannot have made of the global ones."""
-        factor = self.config.max_statistics_factor
-        problems = statistics_problems(arrays, self.arrays, factor)
+    def _check_work(self, arrays: Arrays, num_batches: int) -> float:
+        """Refuse arrays that so many batches of training cannot have made of the global ones.
+
+        Returns by how much BatchNorm's statistics have moved at most.
+        """
+        factors = statistics_factors(arrays, self.arrays)
+        problems = statistics_problems(factors, self.config.max_statistics_factor)
         if self.work.is_plain:
             problems += fixed_problems(arrays, self.arrays, self.fixed)
             problems += counter_problems(arrays, self.arrays, num_batches)
         _refuse(problems, "its arrays were refused: ")
+        return max(factors.values(), default=1.0)
 
     def _check_names(self, name: str, numbers: Collection[str]) -> None:
         """Keep a client's numbers out of the server's own columns, and the tables small."""

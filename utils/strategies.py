@@ -241,6 +241,7 @@ class Update:
     Ultralytics' name.
     num_steps: of the client's optimiser. norm: L2 of the change of the trainable arrays.
     local: "local/..." scores of these arrays on the client's val split, if it was asked for them.
+    statistics_factor: by which BatchNorm's statistics have moved at most; 1 is not at all.
     """
 
     name: str
@@ -251,6 +252,7 @@ class Update:
     seconds: float
     norm: float
     local: dict[str, float] = field(default_factory=dict)
+    statistics_factor: float = 1.0
 
     @property
     def loss(self) -> float:
