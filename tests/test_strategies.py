@@ -304,6 +304,7 @@ def test_every_strategy_sends_all_arrays_to_the_nodes_of_the_round(name: str) ->
     [
         ({"name": "fedavgg"}, r"name: found 'fedavgg', expected one of.*did you mean 'fedavgm?'"),
         ({"name": "fedavg", "mu": 1}, r"mu: unknown option of fedavg; it has no options"),
+        ({"name": "fedavg", "max_shar": 0.5}, r"max_shar: .* did you mean 'max_share'"),
         ({"name": "fedprox", "mu": 1}, r"mu: unknown option of fedprox; its options are proximal"),
         ({"name": "fedadam", "eta": "big"}, r"eta: found 'big', expected a number greater than 0"),
         ({"name": "fedadam", "beta_1": 1}, r"beta_1: found 1, expected a number at least 0 and"),

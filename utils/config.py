@@ -373,6 +373,7 @@ class Config(_Frozen):
 RESUME_SETTINGS = (
     "client_resources",
     "loggers",
+    "max_statistics_factor",
     "min_clients",
     "ray",
     "round_timeout_s",

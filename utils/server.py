@@ -878,7 +878,7 @@ class Server:
             return result
         except KeyError as error:
             self._fail(name, f"its reply has no {error}")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             self._fail(name, str(error))
         return None
 

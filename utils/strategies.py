@@ -493,9 +493,8 @@ def options_of(config: StrategyConfig) -> Options:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if name not in known:
             options = f"its options are {', '.join(known)}" if known else "it has no options"
-            problems.append(
-                f"strategy.{name}: unknown option of {config.name}; {options}{nearest(name, known)}"
-            )
+            near = nearest(name, [*known, *StrategyConfig.model_fields])
+            problems.append(f"strategy.{name}: unknown option of {config.name}; {options}{near}")
         elif not (is_number and abs(value) < MAX_NUMBER and possible(value)):
             problems.append(f"strategy.{name}: found {value!r}, expected a number {expected}")
     problems += [] if problems else _weight_problems(config)
