@@ -888,12 +888,14 @@ class Server:
         num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
         seconds = numbers.pop("seconds")
         self._check_numbers(name, numbers, seconds)
-        _refuse([self.work.step_problem(num_images, num_steps)])
+        known = self._known_images(name, num_images, ("train",))
+        # A user's class may say another number, by which it is to count.
+        trained = num_images if self.work.is_plain else max(num_images, known)
+        _refuse([self.work.step_problem(trained, num_steps)])
         local = {k: v for k, v in numbers.items() if k.startswith("local/")}
         losses = {k: v for k, v in numbers.items() if k not in local}
         arrays = checked_arrays(self._rebuilt(reply), self.layout, "arrays were")
-        factor = self._check_work(arrays, self.work.num_batches(num_images))
-        known = self._known_images(name, num_images, ("train",))
+        factor = self._check_work(arrays, self.work.num_batches(trained))
         num_examples, num_steps = counted(num_images, num_steps, known)
         parameters = [name for name in self.arrays if name in self.aggregation.parameters]
         norm = distance(arrays, self.arrays, parameters)
