@@ -17,6 +17,7 @@ from utils.run_dir import read_csv
 from utils.server import FederationError
 
 NOTING = """
+from dataclasses import replace
 from pathlib import Path
 from utils.attempts import AbortedError
 from utils.client import YoloClient
@@ -81,6 +82,19 @@ class Careless(YoloClient):
         for array in arrays.values():
             array *= 0.9
         return super().train(round_number, arrays, config)
+
+
+class Own(YoloClient):
+    def train(self, round_number, arrays, config):
+        older = {name: array * 0 if "num_batches" in name else array
+                 for name, array in arrays.items()}
+        result = super().train(round_number, older, config)
+        losses = {**result.losses, "my/loss": -1e20}
+        return replace(result, num_examples=1, losses=losses)
+
+    def evaluate(self, parameters, config):
+        loss, num_examples, metrics = super().evaluate(parameters, config)
+        return loss, num_examples, {**metrics, "fitness": 0.25, "my/number": 1e20}
 
 
 class Unready(YoloClient):
@@ -168,6 +182,27 @@ def test_a_client_that_aborts_is_left_out_of_the_round_with_its_reason_alone(
     trained = {(row["round"], row["client"]) for row in rows if row["train/box_loss"]}
     assert trained == {("1", "c0"), ("1", "c1"), ("2", "c0"), ("3", "c0"), ("3", "c1")}
     assert not (result.run_dir / "clients" / "c1" / "error.txt").exists()
+
+
+def test_a_class_of_ones_own_counts_starts_and_scores_as_it_likes(
+    hooks: Path, tmp_path: Path
+) -> None:
+    two_datasets(tmp_path)
+    display, evaluate = Silent(), {"every": 1}
+    run(
+        tmp_path,
+        "run",
+        f"{hooks}:Own",
+        num_rounds=2,
+        display=display,
+        evaluate=evaluate,
+        strategy="qfedavg",
+    )
+    assert not display.failures
+    rows = read_csv(tmp_path / "run" / "run" / "clients.csv")
+    assert [row["num_examples"] for row in rows] == ["1"] * 4
+    assert [float(row["fitness"]) for row in rows] == [0.25] * 4
+    assert [float(row["my/loss"]) for row in rows] == [-1e20] * 4
 
 
 def test_an_abort_ends_the_round_after_the_batch_in_hand(hooks: Path, tmp_path: Path) -> None:

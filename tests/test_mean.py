@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
+from hypothesis import given
+from hypothesis import strategies as st
 from local_grid import identify_process
 
 from utils.arrays import CHUNK, Arrays, Layout, cast_to, distance
 from utils.config import StrategyConfig
-from utils.mean import RunningMean, Share
+from utils.mean import RunningMean, Share, limited
 from utils.strategies import STRATEGIES, Aggregation, Update, abstain
 
 STREAMING = [name for name, entry in STRATEGIES.items() if not entry.needs_all]
@@ -71,7 +73,7 @@ def test_one_client_gives_exactly_its_weights_with_the_signs_of_its_zeros() -> N
     arrays = {"w": np.array([-0.0, 0.0, 1e-45, 3.4e38, 1 / 3], np.float32)}
     for per_step in ([], ["w"]):
         mean = RunningMean({"w": np.full(5, 1e9, np.float32)}, per_step=per_step)
-        mean.add(arrays, Share(num_examples=69, num_steps=7))
+        mean.add(arrays, Share(weight=69, num_steps=7))
         found = cast_to(mean.result(), Layout.of(arrays))
         assert found["w"].tobytes() == arrays["w"].tobytes()
 
@@ -129,6 +131,41 @@ def test_updates_added_one_by_one_give_the_same_bits_as_all_at_once(name: str) -
         results.append({**arrays, **combine.state()})
     assert list(results[0]) == list(results[1])
     assert all(np.array_equal(results[0][n], results[1][n]) for n in results[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "max_share", "expected"),
+    [
+        ([100, 10, 10], None, [100, 10, 10]),
+        ([100, 10, 10], 1.0, [100, 10, 10]),
+        ([100, 10, 10], 0.5, [20, 10, 10]),  # 20 / 40
+        ([50, 30, 20], 0.5, [50, 30, 20]),  # just within
+        ([10, 100, 10, 1000], 0.4, [10, 40, 10, 40]),  # 40 / 100, both of the largest
+        ([8, 1, 1, 1], 0.25, [1, 1, 1, 1]),
+        ([7, 1, 1], 0.2, [1, 1, 1]),  # three cannot all have a fifth: as near to it as can be
+        ([2.0**29, 1], 0.6, [1.5, 1]),
+        ([5], 0.5, [1]),
+    ],
+)
+def test_a_cap_on_a_share_lowers_the_largest_weights_and_leaves_the_others(
+    weights: list[float], max_share: float | None, expected: list[float]
+) -> None:
+    assert limited(weights, max_share) == pytest.approx(expected, rel=1e-12)
+
+
+@given(
+    weights=st.lists(st.integers(1, 2**29), min_size=1, max_size=9),
+    max_share=st.floats(0.01, 1, exclude_min=True),
+)
+def test_no_share_is_above_the_cap_and_none_above_its_weight(
+    weights: list[int], max_share: float
+) -> None:
+    found = limited(weights, max_share)
+    shares = [weight / sum(found) for weight in found]
+    assert max(shares) <= max(max_share, 1 / len(weights)) * (1 + 1e-9)
+    if len(weights) * max_share > 1:
+        below = [i for i, share in enumerate(shares) if share < max_share * (1 - 1e-9)]
+        assert all(found[i] == weights[i] for i in below)
 
 
 class Made(Mapping[str, np.ndarray]):

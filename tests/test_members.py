@@ -334,6 +334,7 @@ SUMMARY = DataSummary(names=("a", "b"), num_train=4, num_val=2, num_test=0, clas
         ({"num_train": 0}, "images: expected at least one to train"),
         ({"num_train": 10**400}, "images: expected at least one to train"),
         ({"num_val": -5}, "images: expected at least one to train"),
+        ({"num_train": 2**29 + 1}, "at most 536870912"),  # a mean would not be exact any more
         ({"channels": 10**7}, "channels: expected 1 to 1024"),
         ({"kpt_shape": (17, 10**6)}, "kpt_shape: expected two small numbers"),
         ({"flip_idx": (0, 1)}, "keypoints: expected a flip_idx"),  # of no keypoints

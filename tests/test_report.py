@@ -33,7 +33,14 @@ def make_old(run_dir: Path) -> None:
     for path in run_dir.iterdir():
         if path.name not in ("args.yaml", "results.csv", "clients.csv"):
             path.unlink()
-    new = ("_bytes", "train_seconds", "evaluate_seconds", "note", "update_norm")
+    new = (
+        "_bytes",
+        "train_seconds",
+        "evaluate_seconds",
+        "note",
+        "update_norm",
+        "statistics_factor",
+    )
     for name in ("results.csv", "clients.csv"):
         keep_columns(run_dir / name, lambda c: not c.startswith("local/") and not c.endswith(new))
 

@@ -1,6 +1,7 @@
 """The run directory: rounds that survive damage and interruption, folders of one's own, CSVs."""
 
 import copy
+import csv
 import gc
 import multiprocessing
 import queue
@@ -276,6 +277,33 @@ def test_any_text_survives_a_csv(tmp_path: Path) -> None:
     rows = [{"name": "a,b", "text": 'say "no"'}, {"name": "dög", "text": "two\nlines"}]
     run_dir.append_rows("clients.csv", rows)
     assert read_csv(run_dir.path / "clients.csv") == rows
+
+
+FORMULAS = ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "\t=1", "＝1", "'=1", "''-a"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_text_of_a_csv_is_a_formula_and_each_is_read_as_it_was(
+    text: str, tmp_path: Path
+) -> None:
+    run_dir = RunDir.create(tmp_path, "train")
+    run_dir.append_rows("clients.csv", [{"round": 1, "note": text, text: "x"}])
+    with (run_dir.path / "clients.csv").open(encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert cells == ["round", "note", f"'{text}", "1", f"'{text}", "x"]
+    assert read_csv(run_dir.path / "clients.csv") == [{"round": "1", "note": text, text: "x"}]
+
+
+def test_negative_numbers_stay_numbers_also_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path, "train")
+    row = {"round": 1, "x": -0.5, "note": "it's -1", "y": "-1e-05", "z": "=1"}
+    run_dir.append_rows("results.csv", [row])
+    expected = "round,x,note,y,z\n1,-0.5,it's -1,-1e-05,'=1\n"
+    assert (run_dir.path / "results.csv").read_text() == expected
+    run_dir._lock.release()
+    again = RunDir.reopen(run_dir.path)
+    again.append_rows("results.csv", [{**row, "round": 2}])
+    assert (run_dir.path / "results.csv").read_text() == expected + "2,-0.5,it's -1,-1e-05,'=1\n"
 
 
 def test_each_csv_has_its_own_rows(tmp_path: Path) -> None:

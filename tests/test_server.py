@@ -72,6 +72,30 @@ def test_the_global_model_is_the_weighted_mean_of_what_the_clients_sent(
         np.testing.assert_allclose(array, expected, rtol=1e-6, err_msg=name)
 
 
+def test_no_client_is_more_of_a_mean_than_its_largest_share(
+    two_clients: tuple[list[Path], LocalGrid, Any], tmp_path: Path
+) -> None:
+    data, _, _ = two_clients
+    grid = LocalGrid(2)
+    result = federation(
+        data[:2],
+        tmp_path,
+        TRAIN,
+        grid=grid,
+        num_rounds=1,
+        strategy={"name": "fedavg", "max_share": 0.5},
+        evaluate={"every": 1},
+    )
+    small, big = (from_record(r.content.array_records["arrays"]) for r in train_replies(grid))
+    mean = (small[WEIGHT].astype(float) + big[WEIGHT]) / 2  # of 2 and 6 images
+    np.testing.assert_array_equal(final_arrays(result)[WEIGHT], mean.astype(np.float32))
+    rows = read_csv(result.run_dir / "clients.csv")
+    for name in ("train/box_loss", "metrics/recall(B)"):  # 2 and 4 images to validate
+        expected = sum(float(row[name]) for row in rows) / 2
+        assert float(result.rounds[0].row[name]) == pytest.approx(expected)
+    assert [float(row["statistics_factor"]) > 1 for row in rows] == [True, True]
+
+
 def test_every_client_starts_a_round_from_the_global_arrays_of_the_round_before(
     two_clients: tuple[list[Path], LocalGrid, Any],
 ) -> None:

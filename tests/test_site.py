@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 from helpers import make_dataset
+from local_grid import LocalGrid
 
+from utils import client
 from utils.app import client_app
 from utils.config import InputError
 from utils.data import check_dataset
@@ -224,3 +227,21 @@ def test_of_an_error_before_a_message_is_handled_only_the_kind_leaves_a_site(
     assert str(error.value) == "FileNotFoundError before its work began; its own log says why"
     assert error.value.__cause__ is None
     assert "/home/jane" in caplog.text
+
+
+def test_what_the_server_or_an_error_says_is_a_line_of_a_sites_log(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A reason can come from anyone: colours and new lines would write lines of their own."""
+    site = {"data": str(tmp_path / "data.yaml"), "name": "north", "folder": str(tmp_path)}
+    grid = LocalGrid(1, sites=[site])
+    reason = "\x1b[31mno\r\nINFO: all is well\x07"
+    content = RecordDict({"config": ConfigRecord({"reason": reason})})
+    grid.push_messages([Message(content, 1000, "query.refused")])
+    told = Message(content, 1000, "query")
+    reply = client._error_reply(ValueError(reason), told, grid._contexts[1000])
+    assert [record.getMessage() for record in caplog.records] == [
+        "refused by the server: no INFO: all is well",
+        "error: ValueError: no INFO: all is well",
+    ]
+    assert reply.error.reason == "ValueError: no INFO: all is well"

@@ -69,6 +69,36 @@ def test_fedavg_is_the_mean_weighted_by_images_and_integers_stay_integers() -> N
     assert result["w"].dtype == np.float32
 
 
+def test_clients_can_count_the_same_and_no_claim_of_images_is_the_whole_mean() -> None:
+    assert w(after_one_round("fedavg", weights="equal")) == 3  # (2 + 4) / 2
+    assert w(after_one_round("fednova", weights="equal")) == 3
+    three = [*TWO, update("c", state(100, var=1, count=0), num_examples=2**29)]
+    assert w(after_one_round("fedavg", three)) == pytest.approx(100, abs=1e-5)
+    capped = after_one_round("fedavg", three, max_share=0.5)
+    assert w(capped) == 51.75  # (1*2 + 3*4 + 4*100) / 8
+    assert capped["var"].tolist() == [9.25]  # (1*10 + 3*20 + 4*1) / 8
+    assert w(after_one_round("fedavg", TWO, max_share=0.5)) == 3
+    # FedNova by the same weights: with one step each it is the plain mean.
+    assert w(after_one_round("fednova", three, max_share=0.5)) == 51.75
+
+
+def test_multikrum_caps_the_shares_of_those_that_it_chooses() -> None:
+    updates = [
+        update("a", state(2), num_examples=1),
+        update("b", state(4), num_examples=3),
+        update("c", state(1e3), num_examples=100),
+    ]
+    assert w(after_one_round("multikrum", updates)) == 3.5
+    assert w(after_one_round("multikrum", updates, max_share=0.5)) == 3
+    assert w(after_one_round("multikrum", updates, weights="equal")) == 3
+
+
+def test_a_loss_is_the_sum_of_ultralytics_losses_without_a_users_numbers() -> None:
+    losses = {"train/box_loss": 1.0, "train/cls_loss": 0.5, "my/number": -1e30}
+    assert Update("a", {}, 1, 1, losses, 0.0, 0.0).loss == 1.5
+    assert Update("a", {}, 1, 1, {"train/own": -2.0}, 0.0, 0.0).loss == 0  # q-FedAvg takes roots
+
+
 def test_the_mean_of_equal_models_is_the_model_to_the_last_bit() -> None:
     array = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     for count in (3, 7, 10):
@@ -274,6 +304,7 @@ def test_every_strategy_sends_all_arrays_to_the_nodes_of_the_round(name: str) ->
     [
         ({"name": "fedavgg"}, r"name: found 'fedavgg', expected one of.*did you mean 'fedavgm?'"),
         ({"name": "fedavg", "mu": 1}, r"mu: unknown option of fedavg; it has no options"),
+        ({"name": "fedavg", "max_shar": 0.5}, r"max_shar: .* did you mean 'max_share'"),
         ({"name": "fedprox", "mu": 1}, r"mu: unknown option of fedprox; its options are proximal"),
         ({"name": "fedadam", "eta": "big"}, r"eta: found 'big', expected a number greater than 0"),
         ({"name": "fedadam", "beta_1": 1}, r"beta_1: found 1, expected a number at least 0 and"),
@@ -307,3 +338,37 @@ def test_robust_strategies_say_how_many_clients_they_need(
     if needed > 1:
         (problem,) = strategy_problems(config, needed - 1)
         assert f"needs {needed} clients in a round, found {needed - 1}" in problem
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (
+            {"name": "fedavg", "max_share": 0.2},
+            "expected at least 0.25: one of 4 clients in a round",
+        ),
+        (
+            {"name": "fedmedian", "max_share": 0.5},
+            "strategy.max_share: has no effect with fedmedian",
+        ),
+        ({"name": "qfedavg", "weights": "equal"}, "strategy.weights: has no effect with qfedavg"),
+        ({"name": "krum", "max_share": 0.5}, "strategy.max_share: has no effect with krum"),
+        (
+            {"name": "multikrum", "max_share": 0.4},
+            "3 clients can keep; multikrum takes the mean of 2",
+        ),
+    ],
+)
+def test_weights_that_a_strategy_cannot_keep_are_explained(
+    strategy: dict[str, Any], expected: str
+) -> None:
+    (problem,) = strategy_problems(StrategyConfig.model_validate(strategy), clients_per_round=4)
+    assert expected in problem
+
+
+@pytest.mark.parametrize(("max_share", "needed"), [(0.5, 2), (0.1, 10), (1 / 3, 3), (0.34, 3)])
+def test_a_round_has_as_many_clients_as_a_share_takes(max_share: float, needed: int) -> None:
+    assert aggregation("fedavg", max_share=max_share).min_clients == needed
+    config = StrategyConfig.model_validate({"name": "fedavg", "max_share": max_share})
+    assert strategy_problems(config, needed) == []
+    assert len(strategy_problems(config, needed - 1)) == 1

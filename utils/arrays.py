@@ -6,6 +6,7 @@ which names, shapes and dtypes there must be. Nothing is ever found by position.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,11 @@ class Layout:
     def names(self) -> list[str]:
         """Array names, in order."""
         return [name for name, _, _ in self.entries]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of the values of all arrays."""
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in self.entries)
 
     @cached_property
     def digest(self) -> str:

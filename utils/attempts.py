@@ -43,7 +43,7 @@ class _Trace:
 
 def in_one_line(text: str) -> str:
     """Anyone's text for a terminal or a table, without colours and what would move a cursor."""
-    text = COLOUR.sub("", text)
+    text = COLOUR.sub("", text[: 10 * MAX_LINE])  # of a text without end no more is looked at
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_LINE]
 
 

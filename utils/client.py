@@ -630,7 +630,7 @@ def _error_reply(error: BaseException, message: Message, context: Context) -> Me
     else:
         problems = [f"{type(error).__name__}: {error}"]
     if is_site(context.node_config):
-        log.error("error: %s", "; ".join(problems))
+        log.error("error: %s", "; ".join(in_one_line(problem) for problem in problems))
     if not isinstance(error, UnsoundInstructionsError):
         problems = _for_others(problems, context)
     reason = in_one_line("; ".join(problems))
@@ -703,7 +703,8 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
 @app.query("refused")
 def refused(message: Message, context: Context) -> Message:
     """Show at the site why the server does not take it."""
-    log.error("refused by the server: %s", message.content.config_records["config"]["reason"])
+    reason = in_one_line(str(message.content.config_records["config"]["reason"]))
+    log.error("refused by the server: %s", reason)
     return Message(RecordDict(), reply_to=message)
 
 

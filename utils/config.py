@@ -136,10 +136,16 @@ class ClientData(_Frozen):
 
 
 class StrategyConfig(BaseModel):
-    """Name of a strategy in utils/strategies.py; what else stands here are its options."""
+    """Name of a strategy in utils/strategies.py; what else stands here are its options.
+
+    weights: by what clients count in the mean of their models, and of their losses and scores: by
+    their images, or all the same. max_share: of one client in such a mean; None is no limit.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = "fedavg"
+    weights: Literal["images", "equal"] = "images"
+    max_share: Annotated[float, Field(strict=True, ge=1e-6, le=1)] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -301,6 +307,8 @@ class Config(_Frozen):
     server_ema: decay per round of an average of the global models; 0 is none.
     min_clients: usable updates without which a round is tried again, and in the end the run stops.
     round_timeout_s: seconds that a client may take for its work in a round; None is no limit.
+    max_statistics_factor: by which a variance of BatchNorm may change in a client's round, or, in
+    variances, the square of a mean's shift. An update beyond is refused; infinity takes all.
     trust_checkpoint: load base models with any content, which can run code of whoever made them.
     loggers: that follow the run live; "settings" stands for those that the user's own Ultralytics
     settings switch on.
@@ -330,6 +338,7 @@ class Config(_Frozen):
     min_clients: PositiveInt = 1
     round_timeout_s: Annotated[float, Field(strict=True, gt=0, le=366 * 86400)] | None = None
     update_norm: UpdateNormConfig = UpdateNormConfig()
+    max_statistics_factor: Annotated[float, Field(strict=True, gt=1)] = 1e6
     privacy: PrivacyConfig = PrivacyConfig()
     trust_checkpoint: Annotated[bool, Field(strict=True)] = False
     client_resources: ClientResources = ClientResources()
@@ -374,6 +383,7 @@ RESUME_SETTINGS = (
     "client",
     "client_resources",
     "loggers",
+    "max_statistics_factor",
     "min_clients",
     "ray",
     "round_timeout_s",
@@ -709,6 +719,9 @@ _EXPECTED = {
     "round_timeout_s": "seconds, more than 0 and at most a year, or null for no limit",
     "update_norm": "'outliers: ...' and 'times_median: ...' lines",
     "times_median": "a number greater than 1",
+    "weights": "images or equal",
+    "max_share": "a number from 0.000001 to 1, e.g. 0.4, or null for no limit",
+    "max_statistics_factor": "a number greater than 1, or .inf for no limit",
     "privacy": "'mode: ...', 'clipping_norm: ...', ... lines, as in configs/example.yaml",
     "clipping_norm": "a number greater than 0",
     "noise_multiplier": "a number greater than 0",

@@ -3,7 +3,8 @@
 Memory is that of one sum in float64, however many updates there are.
 """
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,21 +15,42 @@ from utils.arrays import Arrays, add_scaled
 
 @dataclass(frozen=True)
 class Share:
-    """What an update counts for: its training images and its optimiser steps.
+    """What an update counts for: its weight, e.g. its training images, and its optimiser steps.
 
     absent: indices of the classes in whose rows it does not take part.
     """
 
-    num_examples: int
+    weight: float
     num_steps: int
     absent: frozenset[int] = frozenset()
 
 
-class RunningMean:
-    """Mean of models, weighted by images, in float64. Holds the sum and the shares added to it.
+def limited(weights: Sequence[float], max_share: float | None) -> list[float]:
+    """These weights, the largest lowered so far that none is more than this share of their sum.
 
-    n_k w_k is exact for float32 weights and n_k below 2^29, and the sum is divided once, at its
-    end: the mean of equal models is the model, that of one client its own, to the last bit.
+    What the largest lose goes to the others in proportion, whose weights stay as they are. Where so
+    few cannot all be within the limit, they get equal weights, which are nearest to it.
+    """
+    if max_share is None:
+        return list(weights)
+    if len(weights) * max_share <= 1:
+        return [1.0] * len(weights)
+    order = sorted(weights, reverse=True)
+    rest = math.fsum(order)
+    for number, weight in enumerate(order):  # of those before, all are lowered to the same
+        limit = max_share * rest / (1 - number * max_share) if number * max_share < 1 else 0.0
+        if weight <= limit:
+            return [min(w, limit) if number else w for w in weights]
+        rest -= weight
+    raise AssertionError("the smallest weights are within every possible limit")
+
+
+class RunningMean:
+    """Weighted mean of models in float64. Holds the sum and the shares added to it.
+
+    n_k w_k is exact for float32 models w_k and whole weights n_k below 2^29, and the sum is divided
+    once, at its end: the mean of equal models is the model, that of one client its own, to the last
+    bit.
 
     Rows of classes that some clients do not annotate are means over those that do; where there are
     none, they stay as in `origin`.
@@ -37,7 +59,7 @@ class RunningMean:
 
         w + tau * sum_k p_k (w_k - w) / tau_k,   tau = sum_k p_k tau_k
 
-    with p_k a client's share of the images and tau_k its steps, so that a client that takes more
+    with p_k a client's share of the weights and tau_k its steps, so that a client that takes more
     steps does not pull the model towards its own optimum (Wang et al. 2020, arXiv 2007.07481,
     equations 8 and 9, with a_k = tau_k: exact for SGD without momentum, and the steps themselves
     for optimisers that normalise theirs, such as Adam). With c_k = n_k / tau_k and C, N the sums of
@@ -66,7 +88,7 @@ class RunningMean:
             if share.absent and name in self.class_rows:
                 array = array.astype(np.float64)
                 array[np.isin(np.arange(len(array)), list(share.absent))] = -0.0
-            weight = share.num_examples / (share.num_steps if name in self.per_step else 1)
+            weight = share.weight / (share.num_steps if name in self.per_step else 1)
             add_scaled(total, array, weight)
         self._shares.append(share)
 
@@ -92,14 +114,14 @@ class RunningMean:
         if not shares:
             total[...] = origin
             return
-        images = sum(share.num_examples for share in shares)
+        weights = sum(Fraction(share.weight) for share in shares)
         if not per_step:
-            total /= images
+            total /= float(weights)
             return
-        weight = sum(Fraction(share.num_examples, share.num_steps) for share in shares)
+        weight = sum(Fraction(share.weight) / share.num_steps for share in shares)
         total /= float(weight)
         # As fractions: exactly 1 where all take as many steps, as of one client.
-        scale = float(self._effective_steps * weight / images)
+        scale = float(self._effective_steps * weight / weights)
         if scale != 1:
             total *= scale
             total += (1 - scale) * origin.astype(np.float64)
@@ -107,5 +129,5 @@ class RunningMean:
     @property
     def _effective_steps(self) -> Fraction:
         """FedNova's tau, over all updates."""
-        steps = sum(share.num_examples * share.num_steps for share in self._shares)
-        return Fraction(steps, sum(share.num_examples for share in self._shares))
+        steps = sum(Fraction(share.weight) * share.num_steps for share in self._shares)
+        return Fraction(steps) / sum(Fraction(share.weight) for share in self._shares)

@@ -14,6 +14,7 @@ from utils.attempts import in_one_line
 from utils.config import CLIENT_NAME, ClientData, nearest
 from utils.data import DataSummary, form_problems
 from utils.greeting import Hello, Introduction
+from utils.plausible import MAX_IMAGES, MAX_INTRODUCTION
 
 ASK_AGAIN_S = 60.0  # a site that has been refused may have been mended
 Ask = Callable[[Iterable[Message]], Iterator[Message]]
@@ -238,10 +239,10 @@ def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
         "boxes: expected a count for each class": (
             len(counts) == len(names) and all(0 <= count < 2**53 for count in counts)
         ),
-        "images: expected at least one to train and one to validate": (
-            0 < summary.num_train < 2**53
-            and 0 < summary.num_val < 2**53
-            and 0 <= summary.num_test < 2**53
+        f"images: expected at least one to train and to validate, at most {MAX_IMAGES}": (
+            0 < summary.num_train <= MAX_IMAGES
+            and 0 < summary.num_val <= MAX_IMAGES
+            and 0 <= summary.num_test <= MAX_IMAGES
         ),
         "channels: expected 1 to 1024": 0 < summary.channels <= 1024,
         "kpt_shape: expected two small numbers": (
@@ -287,6 +288,9 @@ def _introduction_in(reply: Message) -> Introduction:
         raise Unfit(reason_in(reply))
     try:
         record: Any = reply.content.config_records["introduction"]
-        return Introduction.from_json(str(record["json"]))
+        text = str(record["json"])
+        if len(text) > MAX_INTRODUCTION:
+            raise ValueError(f"{len(text)} characters, expected at most {MAX_INTRODUCTION}")
+        return Introduction.from_json(text)
     except (KeyError, ValueError) as error:
         raise Unfit(f"its introduction is not readable: {in_one_line(str(error))}") from error

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from utils.arrays import Arrays, Layout, checksum, layout_problems, select
 from utils.config import InputError
 from utils.files import SpecialFileError, refuse_special, special_kind
 
+# What a spreadsheet takes for the start of a formula, also after the mark that says it is none.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 META_KEY = "__federation__"
 FORMAT = 1
 MAX_DESCRIPTION_BYTES = 64 << 20  # in UTF-32
@@ -348,19 +351,45 @@ class RunDir:
         return path
 
     def append_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Append rows to a CSV: one header, missing values empty, columns in order of arrival."""
+        """Append rows to a CSV: one header, missing values empty, columns in order of arrival.
+
+        Texts are safe in a spreadsheet, see `as_cell`; `read_csv` gives them as they were.
+        """
         table = self._rows.setdefault(name, [])
         table.extend(dict(row) for row in rows)
         columns = list(dict.fromkeys(column for row in table for column in row))
 
         def write(file: BinaryIO) -> None:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-            writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow([as_cell(column) for column in columns])
+            writer.writerows([as_cell(row.get(c, "")) for c in columns] for row in table)
             text.detach()
 
         write_atomically(self.path / name, write)
+
+
+def as_cell(value: Any) -> Any:
+    """A value of a CSV; a text that a spreadsheet would run as a formula gets a leading '.
+
+    Clients write notes, and names of classes and numbers. Numbers stay as they are.
+    """
+    if isinstance(value, str) and FORMULA.match(value) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def from_cell(text: str) -> str:
+    """The text of which `as_cell` made this one."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _rows_by_round(table: Path) -> list[tuple[int, dict[str, str]]]:
@@ -407,4 +436,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV of this project; empty strings are missing values."""
     refuse_special(path)
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a mark
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        reader.fieldnames = [from_cell(name) for name in reader.fieldnames or ()]
+        return [
+            {n: from_cell(t) if isinstance(t, str) else t for n, t in r.items()} for r in reader
+        ]

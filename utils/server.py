@@ -29,7 +29,7 @@ from utils.arrays import (
     negative_statistics,
     select,
 )
-from utils.attempts import in_one_line
+from utils.attempts import MAX_ATTEMPTS, in_one_line
 from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, missing_state, to_record
 from utils.codec import halved
 from utils.config import Config, InputError
@@ -41,6 +41,20 @@ from utils.increments import Encoding
 from utils.loggers import Loggers
 from utils.members import Members, reason_in
 from utils.model import load_into, moved_names, save_checkpoint, shared_names, to_arrays
+from utils.plausible import (
+    MAX_IMAGES,
+    Numbers,
+    Size,
+    Work,
+    counted,
+    counter_problems,
+    fixed_problems,
+    is_statistic,
+    seconds_problem,
+    size_problem,
+    statistics_factors,
+    statistics_problems,
+)
 from utils.privacy import SPENT, ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
@@ -163,6 +177,11 @@ class Server:
         if instructions.codec.name != "none":  # half the bytes of the first download
             self.arrays = halved(self.arrays, aggregation.parameters)
         self.layout = Layout.of(self.arrays)
+        self.whole_layout = Layout.of(to_arrays(model))
+        moved = moved_names(model, config.train.get("freeze"))
+        self.fixed = [n for n in self.arrays if n not in moved and not is_statistic(n)]
+        self.work = _work_of(config, instructions)
+        self.bounds = Numbers.of(meta.task, meta.names, class_metrics(meta.task), config.train)
         self.privacy = self._make_privacy()
         self.encoding = Encoding(self.layout, instructions.codec, aggregation.parameters)
         self.downloads = Downloads(self.encoding, self.arrays) if instructions.incremental else None
@@ -178,6 +197,7 @@ class Server:
         self.notes: dict[str, list[str]] = defaultdict(list)
         self.failed: set[str] = set()
         self.traffic: dict[str, Traffic] = defaultdict(Traffic)
+        self._asked_at = 0.0  # when the messages were sent that are being answered
         self._stopping = threading.Event()
 
     @property
@@ -468,7 +488,7 @@ class Server:
     def needs_all_updates(self) -> bool:
         """Whether a round's updates are combined at its end; else they can be added one by one."""
         return (
-            self.aggregation.entry.needs_all
+            self.aggregation.needs_all
             or self.config.update_norm.outliers != "keep"
             or self.config.privacy.mode == "central"
         )
@@ -488,12 +508,14 @@ class Server:
             del reply  # its arrays, which would stay until the next one is there
 
     def _take_in(self, reply: Message, round_number: int) -> None:
+        if self.privacy and not reply.has_error():  # has left its client, whatever it is
+            self.privacy.count(self.names_by_node[reply.metadata.src_node_id])
         update: Update | None = self.checked(reply, self._read_update)
         if update is not None:
             self.trained[update.name] = round_number
             self.inbox.put(update)
-            loss = sum(update.losses.values())
-            self.display.client_done(update.name, f"loss {loss:.3g}, {update.seconds:.1f} s")
+            text = f"loss {update.loss:.3g}, {update.seconds:.1f} s"
+            self.display.client_done(update.name, text)
 
     def sample(self, round_number: int) -> list[int]:
         """Node ids of the clients that train in this round: by name, so that a rerun agrees."""
@@ -630,7 +652,7 @@ class Server:
         on_server: Evaluation | None,
         clock: "Clock",
     ) -> RoundResult:
-        """The row of results.csv: losses and metrics are means weighted by images.
+        """The row of results.csv: losses and metrics are means, weighted as the models are.
 
         The score is the fitness on the server's data if it has any, else on the clients'.
         """
@@ -645,10 +667,13 @@ class Server:
             **(self.privacy.row() if self.privacy else {}),
             "download_bytes": sum(traffic.download_bytes for traffic in self.traffic.values()),
             "upload_bytes": sum(traffic.upload_bytes for traffic in self.traffic.values()),
-            **_weighted_means([update.losses for update in updates], examples),
+            **_weighted_means(
+                [update.losses for update in updates], self.aggregation.weights(examples)
+            ),
         }
         means = _weighted_means(
-            [score.metrics for score in scores], [score.num_examples for score in scores]
+            [score.metrics for score in scores],
+            self.aggregation.weights([score.num_examples for score in scores]),
         )
         score = means.pop("fitness", None)
         row.update(means)
@@ -701,6 +726,7 @@ class Server:
                 "num_steps": update.num_steps,
                 "seconds": round(update.seconds, 3),
                 "update_norm": update.norm,
+                "statistics_factor": update.statistics_factor,
                 **asdict(Traffic()),  # their place among the columns
                 **update.losses,
                 **update.local,
@@ -784,6 +810,7 @@ class Server:
     def exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
         """Send messages and yield each reply when it arrives, counting the bytes of both."""
         messages = list(messages)
+        self._asked_at = time.monotonic()
         for message in messages:
             self._traffic_of(message.metadata.dst_node_id).download_bytes += _num_bytes(message)
         replies = exchange(
@@ -838,33 +865,65 @@ class Server:
         try:
             if reply.has_error():
                 raise ValueError(reason_in(reply))
+            self._check_size(reply)
             result = read(name, reply)
             client = _record(reply, "client", ConfigRecord)
-            if int(str(client["attempt"])) > 1:
+            attempt = client["attempt"]
+            if attempt not in range(1, MAX_ATTEMPTS + 1):
+                raise ValueError(f"attempt: found {attempt!r}, expected 1 to {MAX_ATTEMPTS}")
+            if attempt != 1:
                 self._note(name, "its worker died at work; it did the work again in another one")
             if client.get("note"):
                 self._note(name, str(client["note"]))
             return result
         except KeyError as error:
             self._fail(name, f"its reply has no {error}")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             self._fail(name, str(error))
         return None
 
     def _read_update(self, name: str, reply: Message) -> Update:
-        if self.privacy:
-            self.privacy.count(name)
-        arrays = checked_arrays(self._rebuilt(reply), self.layout, "arrays were")
         numbers = _numbers(reply)
-        num_examples = self._num_examples(name, numbers, ("train",))
+        num_images = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY, MAX_IMAGES)
         num_steps = _positive(numbers.pop(STEPS_KEY), STEPS_KEY)
         seconds = numbers.pop("seconds")
-        self._check_names(name, numbers)
+        self._check_numbers(name, numbers, seconds)
+        known = self._known_images(name, num_images, ("train",))
+        # A user's class may say another number, by which it is to count.
+        trained = num_images if self.work.is_plain else max(num_images, known)
+        _refuse([self.work.step_problem(trained, num_steps)])
         local = {k: v for k, v in numbers.items() if k.startswith("local/")}
         losses = {k: v for k, v in numbers.items() if k not in local}
+        arrays = checked_arrays(self._rebuilt(reply), self.layout, "arrays were")
+        factor = self._check_work(arrays, self.work.num_batches(trained))
+        num_examples, num_steps = counted(num_images, num_steps, known)
         parameters = [name for name in self.arrays if name in self.aggregation.parameters]
         norm = distance(arrays, self.arrays, parameters)
-        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local)
+        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local, factor)
+
+    def _check_size(self, reply: Message) -> None:
+        """Before anything in a reply is unpacked or copied."""
+        num_numbers = MAX_NUMBERS + len(self.bounds.names) * len(self.bounds.class_metrics)
+        _refuse([size_problem(_size_of(reply), self.whole_layout, num_numbers)])
+
+    def _check_numbers(self, name: str, numbers: Mapping[str, float], seconds: float) -> None:
+        """Refuse losses, metrics and a time that cannot be, and names that are not a client's."""
+        _refuse([seconds_problem(seconds, time.monotonic() - self._asked_at)])
+        self._check_names(name, [key for key in numbers if not key.startswith("class/")])
+        _refuse(self.bounds.problems(numbers))
+
+    def _check_work(self, arrays: Arrays, num_batches: int) -> float:
+        """Refuse arrays that so many batches of training cannot have made of the global ones.
+
+        Returns by how much BatchNorm's statistics have moved at most.
+        """
+        factors = statistics_factors(arrays, self.arrays)
+        problems = statistics_problems(factors, self.config.max_statistics_factor)
+        if self.work.is_plain:
+            problems += fixed_problems(arrays, self.arrays, self.fixed)
+            problems += counter_problems(arrays, self.arrays, num_batches)
+        _refuse(problems, "its arrays were refused: ")
+        return max(factors.values(), default=1.0)
 
     def _check_names(self, name: str, numbers: Collection[str]) -> None:
         """Keep a client's numbers out of the server's own columns, and the tables small."""
@@ -877,17 +936,16 @@ class Server:
             )
         self.number_names[name] = so_far
 
-    def _num_examples(self, name: str, numbers: dict[str, float], splits: tuple[str, ...]) -> int:
-        """Take out how many images a reply is from: at most what its client had to begin with.
+    def _known_images(self, name: str, found: int, splits: tuple[str, ...]) -> int:
+        """How many images a client had to begin with, and counts with at most.
 
         They are its weight in means. Its data may have grown; it may also claim what it has not.
         """
-        found = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY)
         summary = self.summaries.get(name)
         known = max(getattr(summary, f"num_{split}") for split in splits) if summary else found
         if found > known:
             self._note(name, f"it has {found} images now; it counts with the {known} of its start")
-        return min(found, known)
+        return known
 
     def _rebuilt(self, reply: Message) -> Arrays:
         """All arrays of an update, of which the client has sent what it has changed."""
@@ -900,14 +958,16 @@ class Server:
 
     def _read_score(self, name: str, reply: Message) -> Score:
         numbers = _numbers(reply)
-        num_examples = self._num_examples(name, numbers, ("val", "test"))
-        for key in ("loss", "seconds"):
-            numbers.pop(key)
+        num_images = _positive(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY, MAX_IMAGES)
+        loss, seconds = numbers.pop("loss"), numbers.pop("seconds")
+        self._check_numbers(name, numbers, seconds)
+        fitness = numbers["fitness"]  # a score without it is none
+        if not self.config.client and abs(loss - (1 - fitness)) > 1e-6:
+            raise ValueError(f"loss: found {loss:g}, expected 1 - fitness = {1 - fitness:g}")
         per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
         metrics = {k: v for k, v in numbers.items() if k not in per_class}
-        self._check_names(name, metrics)
-        metrics["fitness"]  # a score without it is none
-        return Score(name, num_examples, metrics, per_class)
+        known = self._known_images(name, num_images, ("val", "test"))
+        return Score(name, min(num_images, known), metrics, per_class)
 
     def config_record(self, node: int | None = None) -> ConfigRecord:
         """What every message says; with the seat of one client."""
@@ -1048,6 +1108,25 @@ def _num_bytes(message: Message) -> int:
     return sum(len(array.data) for record in records for array in record.values())
 
 
+def _size_of(reply: Message) -> Size:
+    """How much there is to a reply; nothing is unpacked."""
+    records = list(reply.content.values())
+    others = [record for record in records if not isinstance(record, ArrayRecord)]
+    return Size(
+        num_records=len(records),
+        num_entries=sum(len(record) for record in records),
+        array_bytes=_num_bytes(reply),
+        other_bytes=sum(_length(v) + len(k) for record in others for k, v in record.items()),
+    )
+
+
+def _length(value: Any) -> int:
+    """Bytes or characters of a number, a text, bytes, or a list of such."""
+    if isinstance(value, list):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
 def _record(reply: Message, name: str, kind: type[RecordT]) -> RecordT:
     """A record of a reply. Raises KeyError where there is none of this name and kind.
 
@@ -1060,7 +1139,7 @@ def _record(reply: Message, name: str, kind: type[RecordT]) -> RecordT:
     return record
 
 
-def _weighted_means(rows: list[dict[str, float]], weights: list[int]) -> dict[str, float]:
+def _weighted_means(rows: list[dict[str, float]], weights: list[float]) -> dict[str, float]:
     """Mean of each number over the rows that have it."""
     means = {}
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -1104,7 +1183,28 @@ def _refuse_own_names(numbers: Collection[str]) -> None:
             )
 
 
-def _positive(value: float, name: str) -> int:
-    if not 0 < value <= 2**53 or value != int(value):  # above, a float skips numbers
-        raise ValueError(f"{name}: found {value}, expected a positive whole number")
+def _positive(value: float, name: str, largest: int = 2**53) -> int:  # above, a float skips numbers
+    if not 0 < value <= largest or value != int(value):
+        more = "" if value <= largest else f", at most {largest}"
+        raise ValueError(f"{name}: found {value}, expected a positive whole number{more}")
     return int(value)
+
+
+def _refuse(problems: Iterable[str], start: str = "") -> None:
+    """Raise ValueError with the first of these, where there are any."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise ValueError(start + "; ".join(found[:3]))
+
+
+def _work_of(config: Config, instructions: Instructions) -> Work:
+    train = instructions.train
+    is_mixed = train.get("amp", True) not in (False, "bf16")
+    on_gpu = config.has_sites or instructions.device != "cpu"  # of a site it is not known
+    return Work(
+        batch=int(train["batch"]),
+        nbs=int(train["nbs"]),
+        local_epochs=config.local_epochs,
+        is_plain=not config.client,
+        may_skip_steps=is_mixed and on_gpu,
+    )

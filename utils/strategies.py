@@ -2,8 +2,8 @@
 
 A strategy turns checked updates into the next global arrays. It sees only the arrays it should
 combine: server optimisers get the trainable parameters, and buffers (BatchNorm's statistics and
-counters, of which an optimiser would make nonsense) are means weighted by images; robust strategies
-get everything, since a hostile update may lie in any array.
+counters, of which an optimiser would make nonsense) are means weighted as those of the models;
+robust strategies get everything, since a hostile update may lie in any array.
 
 Means are running ones (utils/mean.py): an update is added and need not be kept, and a server
 optimiser gets the mean as if it were one client's update. The other strategies need all updates.
@@ -27,7 +27,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from utils.arrays import Arrays, select, to_double
 from utils.client import from_record, to_record
 from utils.config import InputError, StrategyConfig, nearest
-from utils.mean import RunningMean, Share
+from utils.mean import RunningMean, Share, limited
 
 Options = dict[str, Any]
 EXAMPLES_KEY = "num-examples"  # Flower's name for an update's weight
@@ -67,18 +67,25 @@ def _nearest_updates(
 class MultiKrum(flower.MultiKrum):
     """Flower's, with distances over trainable parameters."""
 
-    def __init__(self, parameters: frozenset[str], **kwargs: Any) -> None:
+    def __init__(
+        self, parameters: frozenset[str], max_share: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.parameters = parameters
+        self.max_share = max_share
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Mean, weighted by images, of the chosen updates."""
+        """Weighted mean of the chosen updates."""
         contents = [reply.content for reply in replies]
         chosen = _nearest_updates(
             contents, self.parameters, self.num_malicious_nodes, self.num_nodes_to_select
         )
+        records = [content.metric_records["metrics"] for content in chosen]
+        weights = [float(str(record[self.weighted_by_key])) for record in records]
+        for record, weight in zip(records, limited(weights, self.max_share), strict=True):
+            record[self.weighted_by_key] = weight
         return aggregate_arrayrecords(chosen, self.weighted_by_key), None
 
 
@@ -101,8 +108,9 @@ class Entry:
     needs_parameters: build also takes the names of the trainable arrays.
     needs_all: combines all updates at once, so that they have to be in memory together; else it
     takes their mean, to which they are added one by one.
-    per_step: the mean of the trainable arrays is FedNova's. state: attributes of Flower's class
-    that it carries from round to round, None or float64 arrays.
+    per_step: the mean of the trainable arrays is FedNova's. num_weighed: how many updates, by the
+    options, are in a mean that clients' weights decide on; 0 for none, None for all.
+    state: attributes of Flower's class that it carries from round to round, None or float64 arrays.
     min_clients: how many updates a round needs at least, by the options. paper: where it is from.
     """
 
@@ -113,12 +121,17 @@ class Entry:
     needs_parameters: bool = False
     needs_all: bool = False
     per_step: bool = False
+    num_weighed: Callable[[Options], int | None] = lambda options: None
     state: tuple[str, ...] = ()
     min_clients: Callable[[Options], int] = lambda options: 1
 
 
 def _krum_clients(options: Options) -> int:
     return 2 * options["num_malicious_nodes"] + 3
+
+
+def _none(_: Options) -> int:
+    return 0
 
 
 STRATEGIES: dict[str, Entry] = {
@@ -154,12 +167,14 @@ STRATEGIES: dict[str, Entry] = {
         "Li et al. 2020, arXiv 1905.10497",
         {"q": 0.1, "client_learning_rate": 1.0},
         needs_all=True,
+        num_weighed=_none,
     ),
     "fedmedian": Entry(
         flower.FedMedian,
         "Yin et al. 2018, arXiv 1803.01498",
         sees_buffers=True,
         needs_all=True,
+        num_weighed=_none,
         min_clients=lambda options: 3,
     ),
     "fedtrimmedavg": Entry(
@@ -168,6 +183,7 @@ STRATEGIES: dict[str, Entry] = {
         {"beta": 0.2},
         sees_buffers=True,
         needs_all=True,
+        num_weighed=_none,
         # With fewer nothing would be trimmed.
         min_clients=lambda options: math.ceil(1 / options["beta"]),
     ),
@@ -178,6 +194,7 @@ STRATEGIES: dict[str, Entry] = {
         sees_buffers=True,
         needs_all=True,
         needs_parameters=True,
+        num_weighed=_none,
         min_clients=_krum_clients,
     ),
     "multikrum": Entry(
@@ -187,6 +204,7 @@ STRATEGIES: dict[str, Entry] = {
         sees_buffers=True,
         needs_all=True,
         needs_parameters=True,
+        num_weighed=lambda options: options["num_nodes_to_select"],
         min_clients=lambda options: max(_krum_clients(options), options["num_nodes_to_select"]),
     ),
     "bulyan": Entry(
@@ -196,6 +214,7 @@ STRATEGIES: dict[str, Entry] = {
         sees_buffers=True,
         needs_all=True,
         needs_parameters=True,
+        num_weighed=_none,
         min_clients=lambda options: 4 * options["num_malicious_nodes"] + 3,
     ),
 }
@@ -228,6 +247,7 @@ class Update:
     Ultralytics' name.
     num_steps: of the client's optimiser. norm: L2 of the change of the trainable arrays.
     local: "local/..." scores of these arrays on the client's val split, if it was asked for them.
+    statistics_factor: by which BatchNorm's statistics have moved at most; 1 is not at all.
     """
 
     name: str
@@ -238,6 +258,12 @@ class Update:
     seconds: float
     norm: float
     local: dict[str, float] = field(default_factory=dict)
+    statistics_factor: float = 1.0
+
+    @property
+    def loss(self) -> float:
+        """Sum of Ultralytics' losses, without numbers that a user's client adds; at least 0."""
+        return max(0.0, sum(v for name, v in self.losses.items() if name.startswith("train/")))
 
 
 def abstain(
@@ -300,7 +326,10 @@ class Aggregation:
         self._mean: RunningMean | None = None  # of the round's updates so far
         options = options_of(config)
         extra: Options = {"parameters": parameters} if self.entry.needs_parameters else {}
-        self.min_clients = self.entry.min_clients(options)
+        self.config = config
+        self.min_clients = max(self.entry.min_clients(options), _clients_for_share(config))
+        if config.max_share is not None and self.entry.needs_parameters:
+            extra["max_share"] = config.max_share  # of those that it chooses
         # Who takes part in a round is decided by the server, not by Flower's sampling.
         nodes = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
         self.strategy = self.entry.build(**nodes, **options, **extra)
@@ -322,15 +351,28 @@ class Aggregation:
             message.content["arrays"] = everything
         return messages
 
-    def add(self, update: Update, absent: Sequence[int]) -> None:
+    @property
+    def needs_all(self) -> bool:
+        """Whether a round's updates have to be there before any can be added."""
+        return self.entry.needs_all or self.config.max_share is not None
+
+    def weights(self, num_examples: Sequence[int]) -> list[float]:
+        """What clients with so many images count for in a mean, each within `max_share`."""
+        is_equal = self.config.weights == "equal"
+        return limited([1 if is_equal else n for n in num_examples], self.config.max_share)
+
+    def add(self, update: Update, absent: Sequence[int], weight: float | None = None) -> None:
         """Add an update to the mean, of a strategy that takes one. absent: of `abstain`.
 
-        Sums depend on the order of updates.
+        weight: where it depends on the others'. Sums depend on the order of updates.
         """
         if self._mean is None:
             per_step = self.parameters if self.entry.per_step else ()
             self._mean = RunningMean(self.origin, self.class_rows, per_step)
-        share = Share(update.num_examples, update.num_steps, frozenset(absent))
+        if weight is None:
+            assert self.config.max_share is None
+            (weight,) = self.weights([update.num_examples])
+        share = Share(weight, update.num_steps, frozenset(absent))
         self._mean.add(update.arrays, share)
 
     def aggregate(
@@ -343,11 +385,13 @@ class Aggregation:
 
         updates: in a fixed order, with those that were added before. absent: of `abstain`.
         """
+        updates = list(updates)
         if self.entry.needs_all:
-            return self._combine(round_number, list(updates), absent or {})
-        for update in updates:
+            return self._combine(round_number, updates, absent or {})
+        weights = self.weights([update.num_examples for update in updates])
+        for update, weight in zip(updates, weights, strict=True):
             if update.arrays:
-                self.add(update, (absent or {}).get(update.name, ()))
+                self.add(update, (absent or {}).get(update.name, ()), weight)
         assert self._mean is not None
         arrays, self._mean = self._mean.result(), None
         if self.has_state:
@@ -365,13 +409,16 @@ class Aggregation:
         robust = self.entry.sees_buffers
         updates = abstain(updates, absent, rows, self.origin, robust=robust)
         arrays = self._aggregate(
-            round_number, [_message_of(update, self._seen(update.arrays)) for update in updates]
+            round_number,
+            [self._message_of(update, self._seen(update.arrays)) for update in updates],
         )
         if arrays is None:
             return None
         unseen = [name for name in updates[0].arrays if name not in arrays]
         if unseen:
-            replies = [_message_of(update, select(update.arrays, unseen)) for update in updates]
+            replies = [
+                self._message_of(update, select(update.arrays, unseen)) for update in updates
+            ]
             buffers = aggregate_arrayrecords([reply.content for reply in replies], EXAMPLES_KEY)
             arrays.update(from_record(buffers))
         return arrays
@@ -404,6 +451,11 @@ class Aggregation:
             value = list(named.values()) if is_list else named
             setattr(self.strategy, attribute, value or None)
 
+    def _message_of(self, update: Update, arrays: Arrays) -> Message:
+        """Arrays of a checked update as a message, in float64."""
+        weight = 1 if self.config.weights == "equal" else update.num_examples
+        return _as_message(to_record(to_double(arrays)), weight, update.loss)
+
     def _seen(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
         if self.entry.sees_buffers:
             return dict(arrays)
@@ -419,12 +471,6 @@ class _Nodes:
     def get_node_ids(self) -> list[int]:
         """Ids of the nodes that take part in a round."""
         return self.node_ids
-
-
-def _message_of(update: Update, arrays: Arrays) -> Message:
-    """Arrays of a checked update as a message, in float64."""
-    record = to_record(to_double(arrays))
-    return _as_message(record, update.num_examples, sum(update.losses.values()))
 
 
 def _as_message(arrays: ArrayRecord, num_examples: int, loss: float) -> Message:
@@ -453,14 +499,40 @@ def options_of(config: StrategyConfig) -> Options:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if name not in known:
             options = f"its options are {', '.join(known)}" if known else "it has no options"
-            problems.append(
-                f"strategy.{name}: unknown option of {config.name}; {options}{nearest(name, known)}"
-            )
+            near = nearest(name, [*known, *StrategyConfig.model_fields])
+            problems.append(f"strategy.{name}: unknown option of {config.name}; {options}{near}")
         elif not (is_number and abs(value) < MAX_NUMBER and possible(value)):
             problems.append(f"strategy.{name}: found {value!r}, expected a number {expected}")
+    problems += [] if problems else _weight_problems(config)
     if problems:
         raise InputError(problems)
     return {**known, **config.options}
+
+
+def _clients_for_share(config: StrategyConfig) -> int:
+    """How many clients it takes that none has more than its share of a mean."""
+    return 1 if config.max_share is None else math.ceil(1 / config.max_share - 1e-9)
+
+
+def _weight_problems(config: StrategyConfig) -> list[str]:
+    """Say which settings of weights a strategy would ignore, or cannot meet."""
+    entry = entry_of(config)
+    number = entry.num_weighed({**entry.options, **config.options})
+    given = {"weights": config.weights != "images", "max_share": config.max_share is not None}
+    if number == 0:
+        return [
+            f"strategy.{name}: has no effect with {config.name}, which does not weigh clients by "
+            "their images; remove it"
+            for name, is_given in given.items()
+            if is_given
+        ]
+    needed = _clients_for_share(config)
+    if number is not None and number < needed:
+        return [
+            f"strategy.max_share: found {config.max_share:g}, which {needed} clients can keep; "
+            f"{config.name} takes the mean of {number} (num_nodes_to_select)"
+        ]
+    return []
 
 
 def strategy_problems(config: StrategyConfig, clients_per_round: int) -> list[str]:
@@ -469,6 +541,13 @@ def strategy_problems(config: StrategyConfig, clients_per_round: int) -> list[st
         options = options_of(config)
     except InputError as error:
         return error.problems
+    share = _clients_for_share(config)
+    if clients_per_round < share:
+        return [
+            f"strategy.max_share: found {config.max_share:g}, expected at least "
+            f"{1 / clients_per_round:.4g}: one of {clients_per_round} clients in a round has that "
+            "share at least; raise it, or add clients"
+        ]
     needed = entry_of(config).min_clients(options)
     if clients_per_round >= needed:
         return []

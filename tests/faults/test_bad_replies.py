@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, Error, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
 from helpers import make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
@@ -22,6 +22,7 @@ from utils.server import FederationError
 pytestmark = pytest.mark.slow
 
 WEIGHT, VARIANCE, COUNTER = "model.0.conv.weight", "model.0.bn.running_var", "num_batches_tracked"
+MEAN, CONSTANT = "model.0.bn.running_mean", "model.22.dfl.conv.weight"
 
 
 def arrays_of(message: Message) -> Arrays:
@@ -45,6 +46,10 @@ def number(key: str, value: float | None) -> Callable[[Message], None]:
             record[key] = value
 
     return tamper
+
+
+def about(key: str, value: Any) -> Callable[[Message], None]:
+    return lambda message: message.content.config_records["client"].__setitem__(key, value)
 
 
 def raised(reason: str) -> Callable[[Message], None]:
@@ -98,13 +103,65 @@ BAD: dict[str, tuple[Callable[[Message], None], str]] = {
     "a name that would move the cursor": (number("x/\x1b[2J", 1.0), "all printable"),
     "no steps": (number("num-steps", 0), "num-steps: found 0.0"),
     "more examples than there can be": (number("num-examples", 1.7e308), "not finite, or huge"),
-    "more examples than a float counts": (number("num-examples", 2.0**60), "found 1.15"),
+    "more examples than a mean is exact for": (
+        number("num-examples", 2**29 + 1),
+        "num-examples: found 536870913.0, expected a positive whole number, at most 536870912",
+    ),
     "a column of the server's": (number("round", 2.0), "its number 'round' is named as the server"),
     "a score of the server's": (number("server/fitness", 1.0), "its number 'server/fitness' is"),
     "a reason that would move the cursor": (
         raised("\x1b[31mred\r\nround 9: done\x07"),
         "red round 9: done",
     ),
+    "steps without end": (
+        number("num-steps", 2.0**53),
+        "num-steps: found 9007199254740992, expected 1 for 2 images in batches of 2, 1 times",
+    ),
+    "images of which it cannot have trained": (
+        number("num-examples", 1000),
+        "num-steps: found 1, expected 500 for 1000 images",
+    ),
+    "a time longer than its answer took": (
+        number("seconds", 1e9),
+        "seconds: found 1e+09, expected",
+    ),
+    "a time below zero": (number("seconds", -1), "seconds: found -1, expected 0 to"),
+    "a loss below zero": (number("train/box_loss", -5), "train/box_loss: found -5, expected 0 to"),
+    "a huge loss": (number("train/cls_loss", 1e20), "train/cls_loss: found 1e+20, expected 0 to"),
+    "a share above 1 of its own model": (
+        number("local/metrics/recall(B)", 7),
+        "local/metrics/recall(B): found 7, expected 0 to 1",
+    ),
+    "a counter that ran faster than its batches": (
+        changed(lambda a: a.update({f"model.0.bn.{COUNTER}": np.array(500)})),
+        f"model.0.bn.{COUNTER}: found 500, expected 0 to 1: a round has 1 batches",
+    ),
+    "a variance that silences its channel": (
+        changed(lambda a: a[VARIANCE].__setitem__(3, 1e12)),
+        f"{VARIANCE}: moved 9.99e+11 times, expected at most 1e+06",
+    ),
+    "a mean far from all it can have seen": (
+        changed(lambda a: a[MEAN].__setitem__(3, -1e9)),
+        f"{MEAN}: moved ",
+    ),
+    "another constant": (
+        changed(lambda a: a.update({CONSTANT: np.zeros((1, 16, 1, 1), "f4")})),
+        f"1 arrays changed that training does not move: {CONSTANT}",
+    ),
+    "more bytes than the model has": (
+        changed(lambda a: a.update(big=np.zeros(4_000_000, "f4"))),
+        "bytes of arrays, expected at most",
+    ),
+    "records without end": (
+        lambda m: m.content.update({f"r{i}": ConfigRecord() for i in range(20)}),
+        "its reply has 23 records, expected at most 8",
+    ),
+    "a note without end": (about("note", "x" * (1 << 26)), "bytes beside its arrays, expected"),
+    "a list of names without end": (
+        lambda m: m.content.update({"names": ConfigRecord({"all": ["x"] * (1 << 25)})}),
+        "bytes beside its arrays, expected",
+    ),
+    "an attempt that there cannot be": (about("attempt", 10**9), "attempt: found 1000000000"),
     "no metrics": (lambda m: m.content.metric_records.clear(), "its reply has no 'metrics'"),
 }
 
@@ -188,11 +245,79 @@ def test_a_message_that_answers_nothing_or_for_another_is_not_looked_at(
     assert_identical(*(final_arrays(result) for result in runs))
 
 
+BAD_SCORES: list[tuple[Callable[[Message], None], str]] = [
+    (number("fitness", 1e30), "fitness: found 1e+30, expected 0 to 1"),
+    (number("fitness", 0.9), "loss: found 1, expected 1 - fitness = 0.1"),
+    (number("metrics/mAP50(B)", 1.5), "metrics/mAP50(B): found 1.5, expected 0 to 1"),
+    (number("class/a/mAP50", -1), "class/a/mAP50: found -1, expected 0 to 1"),
+    (number("class/z/mAP50", 0.5), "class/z/mAP50: not of a class and metric of this federation"),
+    (number("seconds", 1e9), "seconds: found 1e+09, expected 0 to"),
+    (number("num-examples", 2.0**53), "num-examples: found 9007199254740992.0, expected a"),
+]
+
+
+def test_a_score_that_cannot_be_is_refused_and_no_round_is_the_best_by_it(
+    data: Path, tmp_path: Path
+) -> None:
+    """A wrong one in each round; steps without end beside them, which FedNova would divide by."""
+    spoils, display = iter(BAD_SCORES), Silent()
+
+    def spoil(reply: Message) -> Message:
+        if reply.metadata.src_node_id == 1000 and reply.metadata.message_type == "evaluate":
+            next(spoils)[0](reply)
+        if reply.metadata.src_node_id == 1000 and reply.metadata.message_type == "train":
+            number("num-steps", 2.0**53)(reply)
+        return reply
+
+    result = federation(
+        [data] * 2,
+        tmp_path,
+        TRAIN,
+        num_rounds=len(BAD_SCORES),
+        strategy="fednova",
+        evaluate={"every": 1},
+        grid=LocalGrid(2, spoil),
+        display=display,
+    )
+    rows = [r for r in read_csv(tmp_path / "run" / "clients.csv") if r["client"] == "c0"]
+    for row, (_, reason) in zip(rows, BAD_SCORES, strict=True):
+        assert "num-steps: found 9007199254740992" in row["note"]
+        assert reason in row["note"]
+        assert row["num_val"] == ""
+    assert [r.row["num_clients"] for r in result.rounds] == [1] * len(BAD_SCORES)
+    assert all(0 <= (r.score or 0) <= 1 for r in result.rounds)
+
+
+def test_a_users_own_numbers_are_free_and_no_text_of_a_client_is_a_formula(
+    data: Path, tmp_path: Path
+) -> None:
+    def spoil(reply: Message) -> None:
+        number("my/number", -1e20)(reply)
+        number("=1+1/x", 5)(reply)
+        about("note", "=HYPERLINK(1)\x1b[2J\nround 9: done")(reply)
+
+    grid, display = spoiling(spoil, node=1000, calls={1}), Silent()
+    federation([data] * 2, tmp_path, TRAIN, num_rounds=1, grid=grid, display=display)
+    assert not display.failures
+    row = read_csv(tmp_path / "run" / "clients.csv")[0]
+    assert (float(row["my/number"]), float(row["=1+1/x"])) == (-1e20, 5)
+    assert row["note"] == "=HYPERLINK(1) round 9: done"
+    text = (tmp_path / "run" / "clients.csv").read_text()
+    assert ",'=HYPERLINK(1) round" in text
+    assert ",'=1+1/x" in text
+    assert ",-1e+20," in text
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_client_counts_with_no_more_images_than_it_had_at_the_start(
     kind: str, data: Path, tmp_path: Path
 ) -> None:
-    boastful = spoiling(number("num-examples", 2.0**53), node=1000, calls={1}, kind=kind)
+    def claim(reply: Message) -> None:
+        number("num-examples", 2000)(reply)
+        if kind == "train":
+            number("num-steps", 1000)(reply)
+
+    boastful = spoiling(claim, node=1000, calls={1}, kind=kind)
     settings: dict[str, Any] = {"num_rounds": 1, "evaluate": {"every": 1}}
     runs = [
         federation([data, data], tmp_path / name, TRAIN, grid=grid, **settings)
@@ -201,7 +326,7 @@ def test_a_client_counts_with_no_more_images_than_it_had_at_the_start(
     assert_identical(*(final_arrays(result) for result in runs))
     notes = {r["client"]: r["note"] for r in read_csv(tmp_path / "boastful/run/clients.csv")}
     known = 2 if kind == "train" else 3
-    expected = f"it has {2**53} images now; it counts with the {known} of its start"
+    expected = f"it has 2000 images now; it counts with the {known} of its start"
     assert notes == {"c0": expected, "c1": ""}
 
 
