@@ -10,6 +10,7 @@ caches and repaired JPEGs beside the images, and would execute a `download:` ent
 folder holds the caches and a cleaned copy of the data.yaml, and damaged images are reported.
 """
 
+import logging
 import math
 import os
 import re
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -685,12 +686,19 @@ def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
 
 
 def check_dataset(
-    path: Path, task: str, cache_dir: Path, *, where: str, splits: tuple[str, ...]
+    path: Path,
+    task: str,
+    cache_dir: Path,
+    *,
+    where: str,
+    splits: tuple[str, ...],
+    forgiven: list[str] | None = None,
 ) -> DataSummary:
     """Read every image header and label of a data set once; the caches serve the training.
 
     path: as of `read_data`. splits: that have to be there. A test split is read if there is one.
-    Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split.
+    Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split;
+    they are added to `forgiven` instead if it is given, and such a split counts as empty.
     """
     data = read_data(path, task, where=where)
     where = f"{where} ({path})"
@@ -713,24 +721,38 @@ def check_dataset(
             num_test = 0
         except InputError as error:
             problems += [f"{where}: test: {line}" for line in error.problems]
-    if problems:
+    if problems and forgiven is None:
         raise InputError(problems)
+    if forgiven is not None:
+        forgiven += problems
+    form = form_of(data)
+    labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
+    counts = np.bincount(labels, minlength=len(form.names))
+    return replace(
+        form,
+        num_train=len(datasets["train"]) if "train" in datasets else 0,
+        num_val=len(datasets["val"]) if "val" in datasets else 0,
+        num_test=num_test,
+        class_counts=tuple(int(c) for c in counts),
+        test_is_unlabelled=test_is_unlabelled,
+    )
+
+
+def form_of(data: dict[str, Any]) -> DataSummary:
+    """What a data.yaml alone says of its data set; nothing is counted."""
     names = class_names(data)
     points = data.get("kpt_names")
-    labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
-    counts = np.bincount(labels, minlength=len(names))
     return DataSummary(
         names,
-        len(datasets["train"]) if "train" in datasets else 0,
-        len(datasets["val"]) if "val" in datasets else 0,
-        num_test,
-        tuple(int(c) for c in counts),
-        test_is_unlabelled,
-        data.get("channels", 3),
-        tuple(data["kpt_shape"]) if data.get("kpt_shape") else None,
-        tuple(data.get("flip_idx", ())),
-        tuple(float(sigma) for sigma in data.get("kpt_oks_sigmas", ())),
-        tuple(tuple(points.get(i, ())) for i in range(len(names))) if points else (),
+        num_train=0,
+        num_val=0,
+        num_test=0,
+        class_counts=(0,) * len(names),
+        channels=data.get("channels", 3),
+        kpt_shape=tuple(data["kpt_shape"]) if data.get("kpt_shape") else None,
+        flip_idx=tuple(data.get("flip_idx", ())),
+        kpt_oks_sigmas=tuple(float(sigma) for sigma in data.get("kpt_oks_sigmas", ())),
+        kpt_names=tuple(tuple(points.get(i, ())) for i in range(len(names))) if points else (),
     )
 
 
@@ -756,8 +778,15 @@ def open_split(
     if problems := list(_lines_of_no_image(Path(place) for place in places)):
         raise InputError(problems)
     args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
-    try:
+    with _plain_errors(task):
         return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
+
+
+@contextmanager
+def _plain_errors(task: str) -> Iterator[None]:
+    """Raise InputError for what Ultralytics says of a split that it cannot use."""
+    try:
+        yield
     except FileNotFoundError as error:
         cause = _one_line(error.__cause__ or error).split(". Supported")[0]
         raise _NothingThereError(f"{cause}; expected at least one image") from error
@@ -781,6 +810,39 @@ def scan_split(
     damaged = _damaged_files(dataset.messages)
     if damaged:
         raise InputError(damaged)
+    _refuse_useless(dataset, split)
+    return dataset
+
+
+def usable_dataset(
+    args: Any,
+    img_path: str | list[str],
+    batch: int | None,
+    data: dict[str, Any],
+    mode: str,
+    *settings: Any,
+) -> PrivateDataset | PrivateClassDataset:
+    """`build_dataset` of what is there now: damaged files are left out, and logged.
+
+    Raises InputError where nothing is left to train or to score on.
+    """
+    split = "train" if mode == "train" else args.split
+    places = img_path if isinstance(img_path, list) else [img_path]
+    try:
+        if problems := list(_lines_of_no_image(Path(place) for place in places)):
+            raise InputError(problems)
+        with _plain_errors(args.task):
+            dataset = build_dataset(args, img_path, batch, data, mode, *settings)
+        _refuse_useless(dataset, split)
+    except InputError as error:
+        raise InputError(f"{split}: {line}" for line in error.problems) from error
+    for line in _damaged_files(dataset.messages):
+        logging.getLogger(__name__).warning("left out: %s: %s", split, line)
+    return dataset
+
+
+def _refuse_useless(dataset: PrivateDataset | PrivateClassDataset, split: str) -> None:
+    """Raise InputError for a split without images, or without a label."""
     if isinstance(dataset, PrivateClassDataset) and not dataset.samples:
         raise _NothingThereError("no images in the folders of its classes; expected at least one")
     if not len(_labels(dataset)):
@@ -789,7 +851,6 @@ def scan_split(
             f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "
             "'labels' folder beside 'images'"
         )
-    return dataset
 
 
 def is_image_name(name: str) -> bool:

@@ -12,8 +12,8 @@ from flwr.serverapp import Grid
 from utils.arrays import Arrays, Layout
 from utils.attempts import reason_of
 from utils.client import to_record
-from utils.evaluation import Evaluation, class_metrics
-from utils.model import load_into, to_arrays
+from utils.evaluation import class_metrics
+from utils.model import to_arrays
 from utils.run_dir import JPEG, SERVER, write_atomically
 from utils.server import Score, Server, checked_arrays
 from utils.updates import views
@@ -69,8 +69,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
         server.display.step(last, "test", _names(server, server.nodes_with_test))
         scores = server.scores(grid, last, server.nodes_with_test, "test")
     if server.evaluator and "test" in server.evaluator.data:
-        load_into(server.model, server.deployed)
-        scores.append(_as_score(server.evaluator(server.model, "test")))
+        scores += _scores_here(server, server.deployed, "test")
     output = "" if server.meta.task == "classify" else "(B)"
     rows = []
     for score in scores:
@@ -100,8 +99,7 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
         messages = server.messages(record, server.nodes, "evaluate.whole")
         scores = server.read_scores(grid, messages)
         if server.evaluator:
-            load_into(server.model, arrays)
-            scores.append(_as_score(server.evaluator(server.model)))
+            scores += _scores_here(server, arrays, "val")
         rows += [
             {
                 "model": model,
@@ -187,9 +185,13 @@ def _write_picture(server: Server, name: str, picture: bytes) -> None:
     write_atomically(server.run_dir.path / name, lambda file: file.write(picture))
 
 
-def _as_score(result: Evaluation) -> Score:
+def _scores_here(server: Server, arrays: Arrays, split: str) -> list[Score]:
+    """The score of a whole model on the server's data; none where that cannot be used now."""
+    result = server.score_here(arrays, split)
+    if result is None:
+        return []
     metrics = {**result.metrics, "fitness": result.fitness}
-    return Score(SERVER, result.num_examples, metrics, result.per_class)
+    return [Score(SERVER, result.num_examples, metrics, result.per_class)]
 
 
 def _names(server: Server, nodes: Any) -> list[str]:
