@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from helpers import assert_same, file_digests, make_class_folders, make_dataset, outcome
 from local_grid import LocalGrid
+from processes import federated
+from test_command import write_config
 from test_exactness import TRAIN, Silent, federation
 from test_members import node_config
 
@@ -281,6 +283,10 @@ def unlabel(data: Path) -> None:
         path.write_text("")
 
 
+def without_label_files(data: Path) -> None:
+    shutil.rmtree(data.parent / "labels" / "train")
+
+
 def damage(data: Path, *names: str, split: str = "train") -> Change:
     return lambda: [
         (data.parent / "images" / split / f"{name}.jpg").write_bytes(b"no image") for name in names
@@ -302,6 +308,7 @@ YAML = "train: images/train\nval: images/val\nnames: [a, b, c]\n"
     ("break_it", "reason"),
     [
         (unlabel, "train: none of the 4 images has a label; expected .txt files in a"),
+        (without_label_files, "train: none of the images has a label file; expected .txt files"),
         (lambda data: damage(data, "0", "1", "2", "3")(), "repair or remove the image"),
         (
             lambda data: (data.parent / "images" / "train").rename(data.parent / "gone"),
@@ -320,6 +327,7 @@ YAML = "train: images/train\nval: images/val\nnames: [a, b, c]\n"
     ],
     ids=[
         "no label",
+        "no label files",
         "all damaged",
         "no train folder",
         "no folder",
@@ -560,3 +568,53 @@ def test_what_is_told_compares_with_the_round_before_also_when_it_is_tried_again
     (tmp_path / "splits.json").write_text("{")  # as after a power failure
     assert told(7, "e", 9) == ""
     assert told(8, "f", 8) == "its train split has 8 images now, 9 before"
+
+
+HOOK = '''
+import shutil
+from pathlib import Path
+
+from utils.client import YoloClient
+
+
+class Losing(YoloClient):
+    """north loses all images but one in round 2, the last in round 3, and has all in round 4."""
+
+    def train(self, round_number, arrays, config):
+        images, away = Path(PLACE, "north/images/train"), Path(PLACE, "away")
+        gone = {2: ["1", "2", "3"], 3: ["0"]}.get(round_number, [])
+        if self.name == "north":
+            for name in gone:
+                shutil.move(images / f"{name}.jpg", away)
+            if round_number == 4:
+                for file in away.iterdir():
+                    shutil.move(file, images)
+        return super().train(round_number, arrays, config)
+'''
+
+
+@pytest.mark.slow
+def test_a_simulation_goes_on_while_a_client_loses_and_regains_its_images(tmp_path: Path) -> None:
+    for seed, name in enumerate(("north", "south")):
+        make_dataset(tmp_path / name, num_train=4, num_val=2, seed=seed)
+    (tmp_path / "away").mkdir()
+    hook = tmp_path / "losing.py"
+    hook.write_text(HOOK.replace("PLACE", repr(str(tmp_path))))
+    config = write_config(
+        tmp_path,
+        datasets=[{"name": n, "data": str(tmp_path / n / "data.yaml")} for n in ("north", "south")],
+        train=SMALL,
+        client=f"{hook}:Losing",
+        num_rounds=4,
+        evaluate={"every": 0},
+    )
+    done = federated(str(config), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_csv(tmp_path / "runs" / "train" / "clients.csv")
+    north = {r["round"]: (r["num_examples"], r["note"]) for r in rows if r["client"] == "north"}
+    assert north["1"] == ("4", "")
+    assert north["2"] == ("1", "its train split has 1 image now, 4 before")
+    assert north["3"][0] == ""
+    assert "train: No images found in" in north["3"][1]
+    assert north["4"] == ("4", "its train split has 4 images now, 1 before")
+    assert [r["num_examples"] for r in rows if r["client"] == "south"] == ["4"] * 4

@@ -38,7 +38,7 @@ def split_signature(images: str | list[str]) -> str:
     """A digest of which images and labels a split has now, of their sizes and times of change.
 
     It is what Ultralytics' label caches go by. Files are asked for and not read, but for lists of
-    images: 0.2 s for 10,000 images on a local disk.
+    images: 0.07 s of CPU time for 10,000 images with labels.
 
     images: a folder, a list of images, or several of them, as of `read_data`.
     """

@@ -55,7 +55,9 @@ DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
 # Folders of a classification data set by split; those that Ultralytics looks for, in its order.
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 MAX_LINES_PER_SPLIT = 5
+LABELS_EXPECTED = "expected .txt files in a 'labels' folder beside 'images'"
 PREFIX = colorstr("val: ")  # before the messages of a scan
+TRAIN_PREFIX = colorstr("train: ")  # the same, where a trainer scans
 ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of the file names of images
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
 # Ultralytics' messages that would lead a user astray -> what they mean.
@@ -793,6 +795,10 @@ def _plain_errors(task: str) -> Iterator[None]:
     except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
         lines = str(error).splitlines()
         text = _one_line(error)
+        if text.startswith("No labels found in"):  # it names its cache
+            raise _NoLabelError(
+                f"none of the images has a label file; {LABELS_EXPECTED}"
+            ) from error
         if "Please supply" in text:  # labels of another task
             text += f" (base_model is of the task {task}; take one of the labels' task)"
         raise InputError(_damaged_files(lines) or text) from error
@@ -848,8 +854,7 @@ def _refuse_useless(dataset: PrivateDataset | PrivateClassDataset, split: str) -
     if not len(_labels(dataset)):
         why = "" if split == "train" else ", so that every model would score 0"
         raise _NoLabelError(
-            f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "
-            "'labels' folder beside 'images'"
+            f"none of the {len(dataset)} images has a label{why}; {LABELS_EXPECTED}"
         )
 
 
@@ -885,7 +890,7 @@ def _damaged_files(messages: Iterable[str]) -> list[str]:
     """One line for each file that Ultralytics would leave out without a word, up to 5."""
     lines = []
     for message in sorted(m for m in messages if DAMAGED in m):
-        path, reason = " ".join(message.split()).removeprefix(PREFIX).split(DAMAGED)
+        path, reason = _without_prefix(" ".join(message.split())).split(DAMAGED)
         reason = next((plain for found, plain in PLAIN_WORDS.items() if found in reason), reason)
         lines.append(f"{path}{reason}; repair or remove the image or its label")
     more = len(lines) - MAX_LINES_PER_SPLIT
@@ -911,7 +916,11 @@ def _one_line(error: BaseException) -> str:
     """The first line of an Ultralytics error, without its colours and signs."""
     text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
     text = (text.splitlines() or [type(error).__name__])[0]
-    return text.removeprefix(PREFIX).replace(" ❌", "").rstrip(".")
+    return _without_prefix(text).replace(" ❌", "").rstrip(".")
+
+
+def _without_prefix(message: str) -> str:
+    return message.removeprefix(PREFIX).removeprefix(TRAIN_PREFIX)
 
 
 def move_caches(source: Path, target: Path) -> None:
