@@ -320,7 +320,7 @@ YAML = "train: images/train\nval: images/val\nnames: [a, b, c]\n"
         (lambda data: data.write_text(YAML + "channels: 1\n"), "channels 1, its data at the start"),
         (
             lambda data: data.write_text(YAML.replace("a, b, c", "a, b")),
-            "names: found [a, b], expected those that it had when the run started [a, b, c], in",
+            "names: found [a, b], expected what it was at the start [a, b, c], in any",
         ),
         (lambda data: data.write_text(YAML.replace("a, b, c", "a, b, c, d")), "[a, b, c, d], exp"),
         (lambda data: data.write_text(YAML.replace("a, b, c", "a, b, z")), "names: found [a, b, z"),
@@ -511,9 +511,26 @@ def test_what_a_site_says_of_changes_names_no_file(tmp_path: Path) -> None:
     }
     assert notes["2"] == "its train split has 3 images now, 4 before"
     assert notes["3"].startswith("train: No images found in (a path)")
-    assert "names: found [a, b], expected those that it had when the run" in notes["4"]
+    assert "names: found [a, b], expected what it was at the start [a, b, c]" in notes["4"]
     assert notes["5"] == "its train split has 4 images now, 3 before"
     assert str(tmp_path) not in (result.run_dir / "clients.csv").read_text()
+
+
+def test_a_site_that_annotates_other_classes_than_the_server_knows_of_is_left_out(
+    tmp_path: Path,
+) -> None:
+    from test_members import run as run_sites
+
+    for seed, name in enumerate(("north", "south")):
+        make_dataset(tmp_path / name, num_train=2, seed=seed)
+    configs = [node_config(tmp_path, name) for name in ("north", "south")]
+    grid = ChangingGrid(2, {}, sites=configs)
+    north = next(iter(grid._contexts.values())).node_config
+    grid.changes["train", 2] = lambda: north.update({"not-annotated": "a"})
+    result, _ = run_sites(grid, tmp_path, train=SMALL, evaluate={"every": 0})
+    notes = [r["note"] for r in read_csv(result.run_dir / "clients.csv") if r["client"] == "north"]
+    assert notes[0] == ""
+    assert "node-config: not-annotated: found [a], expected what it was at the start []" in notes[1]
 
 
 def test_data_is_only_read_while_it_changes(tmp_path: Path) -> None:

@@ -49,7 +49,6 @@ from utils.config import (
     nearest,
 )
 from utils.data import (
-    DataSummary,
     check_dataset,
     form_of,
     form_problems,
@@ -456,7 +455,7 @@ def client_for(message: Message, context: Context) -> YoloClient:
     """The YoloClient that this message is for, made where this process does not hold it."""
     instructions, place = _instructions(message), place_of(message, context)
     key = (instructions.start_id, place.name)
-    data = _data_of(place, instructions, _seat(message).summary)
+    data = _data_of(place, instructions, _seat(message))
     if key in _clients and _clients[key].source != data:
         del _clients[key]  # it goes on from its saved state, with the data of now
         gc.collect()
@@ -491,27 +490,28 @@ def client_for(message: Message, context: Context) -> YoloClient:
     return client
 
 
-def _data_of(
-    place: Place, instructions: Instructions, summary: DataSummary | None
-) -> dict[str, Any]:
+def _data_of(place: Place, instructions: Instructions, seat: Seat) -> dict[str, Any]:
     """The client's data as its data.yaml says now, with the federation's classes.
 
-    Raises InputError where it has other classes than the server knows of (in any order), by which
-    labels are read and updates are averaged, or another form.
+    Raises InputError where it has other classes than the server knows of, by which updates are
+    averaged, or another form. Their order may be another: labels are renumbered by name.
     """
     where = f"client '{place.name}'"
     data = read_data(place.data, instructions.task, where=where)
-    if summary is not None:
-        found = form_of(data)
-        problems = form_problems(found, {"its data at the start": summary})
-        if sorted(found.names) != sorted(summary.names):
+    found, expected = form_of(data), seat.summary or form_of(data)
+    problems = form_problems(found, {"its data at the start": expected})
+    for what, now, before in (
+        ("names", found.names, expected.names),
+        ("node-config: not-annotated", place.not_annotated, seat.not_annotated),
+    ):
+        if set(now) != set(before):
             problems.append(
-                f"names: found [{', '.join(found.names)}], expected those that it had when the run "
-                f"started [{', '.join(summary.names)}], in any order; put them back, or stop the "
-                "run and resume it with these"
+                f"{what}: found [{', '.join(now)}], expected what it was at the start "
+                f"[{', '.join(before)}], in any order; put it back, or stop the run and resume it "
+                "with this"
             )
-        if problems:
-            raise InputError(f"{where} ({place.data}): {problem}" for problem in problems)
+    if problems:
+        raise InputError(f"{where} ({place.data}): {problem}" for problem in problems)
     return in_label_space(data, instructions.names, place.not_annotated)
 
 

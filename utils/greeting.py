@@ -68,9 +68,9 @@ class Seat:
 
     index: in the config's `datasets`, by which its seed differs from the others'. trained: the last
     round in which it has trained, 0 before the first. summary: what the server takes its data to
-    be, as it was when it was checked. What follows is for a client of a simulation,
-    whose data the server's config names: data, its data.yaml; not_annotated, of its classes;
-    show_images, how many images others may see; private_dir, its folder.
+    be, as it was when it was checked; not_annotated, of its classes. What else there is, is for a
+    client of a simulation, whose data the server's config names: data, its data.yaml; show_images,
+    how many images others may see; private_dir, its folder.
     """
 
     index: int

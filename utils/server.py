@@ -780,13 +780,18 @@ class Server:
         name = self.names_by_node[node]
         index = self.members.seat(name)
         data = self.members.clients[index]
-        seat = Seat(index, name, self.trained.get(name, 0), summary=self.summaries.get(name))
+        seat = Seat(
+            index,
+            name,
+            self.trained.get(name, 0),
+            not_annotated=data.not_annotated,
+            summary=self.summaries.get(name),
+        )
         if data.data is None:
             return seat
         return replace(
             seat,
             data=data.data,
-            not_annotated=data.not_annotated,
             show_images=data.show_images,
             private_dir=str(self.run_dir.client_dir(name)),
         )

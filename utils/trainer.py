@@ -229,7 +229,10 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             super()._build_train_pipeline()
         except InputError:
             raise
-        except ValueError as error:  # about the last batch, which depends on their number
+        except ValueError as error:
+            if not hasattr(self, "train_loader"):
+                raise
+            # About the last batch, which depends on how many images there are.
             num_images = len(self.train_loader.dataset)  # pyright: ignore[reportArgumentType]
             raise InputError(f"train: with its {num_images} images of now: {error}") from error
 
