@@ -489,6 +489,21 @@ def test_a_run_is_resumed_though_a_client_has_no_images_meanwhile(tmp_path: Path
     assert rows[3] == ("3", "its train split has 3 images now, 4 before")
 
 
+def test_a_resumed_run_takes_the_classes_that_a_client_has_then(tmp_path: Path) -> None:
+    """As the message says that leaves it out."""
+    data = make_dataset(tmp_path / "data", num_train=2)
+    data.write_text(YAML.replace("a, b, c", "a, b, c, d"))  # nothing is labelled d
+    other = make_dataset(tmp_path / "other", num_train=2, seed=1)
+    changes = {("train", 2): write(data, YAML), ("train", 3): stop}
+    with pytest.raises(Stopped):
+        run([data, other], tmp_path / "runs", changes)
+    run([data, other], tmp_path / "runs", {}, resume=True)
+    rows = rows_of(tmp_path / "runs")
+    assert "found [a, b, c], expected what it was at the start [a, b, c, d]" in rows[2][1]
+    assert "stop the run and resume it with this" in rows[2][1]
+    assert rows[3] == ("2", "it lists its classes in another order than before")
+
+
 def test_what_a_site_says_of_changes_names_no_file(tmp_path: Path) -> None:
     from test_members import run as run_sites
 
