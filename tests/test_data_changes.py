@@ -407,8 +407,8 @@ def test_classes_in_another_order_are_matched_by_name(forgetful: bool, tmp_path:
     run(data, tmp_path / "runs", {("train", 2): renumber}, forgetful=forgetful, num_rounds=2)
     assert rows_of(tmp_path / "runs")[2] == (
         "4",
-        "its train split has changed, and has 4 images as before; it lists its classes in another "
-        "order than before",
+        "its train split has changed, and has 4 images as before; it lists its classes otherwise "
+        "than before",
     )
     found = outcome(tmp_path / "runs" / "run")
     wanted = outcome(expected.run_dir)
@@ -497,11 +497,12 @@ def test_a_resumed_run_takes_the_classes_that_a_client_has_then(tmp_path: Path) 
     changes = {("train", 2): write(data, YAML), ("train", 3): stop}
     with pytest.raises(Stopped):
         run([data, other], tmp_path / "runs", changes)
-    run([data, other], tmp_path / "runs", {}, resume=True)
+    names = ["a", "b", "c", "d"]  # args.yaml has them
+    run([data, other], tmp_path / "runs", {}, resume=True, names=names)
     rows = rows_of(tmp_path / "runs")
     assert "found [a, b, c], expected what it was at the start [a, b, c, d]" in rows[2][1]
     assert "stop the run and resume it with this" in rows[2][1]
-    assert rows[3] == ("2", "it lists its classes in another order than before")
+    assert rows[3] == ("2", "it lists its classes otherwise than before")
 
 
 def test_what_a_site_says_of_changes_names_no_file(tmp_path: Path) -> None:
