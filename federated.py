@@ -73,7 +73,7 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
             # Where the run was made does not matter any more; it may have been moved.
             config = config.model_copy(update={"save_dir": str(run_dir.path.parent)})
         meet = partial(wait_for_sites, grid, console) if grid else None
-        with checked(with_demo_data(config), meet) as federation:
+        with checked(with_demo_data(config), meet, resumed=run_dir) as federation:
             run_dir = run_dir or RunDir.create(Path(federation.config.save_dir), config.name)
             terminal.show_run(
                 console, federation, run_dir, partial(run_on, grid) if grid else simulate

@@ -114,8 +114,9 @@ def federation(
             "train": train,
         }
     )
-    with checked(config) as ready:
-        run_dir = RunDir.reopen(save_dir / "run") if resume else RunDir.create(save_dir, "run")
+    reopened = RunDir.reopen(save_dir / "run") if resume else None
+    with checked(config, resumed=reopened) as ready:
+        run_dir = reopened or RunDir.create(save_dir, "run")
         server = make_server(ready, display or Silent(), run_dir)
         local: Any = grid or LocalGrid(len(datasets))
         result = server.run(local)

@@ -3,9 +3,9 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from utils.config import (
 from utils.data import (
     DataSummary,
     check_dataset,
+    class_names,
     form_problems,
     in_label_space,
     label_space,
@@ -50,6 +51,7 @@ from utils.model import (
     train_args_of_base,
 )
 from utils.privacy import privacy_problems
+from utils.run_dir import RunDir
 from utils.strategies import strategy_problems
 
 MANY = 10**6
@@ -68,7 +70,8 @@ class Federation:
     no labels. names: classes by index; one, "item", with single_cls. summaries: by client.
     model: the global model before round 1, of this architecture. caches: label caches, a folder for
     each client. members: the sites that are there, if the clients are SuperNodes.
-    gpu_choice: how `num_gpus: auto` was decided, where something was tried.
+    gpu_choice: how `num_gpus: auto` was decided, where something was tried. unusable: what cannot
+    be used now of the data of a run that is resumed.
     """
 
     config: Config
@@ -81,6 +84,7 @@ class Federation:
     caches: Path
     members: Members | None = None
     gpu_choice: str = ""
+    unusable: tuple[str, ...] = ()
 
 
 def with_demo_data(config: Config) -> Config:
@@ -105,20 +109,29 @@ def with_demo_data(config: Config) -> Config:
 
 @contextmanager
 def checked(
-    config: Config, meet: Meet | None = None, probe: MemoryProbe | None = None
+    config: Config,
+    meet: Meet | None = None,
+    probe: MemoryProbe | None = None,
+    resumed: RunDir | None = None,
 ) -> Iterator[Federation]:
     """Check everything that can be checked before round 1, and nothing is left behind.
 
     meet: waits for the sites, where the clients are SuperNodes; called once all else is right.
     probe: of the memory of what clients train on; None is the GPU's.
+    resumed: of a run to go on with. Images that have gone since are no reason to stop it, as they
+    would be none while it runs: what cannot be used is told, and counts are those of its start.
     Raises InputError with all problems at once.
     """
     with tempfile.TemporaryDirectory(prefix="federated-yolo-check-") as folder:
-        yield check(config, Path(folder), meet, probe)
+        yield check(config, Path(folder), meet, probe, resumed)
 
 
 def check(
-    config: Config, caches: Path, meet: Meet | None = None, probe: MemoryProbe | None = None
+    config: Config,
+    caches: Path,
+    meet: Meet | None = None,
+    probe: MemoryProbe | None = None,
+    resumed: RunDir | None = None,
 ) -> Federation:
     """The same, with label caches in a folder of the caller's, where they stay in any case."""
     probe = probe or CudaMemory()
@@ -159,6 +172,7 @@ def check(
         problems += strategy_problems(config.strategy, config.clients_per_round)
         problems += _min_clients_problems(config)
     summaries = members.summaries if members else {}
+    unusable: list[str] | None = None if resumed is None else []
     # Labels are read as the task reads them; a base model that cannot say is taken as detect.
     for index, data in enumerate([] if members else config.clients):
         where = f"datasets[{index}] '{data.name}'"
@@ -169,6 +183,7 @@ def check(
                 caches / data.name,
                 where=where,
                 splits=("train", "val"),
+                forgiven=unusable,
             )
         except InputError as error:
             problems += error.problems
@@ -182,6 +197,7 @@ def check(
                 caches / SERVER_CACHES,
                 where="evaluate.data",
                 splits=("val",),
+                forgiven=unusable,
             )
             server_names = server_summary.names
         except InputError as error:
@@ -194,6 +210,8 @@ def check(
     )
     if problems or task is None:
         raise InputError(problems)
+    if resumed is not None:
+        summaries = as_at_start(summaries, resumed)
     form = model_data(summaries.values(), names)
     config = _resolve(config, task, summaries, names)
     try:
@@ -223,25 +241,53 @@ def check(
         config = with_cluster_gpus(config, machines)
     elif config.client_resources.num_gpus == "auto":
         config, gpu_choice = with_gpu_share(config, task, architecture, summaries, caches, probe)
-    server_data = None
+    held_out = None
     if config.evaluate.data is not None:
-        server_data = read_data(Path(config.evaluate.data), task, where="evaluate.data")
-        server_data = in_label_space(server_data, names)
-        if not (server_summary and server_summary.num_test):
-            server_data.pop("test", None)
+        has_test = bool(server_summary and server_summary.num_test)
+        held_out = server_data(config, task, has_test=has_test)
     names = tuple(model.names[index] for index in range(len(model.names)))
     return Federation(
         config,
         task,
         names,
         summaries,
-        server_data,
+        held_out,
         model,
         architecture,
         caches,
         members,
         gpu_choice,
+        tuple(unusable or ()),
     )
+
+
+def as_at_start(summaries: Mapping[str, DataSummary], run_dir: RunDir) -> dict[str, DataSummary]:
+    """What the data sets hold, with the numbers of images that they had when the run was started.
+
+    These are the most that each counts with, whether or not the run was stopped in between.
+    """
+    started = run_dir.images_at_start()
+    return {
+        name: replace(summary, **started[name]) if name in started else summary
+        for name, summary in summaries.items()
+    }
+
+
+def server_data(config: Config, task: str, *, has_test: bool) -> dict[str, Any]:
+    """`evaluate.data` as it is now, with the federation's classes.
+
+    config: of which the names are resolved. has_test: whether its test split is of use.
+    Raises InputError for a class that the federation does not have.
+    """
+    names = tuple(config.names or ())
+    data = read_data(Path(config.evaluate.data or ""), task, where="evaluate.data")
+    unknown = _unknown_class("evaluate.data", class_names(data), names)
+    if unknown:
+        raise InputError(unknown)
+    data = in_label_space(data, names)
+    if not has_test:
+        data.pop("test", None)
+    return data
 
 
 def _environment_problems() -> list[str]:
@@ -444,13 +490,7 @@ def _label_space(
     if config.names or len(own) == len(config.clients):  # else the classes are not known yet
         wanted.append(("evaluate.data", server_names or ()))
     for where, found in wanted:
-        unknown = [name for name in found if name not in names]
-        if unknown:
-            problems.append(
-                f"{where}: class '{unknown[0]}' is not one of the federation's "
-                f"[{', '.join(names)}]{nearest(unknown[0], names)}; add it under names, or "
-                "correct it"
-            )
+        problems += _unknown_class(where, found, names)
     for i, data in enumerate(config.clients):
         for name in data.not_annotated:
             if data.name in own and name not in own[data.name]:
@@ -459,6 +499,16 @@ def _label_space(
                     f"classes [{', '.join(own[data.name])}]{nearest(name, own[data.name])}"
                 )
     return names, problems
+
+
+def _unknown_class(where: str, found: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Say which class of a data set, the first of them, the federation does not have."""
+    unknown = [name for name in found if name not in names]
+    return [
+        f"{where}: class '{name}' is not one of the federation's [{', '.join(names)}]"
+        f"{nearest(name, names)}; add it under names, or correct it"
+        for name in unknown[:1]
+    ]
 
 
 def _form_problems(

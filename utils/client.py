@@ -39,6 +39,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from utils.arrays import Arrays, Layout, changed_names, select
 from utils.attempts import AbortedError, LostWorkerError, attempt, in_one_line, reason_of
+from utils.changes import one_note
 from utils.config import (
     CLIENT_NAME,
     CodecConfig,
@@ -49,6 +50,8 @@ from utils.config import (
 )
 from utils.data import (
     check_dataset,
+    form_of,
+    form_problems,
     in_label_space,
     read_data,
     read_data_yaml,
@@ -186,14 +189,15 @@ class YoloClient(NumPyClient):
     A subclass may override these and nothing else; each has something of use to call by `super()`:
 
         prepare()    when it has been made: in each process that works for this client, and again
-                     when it had to give way to others
+                     when it had to give way to others, or its data.yaml has changed
         train()      the epochs of a round; again if memory was short
         evaluate()   the score of the global model, or of this client's own
         finish()     after the run; again when a finished run is resumed
 
     Raise AbortedError (utils/attempts.py) in any of them to leave this client out of the round.
     state: Flower's `Context.state`, for whatever should live from round to round; `history` is in
-    it. A run that is resumed begins with an empty one.
+    it. A run that is resumed begins with an empty one. notes: what the server is told with the next
+    reply beside its numbers, for clients.csv.
     """
 
     def __init__(self, name: str, settings: SliceSettings, *, show_images: int = 0) -> None:
@@ -204,6 +208,8 @@ class YoloClient(NumPyClient):
         self.trainer = SliceTrainer(settings)
         self.data = read_data_yaml(settings.data, where=f"client '{name}'")
         self.state = RecordDict()
+        self.notes: list[str] = []
+        self.source: dict[str, Any] = {}  # the data as it was read when this object was made
 
     def prepare(self) -> None:
         """Get ready; called when this object has been made, which may happen more than once.
@@ -289,7 +295,7 @@ class YoloClient(NumPyClient):
         keep the best of all rounds as local_best.pt.
         Returns the trained arrays, the number of training images, and the mean losses of the
         slice ("train/box_loss", ...) with its "num-steps" of the optimiser, "seconds", and the
-        scores asked for ("local/fitness", ...), or a "note" why there are none.
+        scores asked for ("local/fitness", ...); `notes` say why there are none.
         """
         started = time.perf_counter()
         round_number = int(config["server-round"])
@@ -304,6 +310,7 @@ class YoloClient(NumPyClient):
         except AbortedError:
             self.trainer.forget(round_number)
             raise
+        self.notes += result.notes
         seconds = time.perf_counter() - started
         metrics = {**result.losses, "num-steps": result.num_steps, "seconds": seconds}
         if config.get("keep-local"):
@@ -312,7 +319,7 @@ class YoloClient(NumPyClient):
             except (AbortedError, *OUT_OF_MEMORY):  # the latter is done again with more room
                 raise
             except Exception as error:  # whatever it is, the training was good
-                metrics["note"] = f"its local model was not scored: {reason_of(error)}"
+                self.notes.append(f"its local model was not scored: {reason_of(error)}")
         return [result.arrays[name] for name in self.names], result.num_examples, metrics
 
     def evaluate(
@@ -328,7 +335,8 @@ class YoloClient(NumPyClient):
         started = time.perf_counter()
         round_number, split = int(config["server-round"]), str(config.get("split", "val"))
         self._load(dict(zip(self.names, parameters, strict=True)), round_number)
-        result = self.evaluator(self.model, split)
+        result = self.evaluator(self.model, split, round_number)
+        self.notes += result.notes
         if (self.is_personal or self.keeps_models) and split == "val":
             save_checkpoint(self.settings.private_dir / "last.pt", self.model, self.settings.train)
             self._keep_best("best", round_number, result.fitness)
@@ -461,9 +469,11 @@ def client_for(message: Message, context: Context) -> YoloClient:
     """The YoloClient that this message is for, made where this process does not hold it."""
     instructions, place = _instructions(message), place_of(message, context)
     key = (instructions.start_id, place.name)
+    data = _data_of(place, instructions, _seat(message))
+    if key in _clients and _clients[key].source != data:
+        del _clients[key]  # it goes on from its saved state, with the data of now
+        gc.collect()
     if key not in _clients:
-        data = read_data(place.data, instructions.task, where=f"client '{place.name}'")
-        data = in_label_space(data, instructions.names, place.not_annotated)
         settings = SliceSettings(
             architecture=instructions.architecture,
             task=instructions.task,
@@ -484,12 +494,39 @@ def client_for(message: Message, context: Context) -> YoloClient:
         kind = client_class(instructions.client)
         client = kind(place.name, settings, show_images=place.show_images)
         client.keeps_models = place.is_site
+        client.source = data
         client.state = context.state
         client.prepare()
         _clients[key] = client
     _clients.move_to_end(key)
-    _clients[key].state = context.state
-    return _clients[key]
+    client = _clients[key]
+    client.state, client.notes = context.state, []
+    return client
+
+
+def _data_of(place: Place, instructions: Instructions, seat: Seat) -> dict[str, Any]:
+    """The client's data as its data.yaml says now, with the federation's classes.
+
+    Raises InputError where it has other classes than the server knows of, by which updates are
+    averaged, or another form. Their order may be another: labels are renumbered by name.
+    """
+    where = f"client '{place.name}'"
+    data = read_data(place.data, instructions.task, where=where)
+    found, expected = form_of(data), seat.summary or form_of(data)
+    problems = form_problems(found, {"its data at the start": expected})
+    for what, now, before in (
+        ("names", found.names, expected.names),
+        ("node-config: not-annotated", place.not_annotated, seat.not_annotated),
+    ):
+        if set(now) != set(before):
+            problems.append(
+                f"{what}: found [{', '.join(now)}], expected what it was at the start "
+                f"[{', '.join(before)}], in any order; put it back, or stop the run and resume it "
+                "with this"
+            )
+    if problems:
+        raise InputError(f"{where} ({place.data}): {problem}" for problem in problems)
+    return in_label_space(data, instructions.names, place.not_annotated)
 
 
 def place_of(message: Message, context: Context) -> Place:
@@ -744,8 +781,7 @@ def train(message: Message, context: Context) -> Message:
     client, arrays, config = _unpack(message, context)
     lost = _lost_state(client, message, int(config["server-round"]) - 1)
     parameters, num_examples, metrics = client.fit(arrays, config)
-    notes = [metrics.pop("note", ""), lost]
-    about = ConfigRecord({"note": "; ".join(note for note in notes if note)})
+    about = ConfigRecord({"note": one_note([*client.notes, lost])})
     remember(context.state, "train", int(config["server-round"]), metrics)
     record = RecordDict(
         {"client": about, "metrics": MetricRecord({"num-examples": num_examples, **metrics})}
@@ -814,7 +850,9 @@ def evaluate(message: Message, context: Context) -> Message:
     loss, num_examples, metrics = score
     if config.get("split", "val") == "val":
         remember(context.state, "evaluate", int(config["server-round"]), metrics)
-    return _score_message((loss, num_examples, metrics), message)
+    reply = _score_message((loss, num_examples, metrics), message)
+    reply.content["client"] = ConfigRecord({"note": one_note(client.notes)})
+    return reply
 
 
 @app.evaluate("whole")

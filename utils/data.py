@@ -11,6 +11,7 @@ folder holds the caches and a cleaned copy of the data.yaml, and damaged images 
 """
 
 import glob
+import logging
 import math
 import os
 import re
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
 # Folders of a classification data set by split; those that Ultralytics looks for, in its order.
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 MAX_LINES_PER_SPLIT = 5
+LABELS_EXPECTED = "expected .txt files in a 'labels' folder beside 'images'"
 PREFIX = colorstr("val: ")  # before the messages of a scan
+TRAIN_PREFIX = colorstr("train: ")  # the same, where a trainer scans
 ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of the file names of images
 # unstable: ultralytics.data.utils.verify_image says '{prefix}{im_file}: ignoring corrupt image'
 # unstable: ultralytics.data.utils.verify_image_label says 'ignoring corrupt image/label: '
@@ -728,12 +731,19 @@ def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
 
 
 def check_dataset(
-    path: Path, task: str, cache_dir: Path, *, where: str, splits: tuple[str, ...]
+    path: Path,
+    task: str,
+    cache_dir: Path,
+    *,
+    where: str,
+    splits: tuple[str, ...],
+    forgiven: list[str] | None = None,
 ) -> DataSummary:
     """Read every image header and label of a data set once; the caches serve the training.
 
     path: as of `read_data`. splits: that have to be there. A test split is read if there is one.
-    Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split.
+    Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split;
+    they are added to `forgiven` instead if it is given, and such a split counts as empty.
     """
     data = read_data(path, task, where=where)
     where = f"{where} ({path})"
@@ -756,24 +766,38 @@ def check_dataset(
             num_test = 0
         except InputError as error:
             problems += [f"{where}: test: {line}" for line in error.problems]
-    if problems:
+    if problems and forgiven is None:
         raise InputError(problems)
+    if forgiven is not None:
+        forgiven += problems
+    form = form_of(data)
+    labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
+    counts = np.bincount(labels, minlength=len(form.names))
+    return replace(
+        form,
+        num_train=len(datasets["train"]) if "train" in datasets else 0,
+        num_val=len(datasets["val"]) if "val" in datasets else 0,
+        num_test=num_test,
+        class_counts=tuple(int(c) for c in counts),
+        test_is_unlabelled=test_is_unlabelled,
+    )
+
+
+def form_of(data: dict[str, Any]) -> DataSummary:
+    """What a data.yaml alone says of its data set; nothing is counted."""
     names = class_names(data)
     points = data.get("kpt_names")
-    labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
-    counts = np.bincount(labels, minlength=len(names))
     return DataSummary(
         names,
-        len(datasets["train"]) if "train" in datasets else 0,
-        len(datasets["val"]) if "val" in datasets else 0,
-        num_test,
-        tuple(int(c) for c in counts),
-        test_is_unlabelled,
-        data.get("channels", 3),
-        tuple(data["kpt_shape"]) if data.get("kpt_shape") else None,
-        tuple(data.get("flip_idx", ())),
-        tuple(float(sigma) for sigma in data.get("kpt_oks_sigmas", ())),
-        tuple(tuple(points.get(i, ())) for i in range(len(names))) if points else (),
+        num_train=0,
+        num_val=0,
+        num_test=0,
+        class_counts=(0,) * len(names),
+        channels=data.get("channels", 3),
+        kpt_shape=tuple(data["kpt_shape"]) if data.get("kpt_shape") else None,
+        flip_idx=tuple(data.get("flip_idx", ())),
+        kpt_oks_sigmas=tuple(float(sigma) for sigma in data.get("kpt_oks_sigmas", ())),
+        kpt_names=tuple(tuple(points.get(i, ())) for i in range(len(names))) if points else (),
     )
 
 
@@ -799,8 +823,15 @@ def open_split(
     if problems := list(_lines_of_no_image(Path(place) for place in places)):
         raise InputError(problems)
     args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
-    try:
+    with _plain_errors(task):
         return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
+
+
+@contextmanager
+def _plain_errors(task: str) -> Iterator[None]:
+    """Raise InputError for what Ultralytics says of a split that it cannot use."""
+    try:
+        yield
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -809,6 +840,10 @@ def open_split(
     except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
         lines = str(error).splitlines()
         text = _one_line(error)
+        if text.startswith("No labels found in"):  # it names its cache
+            raise _NoLabelError(
+                f"none of the images has a label file; {LABELS_EXPECTED}"
+            ) from error
         # unstable: ultralytics.data.dataset.YOLODataset.verify_labels says 'Please supply'
         if "Please supply" in text:  # labels of another task
             text += f" (base_model is of the task {task}; take one of the labels' task)"
@@ -827,15 +862,46 @@ def scan_split(
     damaged = _damaged_files(dataset.messages)
     if damaged:
         raise InputError(damaged)
+    _refuse_useless(dataset, split)
+    return dataset
+
+
+def usable_dataset(
+    args: Any,
+    img_path: str | list[str],
+    batch: int | None,
+    data: dict[str, Any],
+    mode: str,
+    *settings: Any,
+) -> PrivateDataset | PrivateClassDataset:
+    """`build_dataset` of what is there now: damaged files are left out, and logged.
+
+    Raises InputError where nothing is left to train or to score on.
+    """
+    split = "train" if mode == "train" else args.split
+    places = img_path if isinstance(img_path, list) else [img_path]
+    try:
+        if problems := list(_lines_of_no_image(Path(place) for place in places)):
+            raise InputError(problems)
+        with _plain_errors(args.task):
+            dataset = build_dataset(args, img_path, batch, data, mode, *settings)
+        _refuse_useless(dataset, split)
+    except InputError as error:
+        raise InputError(f"{split}: {line}" for line in error.problems) from error
+    for line in _damaged_files(dataset.messages):
+        logging.getLogger(__name__).warning("left out: %s: %s", split, line)
+    return dataset
+
+
+def _refuse_useless(dataset: PrivateDataset | PrivateClassDataset, split: str) -> None:
+    """Raise InputError for a split without images, or without a label."""
     if isinstance(dataset, PrivateClassDataset) and not dataset.samples:
         raise _NothingThereError("no images in the folders of its classes; expected at least one")
     if not len(_labels(dataset)):
         why = "" if split == "train" else ", so that every model would score 0"
         raise _NoLabelError(
-            f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "
-            "'labels' folder beside 'images'"
+            f"none of the {len(dataset)} images has a label{why}; {LABELS_EXPECTED}"
         )
-    return dataset
 
 
 def is_image_name(name: str) -> bool:
@@ -870,7 +936,7 @@ def _damaged_files(messages: Iterable[str]) -> list[str]:
     """One line for each file that Ultralytics would leave out without a word, up to 5."""
     lines = []
     for message in sorted(m for m in messages if DAMAGED in m):
-        path, reason = " ".join(message.split()).removeprefix(PREFIX).split(DAMAGED)
+        path, reason = _without_prefix(" ".join(message.split())).split(DAMAGED)
         reason = next((plain for found, plain in PLAIN_WORDS.items() if found in reason), reason)
         lines.append(f"{path}{reason}; repair or remove the image or its label")
     more = len(lines) - MAX_LINES_PER_SPLIT
@@ -896,7 +962,11 @@ def _one_line(error: BaseException) -> str:
     """The first line of an Ultralytics error, without its colours and signs."""
     text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
     text = (text.splitlines() or [type(error).__name__])[0]
-    return text.removeprefix(PREFIX).replace(" ❌", "").rstrip(".")
+    return _without_prefix(text).replace(" ❌", "").rstrip(".")
+
+
+def _without_prefix(message: str) -> str:
+    return message.removeprefix(PREFIX).removeprefix(TRAIN_PREFIX)
 
 
 def move_caches(source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader
 
 from utils.arrays import Arrays
-from utils.data import build_dataset
+from utils.changes import SplitState, split_signature, told_changes
+from utils.config import InputError
+from utils.data import CLASS_MAP, build_dataset, usable_dataset, write_private_yaml
 from utils.environment import ensure_torchvision_nms
 from utils.model import is_rtdetr, load_into, validator_class
 from utils.pictures import drawing_class, side_by_side
@@ -30,13 +32,15 @@ class Evaluation:
     """metrics: by Ultralytics' name, e.g. "metrics/mAP50-95(B)". fitness: what it ranks by.
 
     num_examples: images evaluated. per_class: "class/NAME/METRIC" by `class_metrics`, for the
-    classes that the labels of these images have.
+    classes that the labels of these images have. notes: what has changed in them since the last
+    round that was evaluated.
     """
 
     metrics: dict[str, float]
     fitness: float
     num_examples: int
     per_class: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def class_metrics(task: str) -> tuple[str, ...]:
@@ -45,7 +49,10 @@ def class_metrics(task: str) -> tuple[str, ...]:
 
 
 class Evaluator:
-    """Scores models on one data set. Holds the data loader of each split between calls."""
+    """Scores models on one data set. Holds the data loader of each split while it stays the same.
+
+    Its methods raise InputError for a split that cannot be used as it is now.
+    """
 
     def __init__(
         self,
@@ -55,9 +62,14 @@ class Evaluator:
         private_dir: Path,
         device: str = "cpu",
         num_threads: int = 1,
+        read_again: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        """data: as of `read_data`; private_dir has its data.yaml and takes the caches."""
+        """data: as of `read_data`; private_dir has its data.yaml and takes the caches.
+
+        read_again: gives `data` as it is now, where nobody else looks after that.
+        """
         self.data = {"channels": 3, **data}
+        self.read_again = read_again
         self.private_dir = private_dir
         self.num_threads = num_threads
         self.args = {k: train[k] for k in VALIDATION_ARGS if k in train}
@@ -72,9 +84,15 @@ class Evaluator:
             verbose=False,
         )
         self._loaders: dict[str, Any] = {}
+        self._signatures: dict[str, str] = {}  # of what is in them
 
-    def __call__(self, model: Any, split: str = "val") -> Evaluation:
-        """Evaluate a model, which stays as it is (Ultralytics fuses a copy)."""
+    def __call__(
+        self, model: Any, split: str = "val", round_number: int | None = None
+    ) -> Evaluation:
+        """Evaluate a model, which stays as it is (Ultralytics fuses a copy).
+
+        round_number: of its round, if changes of the data are to be told.
+        """
         loader = self.loader(model, split)
         validator = self._validate(
             model, validator_class(self.args["task"], model.yaml), loader, split
@@ -86,7 +104,13 @@ class Evaluator:
             fitness,
             len(loader.dataset),
             _per_class(validator, model),
+            () if round_number is None else self._changes(split, round_number),
         )
+
+    def _changes(self, split: str, round_number: int) -> tuple[str, ...]:
+        dataset = self._loaders[split].dataset
+        now = SplitState(self._signatures[split], len(dataset), self.data.get(CLASS_MAP))
+        return tuple(told_changes(self.private_dir, split, round_number, now, dataset.num_damaged))
 
     def draw(self, model: Any, versions: Mapping[str, Arrays], num_images: int) -> bytes:
         """A picture of some val images with their labels, and with each version's predictions.
@@ -145,6 +169,8 @@ class Evaluator:
         folder = self.private_dir / "folders" / split
         folder.mkdir(parents=True, exist_ok=True)
         for link in (folder / name for name in ("train", "val", "test")):
+            if link.is_symlink() and link.readlink() != Path(self.data[split]):
+                link.unlink()
             if not link.is_symlink():  # a process may have been killed between two of them
                 link.symlink_to(self.data[split], target_is_directory=True)
         return str(folder)
@@ -154,10 +180,25 @@ class Evaluator:
         torch.set_num_threads(self.num_threads)
 
     def loader(self, model: Any, split: str) -> Any:
-        """Batches of a split, made once."""
-        if split not in self._loaders:
+        """Batches of a split, made anew when its images or labels have changed."""
+        self._look_at_data()
+        if split not in self.data:
+            raise InputError(f"{split}: the data set has no such split now; put it back")
+        signature = split_signature(self.data[split])
+        if split not in self._loaders or self._signatures[split] != signature:
+            self._loaders.pop(split, None)
             self._loaders[split] = self._build_loader(self._build_dataset(model, split))
+            self._signatures[split] = signature
         return self._loaders[split]
+
+    def _look_at_data(self) -> None:
+        if self.read_again is None:
+            return
+        data = {"channels": 3, **self.read_again()}
+        if data != self.data:
+            self.data = data
+            self._loaders.clear()
+            write_private_yaml(data, self.private_dir)
 
     def _build_dataset(self, model: Any, split: str, images: Path | None = None) -> Any:
         """images: a list of image files in place of the split's; its caches lie beside it."""
@@ -166,7 +207,8 @@ class Evaluator:
         source = str(images) if images else self.data[split]
         caches = images.parent if images else self.private_dir / "caches"
         squares = is_rtdetr(model.yaml)
-        return build_dataset(args, source, BATCH, self.data, "val", stride, caches, squares)
+        build = build_dataset if images else usable_dataset
+        return build(args, source, BATCH, self.data, "val", stride, caches, squares)
 
     def _build_loader(self, dataset: Any) -> Any:
         on_cpu = self.args["device"] == "cpu"

@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 from utils.arrays import Arrays, Layout
 from utils.attempts import reason_of
 from utils.client import to_record
-from utils.evaluation import Evaluation, class_metrics
-from utils.model import load_into, to_arrays
+from utils.evaluation import class_metrics
+from utils.model import to_arrays
 from utils.run_dir import JPEG, SERVER, write_atomically
 from utils.server import Score, Server, checked_arrays
 from utils.updates import views
@@ -76,8 +76,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
     for round_number, arrays in _kept_models(server).items():
         scores = _scores_on_test(server, grid, round_number, arrays)
         if server.evaluator and is_on_server:
-            load_into(server.model, server.deployed if arrays is None else arrays)
-            scores.append(_as_score(server.evaluator(server.model, "test")))
+            scores += _scores_here(server, server.deployed if arrays is None else arrays, "test")
         rows += [row for score in scores for row in _test_rows(server, round_number, score)]
     if rows:
         server.run_dir.append_rows(TEST, rows)
@@ -149,8 +148,7 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
         messages = server.messages(record, server.nodes, "evaluate.whole")
         scores = server.read_scores(grid, messages)
         if server.evaluator:
-            load_into(server.model, arrays)
-            scores.append(_as_score(server.evaluator(server.model)))
+            scores += _scores_here(server, arrays, "val")
         rows += [
             {
                 "model": model,
@@ -236,9 +234,13 @@ def _write_picture(server: Server, name: str, picture: bytes) -> None:
     write_atomically(server.run_dir.path / name, lambda file: file.write(picture))
 
 
-def _as_score(result: Evaluation) -> Score:
+def _scores_here(server: Server, arrays: Arrays, split: str) -> list[Score]:
+    """The score of a whole model on the server's data; none where that cannot be used now."""
+    result = server.score_here(arrays, split)
+    if result is None:
+        return []
     metrics = {**result.metrics, "fitness": result.fitness}
-    return Score(SERVER, result.num_examples, metrics, result.per_class)
+    return [Score(SERVER, result.num_examples, metrics, result.per_class)]
 
 
 def _names(server: Server, nodes: Any) -> list[str]:

@@ -67,9 +67,10 @@ class Seat:
     """A client's place in the federation, told to it in each message.
 
     index: in the config's `datasets`, by which its seed differs from the others'. trained: the last
-    round in which it has trained, 0 before the first. What follows is for a client of a simulation,
-    whose data the server's config names: data, its data.yaml; not_annotated, of its classes;
-    show_images, how many images others may see; private_dir, its folder.
+    round in which it has trained, 0 before the first. summary: what the server takes its data to
+    be, as it was when it was checked; not_annotated, of its classes. What else there is, is for a
+    client of a simulation, whose data the server's config names: data, its data.yaml; show_images,
+    how many images others may see; private_dir, its folder.
     """
 
     index: int
@@ -79,6 +80,7 @@ class Seat:
     not_annotated: tuple[str, ...] = ()
     show_images: int = 0
     private_dir: str = ""
+    summary: DataSummary | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""

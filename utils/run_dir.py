@@ -30,6 +30,7 @@ META_KEY = "__federation__"
 FORMAT = 1
 MAX_DESCRIPTION_BYTES = 64 << 20  # in UTF-32
 CONFIG_FILE = "args.yaml"
+SPLITS = ("train", "val", "test")
 DESCRIPTION_FILE = "run.json"  # what is known before round 1: model, data counts, versions
 SERVER = "(server)"  # in the place of a client's name, which none can have
 JPEG = b"\xff\xd8\xff"  # how a picture of predictions begins
@@ -299,6 +300,26 @@ class RunDir:
     def client_dir(self, name: str) -> Path:
         """Private folder of one client."""
         return self.clients / name
+
+    def images_at_start(self) -> dict[str, dict[str, int]]:
+        """Images that each client had when the run was started: by `num_train`, `num_val`, ...
+
+        Empty for a run that was stopped before it had written them down.
+        Raises InputError for a file that is damaged.
+        """
+        path = self.path / DESCRIPTION_FILE
+        try:
+            clients = json.loads(path.read_text(encoding="utf-8"))["clients"]
+            return {
+                name: {f"num_{split}": int(counts[f"{split}_images"]) for split in SPLITS}
+                for name, counts in clients.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"resume: {path}: damaged ({type(error).__name__}); put it back, or remove it"
+            ) from error
 
     def round_path(self, round_number: int) -> Path:
         """Path of the global arrays after this round; 0 is the initial model."""

@@ -620,9 +620,24 @@ class Server:
         scores = self.scores(grid, round_number, self.nodes)
         on_server = None
         if self.evaluator:
-            load_into(self.model, self.deployed)
-            on_server = self.evaluator(self.model)
+            on_server = self.score_here(self.deployed, "val", round_number)
         return scores, on_server
+
+    def score_here(
+        self, arrays: Arrays, split: str, round_number: int | None = None
+    ) -> Evaluation | None:
+        """Score a whole model on the server's data; None, told, where that cannot be used now."""
+        assert self.evaluator
+        load_into(self.model, arrays)
+        try:
+            result = self.evaluator(self.model, split, round_number)
+        except (InputError, FileNotFoundError) as error:  # the latter: an image went meanwhile
+            self.failed.add(SERVER)
+            self.display.notice(f"evaluate.data: not scored: {in_one_line(str(error))}")
+            return None
+        for note in result.notes:
+            self.display.notice(f"evaluate.data: {note}")
+        return result
 
     def scores(
         self, grid: Grid, round_number: int, nodes: list[int], split: str = "val"
@@ -654,7 +669,8 @@ class Server:
     ) -> RoundResult:
         """The row of results.csv: losses and metrics are means, weighted as the models are.
 
-        The score is the fitness on the server's data if it has any, else on the clients'.
+        The score is the fitness on the server's data if it has any, else on the clients'. Where
+        that data could not be used the round has none: the two do not compare.
         """
         examples = [update.num_examples for update in updates]
         row: dict[str, object] = {
@@ -679,7 +695,8 @@ class Server:
         row.update(means)
         if on_server is not None:
             row.update({f"server/{name}": value for name, value in on_server.metrics.items()})
-            score = on_server.fitness
+        if self.evaluator is not None:
+            score = on_server.fitness if on_server else None
         row["fitness"] = score
         return RoundResult(round_number, score, row)
 
@@ -789,13 +806,18 @@ class Server:
         name = self.names_by_node[node]
         index = self.members.seat(name)
         data = self.members.clients[index]
-        seat = Seat(index, name, self.trained.get(name, 0))
+        seat = Seat(
+            index,
+            name,
+            self.trained.get(name, 0),
+            not_annotated=data.not_annotated,
+            summary=self.summaries.get(name),
+        )
         if data.data is None:
             return seat
         return replace(
             seat,
             data=data.data,
-            not_annotated=data.not_annotated,
             show_images=data.show_images,
             private_dir=str(self.run_dir.client_dir(name)),
         )

@@ -21,11 +21,11 @@ from flwr.serverapp import Grid, ServerApp
 from utils import client as client_module
 from utils.arrays import Layout
 from utils.attempts import MAX_ATTEMPTS
-from utils.checks import SERVER_CACHES, Federation
+from utils.checks import SERVER_CACHES, Federation, server_data
 from utils.client import Instructions
 from utils.cluster import cpus_of_worker, joined
-from utils.config import ClientData, Config
-from utils.data import move_caches, write_private_yaml
+from utils.config import ClientData, Config, InputError
+from utils.data import form_of, form_problems, move_caches, write_private_yaml
 from utils.environment import num_cpus, quiet_stdout, set_verbosity
 from utils.evaluation import Evaluator
 from utils.final_evaluation import finish, is_finished
@@ -229,17 +229,28 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
 
 
 def _server_evaluator(federation: Federation, run_dir: RunDir) -> Evaluator | None:
-    if federation.server_data is None:
+    data = federation.server_data
+    if data is None:
         return None
     move_caches(federation.caches / SERVER_CACHES, run_dir.server / "caches")
-    write_private_yaml(federation.server_data, run_dir.server)
+    write_private_yaml(data, run_dir.server)
+    config, form = federation.config, form_of(data)
+
+    def read_again() -> dict[str, Any]:
+        now = server_data(config, federation.task, has_test="test" in data)
+        problems = form_problems(form_of(now), {"its data at the start": form})
+        if problems:
+            raise InputError(f"evaluate.data: {problem}" for problem in problems)
+        return now
+
     return Evaluator(
-        federation.server_data,
+        data,
         federation.task,
-        federation.config.train,
+        config.train,
         run_dir.server,
         "0" if torch.cuda.is_available() else "cpu",
         num_cpus(),
+        read_again,
     )
 
 

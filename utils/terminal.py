@@ -87,6 +87,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         )
     if federation.gpu_choice:
         console.print(federation.gpu_choice, soft_wrap=True, markup=False)
+    for problem in federation.unusable:
+        console.print(f"Left out until it is mended: {problem}", soft_wrap=True, markup=False)
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
     names = tuple(config.names or ())

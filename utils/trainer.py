@@ -10,6 +10,7 @@ position of the data loader, mosaic buffer) is saved after each slice in the cli
 folder, so that the next slice may run in another process and still be the same.
 """
 
+import gc
 import itertools
 import random
 import re
@@ -29,8 +30,15 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from utils.arrays import Arrays, select
 from utils.attempts import AbortedError
-from utils.config import SharedConfig
-from utils.data import NOT_ANNOTATED, build_dataset, read_data_yaml
+from utils.changes import SplitState, split_signature, told_changes
+from utils.config import InputError, SharedConfig
+from utils.data import (
+    CLASS_MAP,
+    NOT_ANNOTATED,
+    build_dataset,
+    read_data_yaml,
+    usable_dataset,
+)
 from utils.environment import ensure_torchvision_nms
 from utils.model import (
     MODEL_YAML,
@@ -79,12 +87,14 @@ class SliceResult:
     arrays: float32 weights (not the EMA's) and buffers; those that are shared.
     num_examples: training images. num_steps: steps of the optimiser.
     losses: mean over the slice's epochs, by Ultralytics' name, e.g. "train/box_loss".
+    notes: what has changed in the data since the last slice.
     """
 
     arrays: Arrays
     num_examples: int
     num_steps: int
     losses: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 class _SliceDone(Exception):
@@ -149,6 +159,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         self.proximal_pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self.batchnorm_is_frozen = False
         self.abort_reason = ""
+        self.signature = ""  # of the images that it trains on
         super().__init__(overrides=self._overrides(settings))
         # Ultralytics' integrations (loggers, its platform) have no business in a client.
         self.callbacks = defaultdict(list)
@@ -198,7 +209,15 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         stride = max(int(model.stride.max()), 32)
         caches = self.settings.private_dir / "caches"
         squares = is_rtdetr(self.settings.architecture.yaml)
-        return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches, squares)
+        arguments = (self.args, img_path, batch, self.data, mode, stride, caches, squares)
+        if mode == "train":
+            self.signature = split_signature(img_path)  # before it is read, while it may change
+            return usable_dataset(*arguments)
+        # Nothing is evaluated here, so a val split that cannot be used is no reason not to train.
+        dataset = None
+        with suppress(OSError, RuntimeError, ValueError, AssertionError):
+            dataset = build_dataset(*arguments)
+        return dataset if dataset is not None and len(dataset) else self.train_loader.dataset
 
     def _setup_train(self) -> None:
         """Set up once; later slices only put the schedule in place."""
@@ -213,7 +232,16 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         """Refuse Ultralytics' way out of memory shortage, which is a smaller batch."""
         if self.ema is not None:
             raise MemoryError(f"with train.batch={self.settings.train.get('batch')}")
-        super()._build_train_pipeline()
+        try:
+            super()._build_train_pipeline()
+        except InputError:
+            raise
+        except ValueError as error:
+            if not hasattr(self, "train_loader"):
+                raise
+            # About the last batch, which depends on how many images there are.
+            num_images = len(self.train_loader.dataset)  # pyright: ignore[reportArgumentType]
+            raise InputError(f"train: with its {num_images} images of now: {error}") from error
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Refuse to go on from a checkpoint: the round fails, the federation keeps its model."""
@@ -391,11 +419,16 @@ class SliceTrainer:
         private = {name: array for name, array in trained.items() if name not in set(shared)}
         self._save_state(_state_of(trainer, private), round_number)
         self._trainer, self._last_round = trainer, round_number
+        dataset = trainer.train_loader.dataset
+        now = SplitState(trainer.signature, len(dataset), trainer.data.get(CLASS_MAP))
+        private_dir = self.settings.private_dir
+        notes = told_changes(private_dir, "train", round_number, now, dataset.num_damaged)
         return SliceResult(
             arrays=select(trained, shared),
-            num_examples=len(trainer.train_loader.dataset),
+            num_examples=len(dataset),
             num_steps=trainer.num_steps,
             losses=_mean_losses(trainer),
+            notes=tuple(notes),
         )
 
     def private_arrays(self, round_number: int) -> Arrays:
@@ -413,10 +446,14 @@ class SliceTrainer:
 
         The trainer kept here is used as it is if it trained that round, and brought to the saved
         state if the client has meanwhile trained in another process or the round is tried again.
+        Where the images or their labels have changed, a new one goes on from that state.
         """
         last = max((r for r in self._saved() if r < round_number), default=0)
         state = self._load_state(last) if last else None
         trainer, self._trainer = self._trainer, None  # kept again only if the slice succeeds
+        if trainer is not None and trainer.signature != split_signature(trainer.data["train"]):
+            trainer = None
+            gc.collect()  # it is in cycles
         if trainer is not None and self._last_round != last:
             mosaic_open = state is not None and not state["epochs_without_mosaic"]
             if state is None or (mosaic_open and trainer.mosaic_is_closed):
@@ -547,7 +584,7 @@ def _state_of(trainer: Any, private: Arrays) -> dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "epochs_with_mosaic": trainer.epochs_with_mosaic,
         "epochs_without_mosaic": trainer.epochs_without_mosaic,
-        "mosaic_buffer": list(getattr(trainer.train_loader.dataset, "buffer", ())),
+        "mosaic_buffer": _mosaic_buffer(trainer),
         "random": _random_states(),
     }
 
@@ -563,7 +600,7 @@ def _restore(trainer: Any, state: dict[str, Any]) -> None:
         trainer.train_loader, [trainer.epochs_with_mosaic, trainer.epochs_without_mosaic]
     )
     if hasattr(trainer.train_loader.dataset, "buffer"):
-        _refill_mosaic_buffer(trainer.train_loader.dataset, state["mosaic_buffer"])
+        _refill_mosaic_buffer(trainer, state["mosaic_buffer"])
 
 
 # unstable: torch.utils.data.DataLoader._get_iterator
@@ -571,6 +608,8 @@ def _restore(trainer: Any, state: dict[str, Any]) -> None:
 # unstable: ultralytics.data.build.InfiniteDataLoader says 'self.iterator'
 def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
     """Bring the order of the images to where it stands after these epochs, without reading any.
+
+    Where their number has changed, it is as if it had been this one from the start.
 
     num_epochs: epochs before and after closing mosaic, at which Ultralytics resets the loader.
     Loader workers (GPU only) read ahead, so their order cannot be replayed; it goes on from the
@@ -586,15 +625,34 @@ def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
             loader.iterator._next_index()
 
 
+def _mosaic_buffer(trainer: Any) -> list[tuple[int, str]]:
+    """Index and file of the images that mosaic draws its neighbours from."""
+    indices = getattr(trainer.train_loader.dataset, "buffer", ())
+    files = _files(trainer) if indices else []
+    return [(index, files[index]) for index in indices]
+
+
 # unstable: ultralytics.data.base.BaseDataset says 'self.buffer'
 # unstable: ultralytics.data.base.BaseDataset says 'self.im_hw0[i], self.im_hw[i]'
-def _refill_mosaic_buffer(dataset: Any, indices: list[int]) -> None:
-    """Read the images again that mosaic draws its neighbours from."""
+def _refill_mosaic_buffer(trainer: Any, images: list[tuple[int, str]]) -> None:
+    """Read those images again that are still there, wherever they are in the order now."""
+    dataset = trainer.train_loader.dataset
     for i in dataset.buffer:
         dataset.ims[i] = dataset.im_hw0[i] = dataset.im_hw[i] = None
     dataset.buffer = []
-    for i in indices:
-        dataset.load_image(i)
+    files = _files(trainer)
+    index_of = {file: index for index, file in enumerate(files)}
+    for index, file in images:  # a list may name an image twice, so its own index comes first
+        found = index if files[index : index + 1] == [file] else index_of.get(file)
+        if found is not None:
+            dataset.load_image(found)
+
+
+def _files(trainer: Any) -> list[str]:
+    """The images by index; where they are below the split's folder, also if that is moved."""
+    folder = trainer.data["train"]
+    prefix = folder if isinstance(folder, str) else ""
+    return [file.removeprefix(prefix) for file in trainer.train_loader.dataset.im_files]
 
 
 def _random_states() -> dict[str, Any]:
