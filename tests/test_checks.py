@@ -599,3 +599,73 @@ def test_a_sound_checkpoint_passes_as_base_model_and_as_pretrained(
         with checked(config_of(tmp_path, sites, **settings)) as federation:
             state = federation.model.state_dict()
         assert torch.equal(state["model.0.conv.weight"], expected["model.0.conv.weight"])
+
+
+# Images of a split
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({"imgsz": 32}, "found 1 train image, but at imgsz 32 BatchNorm"),
+        ({"imgsz": 320, "multi_scale": 0.9}, "found 1 train image, but at imgsz 32 BatchNorm"),
+        ({"imgsz": 32, "batch": 1}, "train.batch: found 1, but at imgsz 32 BatchNorm"),
+        ({"imgsz": 64, "batch": 1}, ""),
+        ({"imgsz": 320, "multi_scale": 0.5}, ""),
+    ],
+)
+def test_batches_of_one_tiny_image_are_refused_before_round_1(
+    tmp_path: Path, sites: Sites, train: dict[str, Any], expected: str
+) -> None:
+    one = helpers.make_dataset(tmp_path / "one", num_train=1, num_val=1)
+    config = config_of(tmp_path, {**sites, "one": one}, train=train)
+    if not expected:
+        with checked(config):
+            return
+    (problem,) = problems_of(config)
+    assert expected in problem
+    assert "multi_scale that keep every size at least 64" in problem
+    if "batch" not in train:
+        assert problem.startswith("datasets[2] 'one': ")
+
+
+def test_a_fraction_that_leaves_one_tiny_image_is_refused(tmp_path: Path, sites: Sites) -> None:
+    lines = problems_of(config_of(tmp_path, sites, train={"imgsz": 32, "fraction": 0.5}))
+    assert [line.partition(":")[0] for line in lines] == [
+        "datasets[0] 'north'",
+        "datasets[1] 'south'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [
+        (1, (6, 4, 2)),
+        (0.5, (3, 4, 2)),
+        (5, (5, 4, 2)),
+        ([0.5, 0.5], (3, 2, 2)),
+        ([1, 1, 0], (6, 4, 0)),
+        ([2, 3, 0.5], (2, 3, 1)),
+    ],
+)
+@pytest.mark.parametrize("task", ["detect", "classify"])
+def test_images_are_counted_after_fraction(
+    tmp_path: Path, task: str, fraction: Any, expected: tuple[int, int, int]
+) -> None:
+    data = helpers.make_data(tmp_path / "data", task, num_train=6, num_val=4)
+    other = helpers.make_data(tmp_path / "other", task, num_train=2, num_val=2)
+    if task == "classify":
+        (tmp_path / "other" / "val").rename(tmp_path / "data" / "test")
+    else:
+        data.write_text(f"{data.read_text()}test: {other.parent}/images/val\n")
+    base = "yolov8n.yaml" if task == "detect" else "yolov8n-cls.yaml"
+    train = {"imgsz": 64, "fraction": fraction}
+    config = config_of(
+        tmp_path, {"data": data}, base_model=base, train=train, evaluate={"data": str(data)}
+    )
+    with checked(config) as federation:
+        found = federation.summaries["data"]
+        assert (found.num_train, found.num_val, found.num_test) == expected
+        assert federation.server_data is not None
+        assert ("test" in federation.server_data) == bool(expected[2])
+        assert not found.test_is_unlabelled

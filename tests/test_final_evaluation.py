@@ -527,3 +527,21 @@ def test_settings_without_effect_are_refused(
     config = Config.model_validate({**settings, **others})
     with pytest.raises(InputError, match=problem), checked(config):
         pass
+
+
+def test_a_fraction_of_no_test_images_leaves_no_test_scores(tmp_path: Path) -> None:
+    """As Ultralytics documents `fraction: [1, 1, 0]`."""
+    path = add_test_split(make_dataset(tmp_path / "one"), 2)
+    train = {**TRAIN, "fraction": [1.0, 1.0, 0]}
+    display = Silent()
+    result = federation(
+        [path],
+        tmp_path / "runs",
+        train,
+        num_rounds=1,
+        evaluate={"data": str(path)},
+        display=display,
+    )
+    assert (display.failures, display.notices) == ([], [])
+    assert (result.run_dir / "server" / "finished").exists()
+    assert not (result.run_dir / "test.csv").exists()

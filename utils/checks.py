@@ -25,6 +25,7 @@ from utils.config import (
 )
 from utils.data import (
     DataSummary,
+    Fraction,
     check_dataset,
     form_problems,
     in_label_space,
@@ -46,6 +47,7 @@ from utils.model import (
 )
 from utils.privacy import privacy_problems
 from utils.strategies import strategy_problems
+from utils.trainer import smallest_imgsz
 
 MANY = 10**6
 MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
@@ -160,6 +162,7 @@ def check(
                 caches / data.name,
                 where=where,
                 splits=("train", "val"),
+                fraction=fraction_of(config),
             )
         except InputError as error:
             problems += error.problems
@@ -173,6 +176,7 @@ def check(
                 caches / SERVER_CACHES,
                 where="evaluate.data",
                 splits=("val",),
+                fraction=fraction_of(config),
             )
             server_names = server_summary.names
         except InputError as error:
@@ -201,6 +205,9 @@ def check(
             "share; add a part"
         )
     config = _with_whole_strides(config, model)
+    problems = _single_image_problems(config, summaries, model)
+    if problems:
+        raise InputError(problems)
     gpu_choice = ""
     if config.ray.address is not None:
         config = with_cluster_gpus(config, machines)
@@ -525,6 +532,33 @@ def _with_whole_strides(config: Config, model: Any) -> Config:
     if whole == imgsz:
         return config
     return config.model_copy(update={"train": {**config.train, "imgsz": whole}})
+
+
+def _single_image_problems(
+    config: Config, summaries: dict[str, DataSummary], model: Any
+) -> list[str]:
+    """Say where all batches are of one image, and images too small for BatchNorm to train so."""
+    stride = max(int(model.stride.max()), 32)
+    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    smallest = smallest_imgsz(imgsz, float(config.train.get("multi_scale", 0.0)), stride)
+    if smallest >= 2 * stride:
+        return []
+    why = f"at imgsz {smallest} BatchNorm has a single value per channel in a batch of one image"
+    larger = f"train.imgsz and multi_scale that keep every size at least {2 * stride}"
+    if config.train["batch"] == 1:
+        return [f"train.batch: found 1, but {why}; give at least 2, or {larger}"]
+    return [
+        f"datasets[{index}] '{data.name}': found 1 train image, but {why}; give it at least 2, "
+        f"or {larger}"
+        for index, data in enumerate(config.clients)
+        if data.name in summaries and summaries[data.name].num_train == 1
+    ]
+
+
+def fraction_of(config: Config) -> Fraction:
+    """The share of the images of each split that is used."""
+    fraction: Any = config.train.get("fraction", DEFAULT_CFG_DICT["fraction"])
+    return fraction
 
 
 def _with_absolute_path(data: ClientData) -> ClientData:

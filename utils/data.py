@@ -420,6 +420,15 @@ def build_dataset(
     )
 
 
+# Ultralytics' `fraction`, of train or [train, val, test]: shares, or whole numbers of images.
+Fraction = int | float | list[int | float]
+
+
+def is_used(fraction: Fraction, split: str) -> bool:
+    """Whether `fraction` leaves anything of a split; of train and val it always does."""
+    return split != "test" or get_split_fraction(fraction, split) != 0
+
+
 def read_data(path: Path, task: str, *, where: str) -> dict[str, Any]:
     """Read what Ultralytics' `data=` names: a data.yaml, or for classify a folder.
 
@@ -685,11 +694,18 @@ def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
 
 
 def check_dataset(
-    path: Path, task: str, cache_dir: Path, *, where: str, splits: tuple[str, ...]
+    path: Path,
+    task: str,
+    cache_dir: Path,
+    *,
+    where: str,
+    splits: tuple[str, ...],
+    fraction: Fraction = 1.0,
 ) -> DataSummary:
     """Read every image header and label of a data set once; the caches serve the training.
 
     path: as of `read_data`. splits: that have to be there. A test split is read if there is one.
+    fraction: of the images, which are the ones that are looked at and counted.
     Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split.
     """
     data = read_data(path, task, where=where)
@@ -699,14 +715,14 @@ def check_dataset(
     cache_dir.mkdir(parents=True, exist_ok=True)
     for split in splits:
         try:
-            datasets[split] = scan_split(data, task, split, cache_dir)
+            datasets[split] = scan_split(data, task, split, cache_dir, fraction)
         except InputError as error:
             problems += [f"{where}: {split}: {line}" for line in error.problems]
     num_test = 0
     test_is_unlabelled = False
-    if data.get("test"):
+    if data.get("test") and is_used(fraction, "test"):
         try:
-            num_test = len(scan_split(data, task, "test", cache_dir))
+            num_test = len(scan_split(data, task, "test", cache_dir, fraction))
         except _NoLabelError:
             test_is_unlabelled = True
         except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
@@ -742,10 +758,11 @@ def _labels(dataset: PrivateDataset | PrivateClassDataset) -> np.ndarray:
 
 
 def open_split(
-    data: dict[str, Any], task: str, split: str, cache_dir: Path
+    data: dict[str, Any], task: str, split: str, cache_dir: Path, fraction: Fraction = 1.0
 ) -> PrivateDataset | PrivateClassDataset:
     """Read every image header and label of one split; damaged files are left out, and counted.
 
+    fraction: of the images; some have to be left (`is_used`).
     Raises InputError where nothing is left, and for a list with lines that name no image.
     """
     from ultralytics.cfg import get_cfg
@@ -755,7 +772,8 @@ def open_split(
     places = data[split] if isinstance(data[split], list) else [data[split]]
     if problems := list(_lines_of_no_image(Path(place) for place in places)):
         raise InputError(problems)
-    args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
+    overrides = {"task": task, "mode": "train", "imgsz": 32, "split": split, "fraction": fraction}
+    args = get_cfg(overrides=overrides)
     try:
         return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
     except FileNotFoundError as error:
@@ -770,14 +788,14 @@ def open_split(
 
 
 def scan_split(
-    data: dict[str, Any], task: str, split: str, cache_dir: Path
+    data: dict[str, Any], task: str, split: str, cache_dir: Path, fraction: Fraction = 1.0
 ) -> PrivateDataset | PrivateClassDataset:
     """Read every image header and label of one split.
 
     Raises InputError with a line for each damaged file, for an empty split, and for one without
     any label.
     """
-    dataset = open_split(data, task, split, cache_dir)
+    dataset = open_split(data, task, split, cache_dir, fraction)
     damaged = _damaged_files(dataset.messages)
     if damaged:
         raise InputError(damaged)

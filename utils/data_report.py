@@ -13,12 +13,14 @@ import numpy as np
 from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from utils.checks import SERVER_CACHES
+from utils.checks import SERVER_CACHES, fraction_of
 from utils.config import Config, InputError
 from utils.data import (
+    Fraction,
     PrivateClassDataset,
     PrivateDataset,
     class_names,
+    is_used,
     open_split,
     read_data,
 )
@@ -113,13 +115,17 @@ class Twins:
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape."""
+class _Fed:
+    """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape.
+
+    fraction: how many of them.
+    """
 
     imgsz: int
     squares: bool
+    fraction: Fraction
 
-    def fed(self, height: int, width: int) -> tuple[float, float]:
+    def size(self, height: int, width: int) -> tuple[float, float]:
         """Width and height of an image in pixels, without what is padded."""
         if self.squares:
             return self.imgsz, self.imgsz
@@ -133,18 +139,18 @@ def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
     caches: label caches, a folder for each, as `checks.check` leaves them.
     """
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
-    shape = _Shape(imgsz, _takes_squares(config))
+    fed = _Fed(imgsz, _takes_squares(config), fraction_of(config))
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
         where = f"datasets[{index}] '{data.name}' ({path})"
         report = DataReport(data.name, where, (), data.not_annotated)
         folder = caches / data.name
-        reports.append(_read(report, path, ("train", *HELD_OUT), task, shape, folder))
+        reports.append(_read(report, path, ("train", *HELD_OUT), task, fed, folder))
     if config.evaluate.data is not None:
         path = Path(config.evaluate.data)
         report = DataReport(SERVER, f"evaluate.data ({path})")
-        reports.append(_read(report, path, HELD_OUT, task, shape, caches / SERVER_CACHES))
+        reports.append(_read(report, path, HELD_OUT, task, fed, caches / SERVER_CACHES))
     return reports
 
 
@@ -157,7 +163,7 @@ def _takes_squares(config: Config) -> bool:
 
 
 def _read(
-    empty: DataReport, path: Path, splits: Sequence[str], task: str, shape: _Shape, caches: Path
+    empty: DataReport, path: Path, splits: Sequence[str], task: str, fed: _Fed, caches: Path
 ) -> DataReport:
     try:
         data = read_data(path, task, where=empty.where)
@@ -166,9 +172,9 @@ def _read(
     names = class_names(data)
     caches.mkdir(parents=True, exist_ok=True)
     found: dict[str, SplitReport] = {}
-    for split in (split for split in splits if data.get(split)):
+    for split in (s for s in splits if data.get(s) and is_used(fed.fraction, s)):
         try:
-            dataset = open_split(data, task, split, caches)
+            dataset = open_split(data, task, split, caches, fed.fraction)
         except InputError:
             continue
         if isinstance(dataset, PrivateClassDataset):
@@ -176,7 +182,7 @@ def _read(
             continue
         if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
             continue  # as a run does, which cannot be scored there
-        found[split] = _report_split(dataset, len(names), shape)
+        found[split] = _report_split(dataset, len(names), fed)
     is_classes = task == "classify"
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
 
@@ -192,13 +198,13 @@ def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> Split
     )
 
 
-def _report_split(dataset: PrivateDataset, num_classes: int, shape: _Shape) -> SplitReport:
+def _report_split(dataset: PrivateDataset, num_classes: int, fed: _Fed) -> SplitReport:
     """Count what Ultralytics has read of each image: its shape, classes and boxes."""
     counts, sizes = np.zeros(num_classes, int), np.zeros(len(SIZE_NAMES), int)
     background = []
     for label in dataset.labels:
         counts += np.bincount(label["cls"].astype(int).ravel(), minlength=num_classes)
-        pixels = label["bboxes"][:, 2:4] * shape.fed(*dataset.shapes[label["im_file"]])
+        pixels = label["bboxes"][:, 2:4] * fed.size(*dataset.shapes[label["im_file"]])
         # A limit belongs to the larger size, but for the rounding of the fractions.
         kinds = np.digitize(pixels.prod(axis=1).round(1), SIZE_LIMITS)
         sizes += np.bincount(kinds, minlength=len(sizes))

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import RandomSampler
+from ultralytics.data import build_dataloader
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
@@ -193,6 +195,29 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         squares = is_rtdetr(self.settings.model_yaml)
         return build_dataset(self.args, img_path, batch, self.data, mode, stride, caches, squares)
 
+    def get_dataloader(
+        self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train"
+    ) -> Any:
+        """Leave a last batch of one image out of its epoch where Ultralytics refuses to train.
+
+        The next epoch draws another order, so that it is another image.
+        """
+        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        num, batch = len(loader.dataset), loader.batch_size
+        smallest = smallest_imgsz(self.args.imgsz, self.args.multi_scale, self.stride)
+        if mode != "train" or num % batch != 1 or smallest >= 2 * self.stride:
+            return loader
+        shuffle = isinstance(loader.sampler, RandomSampler)
+        return build_dataloader(
+            loader.dataset,
+            batch_size,
+            self.args.workers,
+            shuffle=shuffle,
+            rank=rank,
+            drop_last=True,
+            device=self.device,
+        )
+
     def _setup_train(self) -> None:
         """Set up once; later slices only put the schedule in place."""
         if self.ema is None:
@@ -290,6 +315,15 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     def _leave_after_slice(self, _: Any) -> None:
         if self.epoch + 1 >= self.slice_end:
             raise _SliceDone
+
+
+def smallest_imgsz(imgsz: int, multi_scale: float, stride: int) -> int:
+    """The smallest size, in pixels, that images are trained at, as Ultralytics (8.4) reckons it.
+
+    Below two strides the smallest feature map has one value for each image, and BatchNorm cannot
+    train on a batch of one.
+    """
+    return max(stride, int(imgsz * (1 - multi_scale))) // stride * stride
 
 
 @cache
