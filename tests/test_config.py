@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from ultralytics.nn.autobackend import check_class_names
+from ultralytics.utils import YAML
 
 from utils.config import OWNED_TRAIN_ARGS, ClientData, Config, InputError, load_config
 
@@ -327,8 +329,8 @@ def test_a_wrong_setting_is_named_with_what_is_right(
         ),
         ("demos", "datasets: found 'demos', expected 'demo', 'supernodes' or a list of data.yaml"),
         (
-            "[3]",
-            "datasets[0]: found 3, expected the path of a data.yaml (of a folder to classify), or "
+            "[[3]]",
+            "datasets[0]: found [3], expected the path of a data.yaml (of a folder to classify), or "
             "{name: ..., data: ...}",
         ),
         (
@@ -522,3 +524,134 @@ def test_a_wrong_entry_of_a_list_is_explained_by_its_own_list(tmp_path: Path) ->
     assert len(raised.value.problems) == 2
     for line in raised.value.problems:
         assert line.endswith("expected a list of 'backbone', 'neck' and 'head'")
+
+
+# Text stays text
+
+
+TEXT = """
+base_model: 0123
+datasets:
+  - {name: 2024_01, data: 12:30}
+  - 2024_02
+name: 0123
+save_dir: 1_000
+client: 1e3
+evaluate: {data: 0x10}
+"""
+
+
+def test_text_in_a_file_is_not_taken_for_a_number(tmp_path: Path) -> None:
+    config = load(tmp_path, TEXT)
+    assert (config.base_model, config.name, config.save_dir) == ("0123", "0123", "1_000")
+    assert config.clients == [
+        ClientData(name="2024_01", data="12:30"),
+        ClientData(name="2024_02", data="2024_02"),
+    ]
+    assert (config.client, config.evaluate.data) == ("1e3", "0x10")
+    assert load(tmp_path, config.to_yaml()) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0123",
+        "2024_01_02",
+        "12:30",
+        "yes",
+        "1e3",
+        "1_0.5",
+        "2024-01-02",
+        "off",
+        "0b1",
+        ".5",
+        "01:02",
+    ],
+)
+@pytest.mark.parametrize("setting", ["save_dir", "base_model", "evaluate.data", "client"])
+def test_text_on_the_command_line_is_not_taken_for_a_number(
+    tmp_path: Path, setting: str, text: str
+) -> None:
+    config: Any = load(tmp_path, MINIMAL, f"{setting}={text}")
+    found = config.model_dump()
+    for key in setting.split("."):
+        found = found[key]
+    assert found == text
+    assert load(tmp_path, config.to_yaml()) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("DIR/run #1", "DIR/run #1"),
+        (" a: b ", "a: b"),
+        ("@home", "@home"),
+        ("%x", "%x"),
+        ("a, b", "a, b"),
+        ("'0123 #4'", "0123 #4"),
+        ('"a\\tb"', "a\tb"),
+        ("d\\tir", "d\\tir"),
+        ("é😀", "é😀"),
+    ],
+)
+def test_text_on_the_command_line_stands_as_it_is(
+    tmp_path: Path, value: str, expected: str
+) -> None:
+    config = load(tmp_path, MINIMAL, f"save_dir={value}", f"train.pretrained={value}")
+    assert config.save_dir == expected
+    assert config.train["pretrained"] == expected
+
+
+def test_text_in_variables_stays_text(tmp_path: Path) -> None:
+    text = MINIMAL + "vars: {day: 2024_01}\nname: run-${vars.day}\nsave_dir: ${vars.day}"
+    config = load(tmp_path, text)
+    assert (config.name, config.save_dir) == ("run-2024_01", "2024_01")
+    assert load(tmp_path, text, "vars.day=012").save_dir == "012"
+
+
+def test_text_of_a_list_entry_can_be_overridden(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL, "datasets.0.name=0123", "datasets=[{name: 01, data: 02}]")
+    assert config.clients == [ClientData(name="01", data="02")]
+
+
+def test_null_is_still_the_default(tmp_path: Path) -> None:
+    text = MINIMAL + "client: null\nevaluate: {data: ~}\nnames: null\nsave_dir:"
+    assert load(tmp_path, text) == load(tmp_path, MINIMAL)
+    assert load(tmp_path, text, "save_dir=null", "evaluate.data=null").save_dir == "runs/federated"
+
+
+CLASSES = '[yes, No, on, 1.0, 01, 1e3, 0x1F, 1:30, 2024-01-02, null, ~, "yes", "01", .inf, 2_0]'
+
+
+def test_class_names_are_those_that_ultralytics_reads_in_a_data_yaml(tmp_path: Path) -> None:
+    data = tmp_path / "data.yaml"
+    data.write_text(f"names: {CLASSES}")
+    raw: Any = YAML.load(str(data))
+    expected = list(check_class_names(raw["names"]).values())
+    assert expected[:5] == ["True", "False", "True", "1.0", "1"]
+    client = f"{{name: a, data: d.yaml, not_annotated: {CLASSES}}}"
+    config = load(tmp_path, f"base_model: m.pt\ndatasets: [{client}]\nnames: {CLASSES}")
+    assert config.names == expected
+    assert list(config.clients[0].not_annotated) == expected
+    assert load(tmp_path, MINIMAL, f"names={CLASSES}").names == expected
+    assert load(tmp_path, config.to_yaml()) == config
+
+
+def test_the_home_folder_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = """
+base_model: ~/base.pt
+datasets: [~/north/data.yaml, {name: south, data: ~/south/data.yaml}]
+save_dir: ~/runs
+evaluate: {data: ~/server.yaml}
+client: ~/client.py:Mine
+train: {pretrained: ~/other.pt}
+"""
+    config = load(tmp_path, text)
+    paths = [config.base_model, config.save_dir, config.evaluate.data, config.client]
+    paths += [config.train["pretrained"], *(client.data for client in config.clients)]
+    assert all(str(path).startswith("/home/me/") for path in paths)
+    assert [client.name for client in config.clients] == ["north", "south"]
+    # A user without a home, and a name that only begins so.
+    assert load(tmp_path, MINIMAL, "save_dir=~nobody-here/x").save_dir == "~nobody-here/x"
+    assert load(tmp_path, MINIMAL, "save_dir=a~/x").save_dir == "a~/x"
