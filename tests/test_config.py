@@ -330,8 +330,8 @@ def test_a_wrong_setting_is_named_with_what_is_right(
         ("demos", "datasets: found 'demos', expected 'demo', 'supernodes' or a list of data.yaml"),
         (
             "[[3]]",
-            "datasets[0]: found [3], expected the path of a data.yaml (of a folder to classify), or "
-            "{name: ..., data: ...}",
+            "datasets[0]: found [3], expected the path of a data.yaml (of a folder to classify), "
+            "or {name: ..., data: ...}",
         ),
         (
             "[a.yaml, null]",

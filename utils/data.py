@@ -18,10 +18,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from ultralytics.data.dataset import DATASET_CACHE_VERSION, ClassificationDataset, YOLODataset
@@ -30,6 +32,7 @@ from ultralytics.data.utils import (
     check_det_dataset,
     get_hash,
     get_split_fraction,
+    img2label_paths,
     load_dataset_cache_file,
     save_dataset_cache_file,
     verify_image,
@@ -38,6 +41,7 @@ from ultralytics.data.utils import (
 from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import NUM_THREADS, YAML, colorstr
 from ultralytics.utils.metrics import OKS_SIGMA
+from ultralytics.utils.patches import imread
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
@@ -61,12 +65,6 @@ DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about fil
 PLAIN_WORDS = {
     # It tries what Pillow cannot read as HEIF, and reports the failure of that.
     "No module named 'pi_heif'": "not readable as an image (HEIC needs the package pi-heif)",
-    "setting an array element with a sequence": "label lines of different numbers of columns",
-    # What the labels hold may not leave a site.
-    "could not convert string to float": "a label line has something that is no number",
-    "non-normalized or out of bounds coordinates": "label coordinates that are not from 0 to 1",
-    "negative label values": "a label line has a negative number",
-    "non-integer class labels": "a label line begins with a class that is no whole number",
 }
 
 
@@ -265,21 +263,90 @@ class PrivateDataset(YOLODataset):
     def verify_args(self) -> tuple:
         """Use Ultralytics' check of an image and its label, but never let it repair a file."""
         _, arguments = super().verify_args()
-        return _verify_read_only, arguments
+        return partial(_verify_read_only, self.channels), arguments
 
 
-def _verify_read_only(arguments: tuple) -> tuple | list:
+def _verify_read_only(channels: int, arguments: tuple) -> tuple | list:
     """`verify_image_label`, which overwrites JPEGs that do not end in their end marker.
 
     Some cameras pad their files so. Such a file is verified through a copy, and trained on as it
-    is; one that is really cut off fails on the copy too.
+    is; one that is really cut off fails on the copy too. What is wrong in a label is told by line,
+    without what it holds, which may not leave a site.
+
+    channels: that each image has to have. Read as grey (1) or colour (3), every image has.
     """
-    image = arguments[0]
+    image, label_file, prefix = arguments[:3]
     with _left_alone(image) as twin:
         *found, message = verify_image_label((twin, *arguments[1:]))
+    is_labelled = bool(found[6])
     if found[0] is None:
+        reason = _wrong_label(Path(label_file), *arguments[3:7]) if is_labelled else ""
+        if reason:
+            return [*found, f"{prefix}{image}: {DAMAGED}{reason}"]
         return [*found, message.replace(twin, image)]
+    reason = "" if channels in (1, 3) else _wrong_channels(image, channels)
+    if reason:
+        return [*[None] * 5, 0, int(is_labelled), 0, 1, f"{prefix}{image}: {DAMAGED}{reason}"]
     return (image, *found[1:], message if twin == image else "")
+
+
+def _wrong_channels(image: str, channels: int) -> str:
+    """What an image has instead of these channels, as Ultralytics reads it; empty if it has."""
+    pixels = imread(image, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        return "its pixels cannot be decoded"
+    found = pixels.shape[2]
+    return (
+        ""
+        if found == channels
+        else f"found {found} channels, expected {channels}, as its data.yaml says"
+    )
+
+
+def _wrong_label(path: Path, keypoints: bool, num_classes: int, num_points: int, dim: int) -> str:
+    """The first line of a label that Ultralytics cannot take, by its own rules (8.4).
+
+    Empty for what is not wrong in a single line, and for a class that there is not.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError):
+        return ""
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    width = 5 + num_points * dim
+    if not keypoints:  # of a row with keypoints, the box is taken
+        rows = [(n, row[:5] if num_points and len(row) == width else row) for n, row in rows]
+    outlines = not keypoints and any(len(row) > 6 for _, row in rows)
+    for number, row in rows:
+        reason = _wrong_row(row, width if keypoints else 0 if outlines else 5, dim)
+        if reason:
+            return f"line {number} of its label {reason}"
+    return ""
+
+
+def _wrong_row(row: Sequence[str], width: int, dim: int) -> str:
+    """What is wrong with a row. width: its columns, 0 for an outline. dim: of keypoints."""
+    try:
+        values = np.array(row, np.float32)
+    except ValueError:
+        commas = any("," in word for word in row)
+        return "has something that is no number" + "; blanks separate them, not commas" * commas
+    if not width and len(row) == 5:
+        return "has 5 columns, a box, among outlines; give each object an outline, or each a box"
+    if not width and len(row) % 2 == 0:
+        return f"has {len(row)} columns, expected a class and pairs of x and y: an odd number"
+    if width and len(row) != width:
+        points = f" and {(width - 5) // dim} keypoints of {dim} numbers" if width > 5 else ""
+        expected = f"expected {width}: class, x, y, width, height{points}"
+        return f"has {len(row)} columns, {expected}"
+    places = values[5:].reshape(-1, dim)[:, :2] if width > 5 else values[1:]
+    if not (places <= 1.01).all():  # also those that are no number
+        return "has coordinates that are not from 0 to 1"
+    if values.min() < -0.01 or (width and values[3:5].min() < 0):
+        return "has a negative number"
+    if values[0] % 1:
+        return "begins with a class that is no whole number"
+    return ""
 
 
 @contextmanager
@@ -452,6 +519,7 @@ def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
     Raises InputError; `where` starts each of its lines.
     """
     where = f"{where} ({path})"
+    _refuse_packed(path, where)
     layout = "a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, as a classifier's data is"
     if not path.is_dir():
         found = "a file" if path.is_file() else "no such folder"
@@ -490,12 +558,27 @@ def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
     return {**splits, "names": names, "nc": len(names), "channels": 3}
 
 
+def _refuse_packed(path: Path, where: str) -> None:
+    """Say what to do with data that Ultralytics would unpack, into folders of its own choice."""
+    suffix = path.suffix.lower()
+    if suffix == ".ndjson":
+        raise InputError(
+            f"{where}: NDJSON, which Ultralytics makes a data set of, with downloads; do so once, "
+            'by python -c "import asyncio; from ultralytics.data.converter import '
+            "convert_ndjson_to_yolo as c; print(asyncio.run(c('FILE', 'FOLDER')))\", and give "
+            "what it prints"
+        )
+    if suffix in (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2"):
+        raise InputError(f"{where}: an archive; unpack it, and give what is in it")
+
+
 def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     """Read a data.yaml and resolve its paths as Ultralytics does; nothing is downloaded or run.
 
     Raises InputError; `where` starts each of its lines.
     """
     where = f"{where} ({path})"
+    _refuse_packed(path, where)
     try:
         if not path.is_file():
             found = "a folder, as classifiers have" if path.is_dir() else "no such file"
@@ -805,9 +888,16 @@ def scan_split(
         why = "" if split == "train" else ", so that every model would score 0"
         raise _NoLabelError(
             f"none of the {len(dataset)} images has a label{why}; expected .txt files in a "
-            "'labels' folder beside 'images'"
+            "'labels' folder beside 'images', one of them with a label; searched "
+            f"{label_folder(dataset)}"
         )
     return dataset
+
+
+def label_folder(dataset: PrivateDataset | PrivateClassDataset) -> Path:
+    """Where the labels are looked for, of the first image: links in its path have been followed."""
+    assert isinstance(dataset, PrivateDataset)
+    return Path(img2label_paths(dataset.im_files[:1])[0]).parent
 
 
 def is_image_name(name: str) -> bool:
@@ -836,6 +926,30 @@ def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
                 f"{path}: line {wrong[0]} does not end as an image that Ultralytics reads "
                 f"({ENDINGS}){more}; correct or remove them, and blanks at their ends"
             )
+            continue
+        lost = [
+            number
+            for number, line in enumerate(text.rstrip().splitlines(), 1)
+            if line.strip() and _is_out_of_reach(line)
+        ]
+        if lost:
+            more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
+            yield (
+                f"{path}: line {lost[0]}{more} is no whole path, so it is looked for in the "
+                "working directory, where it is not; begin the lines with a dot and a slash, which "
+                "stand for the folder of the list, or write whole paths"
+            )
+
+
+def _is_out_of_reach(line: str) -> bool:
+    """Whether a line of a list names no image that Ultralytics would find, and a label with it.
+
+    Lines that begin with ./ start at the folder of their list, others at the working directory. Of
+    a bare name it finds no folder for the label.
+    """
+    if line.startswith("./") or Path(line).is_absolute():
+        return False
+    return "/" not in line or not Path(line).is_file()
 
 
 def _damaged_files(messages: Iterable[str]) -> list[str]:

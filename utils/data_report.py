@@ -53,10 +53,11 @@ class SplitReport:
     """One split. images: paths, without links, of those that can be used.
 
     num_background: images without an object. num_unlabelled: those of them without a label file.
-    num_damaged: images that cannot be used. class_counts: (classes,) int, objects of each of the
-    data set's own classes; for a classifier, images. size_counts: (3,) int, small, medium and large
-    boxes, in pixels of the image as it is fed to the model: its longer side scaled to imgsz, for
-    RT-DETR both sides; none for a classifier.
+    num_elsewhere: of these again, those with one in `found_in`, and not in `searched`, where
+    Ultralytics looks. num_damaged: images that cannot be used. class_counts: (classes,) int,
+    objects of each of the data set's own classes; for a classifier, images. size_counts: (3,) int,
+    small, medium and large boxes, in pixels of the image as it is fed to the model: its longer side
+    scaled to imgsz, for RT-DETR both sides; none for a classifier.
     """
 
     images: tuple[str, ...]
@@ -65,6 +66,9 @@ class SplitReport:
     num_damaged: int
     class_counts: np.ndarray
     size_counts: np.ndarray
+    num_elsewhere: int = 0
+    found_in: Path = Path()
+    searched: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _read(
             continue
         if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
             continue  # as a run does, which cannot be scored there
-        found[split] = _report_split(dataset, len(names), fed)
+        found[split] = _report_split(dataset, len(names), fed, path.parent, split)
     is_classes = task == "classify"
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
 
@@ -198,8 +202,13 @@ def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> Split
     )
 
 
-def _report_split(dataset: PrivateDataset, num_classes: int, fed: _Fed) -> SplitReport:
-    """Count what Ultralytics has read of each image: its shape, classes and boxes."""
+def _report_split(
+    dataset: PrivateDataset, num_classes: int, fed: _Fed, root: Path, split: str
+) -> SplitReport:
+    """Count what Ultralytics has read of each image: its shape, classes and boxes.
+
+    root: folder of the data.yaml.
+    """
     counts, sizes = np.zeros(num_classes, int), np.zeros(len(SIZE_NAMES), int)
     background = []
     for label in dataset.labels:
@@ -210,14 +219,29 @@ def _report_split(dataset: PrivateDataset, num_classes: int, fed: _Fed) -> Split
         sizes += np.bincount(kinds, minlength=len(sizes))
         if not len(label["cls"]):
             background.append(label["im_file"])
+    pairs = zip(background, map(Path, img2label_paths(background)), strict=True)
+    unlabelled = [(Path(image), label) for image, label in pairs if not label.is_file()]
+    others = [(_label_elsewhere(image, root, split), label) for image, label in unlabelled]
+    elsewhere = [(found.parent, label.parent) for found, label in others if found]
     return SplitReport(
         tuple(str(Path(label["im_file"]).resolve()) for label in dataset.labels),
         len(background),
-        sum(not Path(path).is_file() for path in img2label_paths(background)),
+        len(unlabelled),
         dataset.num_damaged,
         counts,
         sizes,
+        len(elsewhere),
+        *(elsewhere[0] if elsewhere else ()),
     )
+
+
+def _label_elsewhere(image: Path, root: Path, split: str) -> Path | None:
+    """A label of this image where people put them and Ultralytics does not look."""
+    here, above = image.parent, image.parent.parent
+    folders = (here, here / "labels", above / "labels", above / "labels" / here.name)
+    folders += (root / "labels" / split, root / split / "labels", root / "labels")
+    paths = (folder / f"{image.stem}.txt" for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def all_classes(config: Config, reports: Sequence[DataReport]) -> tuple[str, ...]:
@@ -366,10 +390,15 @@ def _empty_class_findings(clients: Sequence[DataReport], names: Sequence[str]) -
 def _unlabelled_findings(reports: Sequence[DataReport]) -> Iterator[str]:
     for report in reports:
         for name, split in report.splits.items():
+            has_others = bool(split.num_elsewhere)
             if split.num_unlabelled:
+                elsewhere = (
+                    f"; {split.num_elsewhere} of them have one in {split.found_in}, and it is "
+                    f"looked for in {split.searched}"
+                )
                 yield (
                     f"{report.where}: {split.num_unlabelled} of {len(split.images)} {name} images "
-                    "have no label file, and count as background"
+                    f"have no label file, and count as background{elsewhere * has_others}"
                 )
 
 
