@@ -669,3 +669,64 @@ def test_images_are_counted_after_fraction(
         assert federation.server_data is not None
         assert ("test" in federation.server_data) == bool(expected[2])
         assert not found.test_is_unlabelled
+
+
+# Train arguments of which only a model, a trainer or a machine tells that they are wrong
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [
+        (1000, "found 1000, but the model has layers 0 to 22, of which nothing is left to train"),
+        (23, "found 23, but the model has layers 0 to 22, of which nothing is left to train"),
+        (list(range(23)), "of which nothing is left to train; freeze fewer"),
+        ([0, 1000], "found [0, 1000], but the model has layers 0 to 22, and no 1000; correct it"),
+        (["22.cv9"], "found ['22.cv9'], but the model has layers 0 to 22, and no '22.cv9'"),
+        (["23.cv2"], "found ['23.cv2'], but the model has layers 0 to 22, and no '23.cv2'"),
+        (22, ""),
+        ([10, "22.cv2", "5", "0.bn"], ""),  # layer 10 has no arrays
+    ],
+)
+def test_layers_to_freeze_have_to_be_there_and_to_leave_some(
+    tmp_path: Path, sites: Sites, freeze: Any, expected: str
+) -> None:
+    config = config_of(tmp_path, sites, train={"imgsz": 64, "freeze": freeze})
+    if not expected:
+        with checked(config):
+            return
+    (problem,) = problems_of(config)
+    assert problem.startswith("train.freeze: found ")
+    assert expected in problem
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
+@pytest.mark.parametrize("amp", ["bf16", "BF16"])
+def test_bfloat16_on_a_cpu_is_refused(tmp_path: Path, sites: Sites, amp: str) -> None:
+    (problem,) = problems_of(config_of(tmp_path, sites, train={"imgsz": 64, "amp": amp}))
+    assert problem.startswith("train.amp: found bf16, which needs a GPU, and clients train on the")
+
+
+def test_what_only_a_trainer_refuses_is_refused_before_round_1(
+    tmp_path: Path,
+) -> None:
+    """Ultralytics draws masks at imgsz / mask_ratio pixels when it reads its first batch."""
+    data = helpers.make_data(tmp_path / "data", "segment", num_train=2, num_val=1)
+    train = {"imgsz": 64, "mask_ratio": 100}
+    config = config_of(tmp_path, {"data": data}, base_model="yolov8n-seg.yaml", train=train)
+    num_threads = torch.get_num_threads()
+    (problem,) = problems_of(config)
+    assert problem.startswith(
+        "train: training cannot be set up with these arguments for datasets[0] 'data': ValueError: "
+        "mask_ratio=100 downsamples"
+    )
+    assert torch.get_num_threads() == num_threads
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_classifiers_crops_have_one_scale(tmp_path: Path) -> None:
+    data = helpers.make_data(tmp_path / "data", "classify")
+    config = config_of(
+        tmp_path, {"data": data}, base_model="yolov8n-cls.yaml", train={"scale": [0.5, 1.5]}
+    )
+    (problem,) = problems_of(config)
+    assert problem.startswith("train.scale: found [0.5, 1.5], expected one number")

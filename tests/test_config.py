@@ -396,6 +396,14 @@ def test_a_train_argument_of_the_federation_is_refused_with_the_reason(
         ("lr0: 0.1", "lr0: has no effect with optimizer auto, which chooses it; set train.optim"),
         ("box: .nan", "box: found nan, expected a finite number"),
         ("freeze: -1", "freeze: found -1, expected a number of layers, or a list of layers"),
+        (
+            "freeze: 22.cv2",
+            "freeze: found '22.cv2', expected a number of layers, or a list of layer",
+        ),
+        ("freeze: true", "freeze: found True, expected a number of layers, or a list of layers"),
+        ("freeze: ['']", "freeze: found [''], expected a number of layers, or a list of layers"),
+        ("auto_augment: foo", "auto_augment: found 'foo', expected randaugment, autoaugment, augm"),
+        ("auto_augment: none", "auto_augment: found 'none', expected randaugment, autoaugment, au"),
         ("freeze: [1.5]", "freeze: found [1.5], expected a number of layers, or a list of layers"),
         ("cos_lr: 1", "cos_lr: 'cos_lr=1' is of invalid type int."),
         ("nbs: 0", "nbs: 'nbs=0' is an invalid value."),
@@ -430,7 +438,8 @@ def test_a_wrong_train_argument_is_named_with_what_is_right(
     "argument",
     """batch=1 imgsz=32 workers=0 cache=false cache=true cache=ram cache=null optimizer=auto
     optimizer=adamw optimizer=MuSGD pretrained=true pretrained=x.pt classes=0 classes=[0,1]
-    classes=null freeze=10 freeze=[0,1] freeze=null copy_paste_mode=mixup fraction=0.5
+    classes=null freeze=10 freeze=[0,1] freeze=null freeze=[22.cv2,1]
+    auto_augment=null auto_augment=augmix copy_paste_mode=mixup fraction=0.5
     close_mosaic=0 amp=bf16""".split(),
 )
 def test_a_right_train_argument_passes(tmp_path: Path, argument: str) -> None:

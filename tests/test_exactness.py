@@ -161,6 +161,7 @@ SETTINGS = {
         "multi_scale": 0.5,
         "cache": "ram",
     },
+    "parts of layers frozen by their names": {"freeze": ["22.cv2", 0, "1.conv"]},
     "a single class, fraction and rectangular batches": {
         "single_cls": True,
         "fraction": 0.7,

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.arrays import Layout, layout_problems, negative_statistics
+from utils.attempts import reason_of
 from utils.client import client_class
 from utils.cluster import Machine, inspected, with_cluster_gpus
 from utils.config import (
@@ -34,12 +35,13 @@ from utils.data import (
     read_data,
 )
 from utils.environment import num_cpus
-from utils.gpu_share import CudaMemory, MemoryProbe, with_gpu_share
+from utils.gpu_share import CudaMemory, MemoryProbe, settings_of_try, with_gpu_share
 from utils.loggers import logger_problems, loggers_of_settings
 from utils.members import Members
 from utils.model import (
     CLASSIFY_IMGSZ,
     build_model,
+    freeze_problems,
     load_checkpoint_module,
     shared_names,
     task_of,
@@ -47,7 +49,7 @@ from utils.model import (
 )
 from utils.privacy import privacy_problems
 from utils.strategies import strategy_problems
-from utils.trainer import smallest_imgsz
+from utils.trainer import set_up, smallest_imgsz
 
 MANY = 10**6
 MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
@@ -206,13 +208,19 @@ def check(
         )
     config = _with_whole_strides(config, model)
     problems = _single_image_problems(config, summaries, model)
+    problems += freeze_problems(model, config.train.get("freeze"))
     if problems:
         raise InputError(problems)
+    if not config.has_sites:
+        _try_set_up(config, task, model, caches)
     gpu_choice = ""
     if config.ray.address is not None:
         config = with_cluster_gpus(config, machines)
     elif config.client_resources.num_gpus == "auto":
         config, gpu_choice = with_gpu_share(config, task, model, summaries, caches, probe)
+    problems = _precision_problems(config)
+    if problems:
+        raise InputError(problems)
     server_data = None
     if config.evaluate.data is not None:
         server_data = read_data(Path(config.evaluate.data), task, where="evaluate.data")
@@ -313,6 +321,11 @@ def _classifier_problems(config: Config) -> list[str]:
     ]
     if config.train.get("single_cls"):
         problems.append("train.single_cls: a classifier of one class learns nothing; remove it")
+    if isinstance(config.train.get("scale"), list):
+        problems.append(
+            f"train.scale: found {config.train['scale']}, expected one number: a classifier's "
+            "images are cut to between 1 - scale and all of their area"
+        )
     if config.train.get("classes") is not None:
         problems.append(
             "train.classes: Ultralytics takes all classes of a classifier's data; remove it, and "
@@ -552,6 +565,35 @@ def _single_image_problems(
         f"or {larger}"
         for index, data in enumerate(config.clients)
         if data.name in summaries and summaries[data.name].num_train == 1
+    ]
+
+
+def _try_set_up(config: Config, task: str, model: torch.nn.Module, caches: Path) -> None:
+    """Let Ultralytics set up the first client's training and read a batch, on the CPU.
+
+    Of many train arguments it only says then that they are not usable. Raises InputError.
+    """
+    data = config.clients[0]
+    settings = settings_of_try(config, task, model, data, caches, "cpu")
+    # Neither is a matter of the arguments alone, and one takes long.
+    settings = replace(settings, train={**config.train, "amp": False, "cache": False})
+    try:
+        set_up(settings)
+    except Exception as error:  # Ultralytics raises errors of any kind
+        raise InputError(
+            f"train: training cannot be set up with these arguments for datasets[0] '{data.name}': "
+            f"{reason_of(error)}; correct them"
+        ) from error
+
+
+def _precision_problems(config: Config) -> list[str]:
+    """Ultralytics trains in bfloat16 on GPUs alone. Sites know theirs themselves."""
+    is_on_cpu = not config.has_sites and not config.client_resources.num_gpus
+    if not is_on_cpu or str(config.train.get("amp")).lower() != "bf16":
+        return []
+    return [
+        "train.amp: found bf16, which needs a GPU, and clients train on the CPU; remove it, or "
+        "give client_resources.num_gpus where there is one"
     ]
 
 

@@ -62,6 +62,13 @@ NOT_TRAIN_ARGS = frozenset(
     "save_conf save_crop show_labels show_conf show_boxes line_width format optimize dynamic "
     "simplify opset workspace dnn tracker augmentations".split()
 )
+
+
+def _is_layer(value: Any) -> bool:
+    """Whether it names a layer by its number, or a part of one by its name."""
+    return (type(value) is int and value >= 0) or (isinstance(value, str) and bool(value))
+
+
 # Train arguments of which Ultralytics checks nothing, or only while it trains.
 CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch": (
@@ -89,9 +96,15 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "freeze": (
         lambda x: (
-            x is None or all(type(i) is int and i >= 0 for i in (x if isinstance(x, list) else [x]))
+            x is None
+            or (type(x) is int and x >= 0)
+            or (isinstance(x, list) and all(_is_layer(layer) for layer in x))
         ),
-        "a number of layers, or a list of layers",
+        "a number of layers, or a list of layers and names, such as [0, 1, '22.cv2']",
+    ),
+    "auto_augment": (
+        lambda x: x in (None, "", "randaugment", "autoaugment", "augmix"),
+        "randaugment, autoaugment, augmix or null",
     ),
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
 }

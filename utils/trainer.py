@@ -28,7 +28,7 @@ from torch.utils.data import RandomSampler
 from ultralytics.data import build_dataloader
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
-from ultralytics.utils.torch_utils import init_seeds, unwrap_model
+from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
 
 from utils.arrays import Arrays, select
 from utils.attempts import AbortedError
@@ -505,6 +505,19 @@ def try_batches(
         trainer.train()
     _apply_pending_gradients(trainer)  # optimisers take their memory in the first step
     return trainer
+
+
+def set_up(settings: SliceSettings) -> None:
+    """Set up a training and read its first batch, to see that it can be; nothing is kept."""
+    num_threads = torch.get_num_threads()
+    try:
+        trainer = _make_trainer(settings)
+        trainer._setup_train()
+        next(iter(trainer.train_loader))
+        trainer.train_loader.close()
+    finally:
+        unset_deterministic()
+        torch.set_num_threads(num_threads)
 
 
 def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
