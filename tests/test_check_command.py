@@ -419,3 +419,15 @@ def test_only_images_that_are_used_are_counted(tmp_path: Path) -> None:
         "train": 1,
         "val": 1,
     }
+
+
+def test_only_the_selected_classes_are_counted(tmp_path: Path) -> None:
+    north = make_client(tmp_path / "north", 0)
+    south = make_client(tmp_path / "south", 10, names="[b, a]")
+    write_label(tmp_path / "south" / "images" / "train" / "0.png", "0 .5 .5 .5 .5\n1 .5 .5 .1 .1")
+    config = config_of(tmp_path, north, south, train={**TINY, "classes": [0]})
+    first, second = reports_of(config, tmp_path)
+    assert all_classes(config, [first, second]) == ("a",)
+    assert [report.objects(("a",)) for report in (first, second)] == [[2], [1]]
+    assert [report.splits["train"].num_background for report in (first, second)] == [0, 1]
+    assert second.splits["val"].size_counts.sum() == 0

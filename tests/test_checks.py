@@ -1,6 +1,7 @@
 """What is checked before round 1: model, machine, folders, and the clients' data together."""
 
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -730,3 +731,74 @@ def test_a_classifiers_crops_have_one_scale(tmp_path: Path) -> None:
     )
     (problem,) = problems_of(config)
     assert problem.startswith("train.scale: found [0.5, 1.5], expected one number")
+
+
+# What train.classes leaves
+
+
+def write_labels(data: Path, split: str, *labels: str) -> None:
+    """The label files of a split of `make_dataset`, one after the other."""
+    for number, label in enumerate(labels):
+        (data.parent / "labels" / split / f"{number}.txt").write_text(label)
+
+
+ONE, TWO = "0 .5 .5 .4 .4\n", "1 .5 .5 .4 .4\n"
+
+
+def sites_of_classes(folder: Path) -> tuple[Path, Path]:
+    """`west` has the classes a and b on all images, `east` in another order, and b alone."""
+    west = helpers.make_dataset(folder / "west", num_train=2, num_val=2, names=("a", "b"))
+    east = helpers.make_dataset(folder / "east", num_train=2, num_val=2, names=("b", "a"))
+    for split in ("train", "val"):
+        write_labels(west, split, ONE + TWO, ONE + TWO)
+        write_labels(east, split, ONE, ONE)
+    return west, east
+
+
+@pytest.mark.parametrize("classes", [0, [0]])
+@pytest.mark.parametrize("single_cls", [False, True])
+def test_splits_without_a_label_of_the_selected_classes_are_refused(
+    tmp_path: Path, classes: Any, single_cls: bool
+) -> None:
+    """They would score 0 in each round, and lower the mean that chooses best.pt."""
+    west, east = sites_of_classes(tmp_path)
+    train = {"imgsz": 64, "classes": classes, "single_cls": single_cls}
+    config = config_of(
+        tmp_path, {"west": west, "east": east}, train=train, evaluate={"data": str(east)}
+    )
+    reason = "no label is of [a], the classes that train.classes leaves; do without this data set"
+    assert problems_of(config) == [
+        f"{where}: {reason}, or label some"
+        for where in (
+            "datasets[1] 'east': train",
+            "datasets[1] 'east': val",
+            "evaluate.data: val",
+        )
+    ]
+    for split in ("train", "val"):
+        write_labels(east, split, ONE, TWO)  # the index of a there is 1
+    with checked(config):
+        pass
+
+
+def test_a_test_split_without_a_label_of_the_selected_classes_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    west, east = sites_of_classes(tmp_path)
+    for data in (west, east):
+        data.write_text(f"{data.read_text()}test: {east.parent}/images/test\n")
+    shutil.copytree(east.parent / "images" / "val", east.parent / "images" / "test")
+    shutil.copytree(east.parent / "labels" / "val", east.parent / "labels" / "test")
+    west.write_text(west.read_text().replace("[a, b]", "[b, a]"))  # its names go by its own order
+    train = {"imgsz": 64, "classes": [1]}
+    config = config_of(
+        tmp_path, {"west": west}, train=train, names=["b", "a"], evaluate={"data": str(west)}
+    )
+    with checked(config) as federation:
+        summary = federation.summaries["west"]
+        assert (summary.num_test, summary.test_is_unlabelled) == (0, True)
+        assert federation.server_data is not None
+        assert "test" not in federation.server_data
+    everything = config.model_copy(update={"train": {"imgsz": 64}})
+    with checked(everything) as federation:
+        assert federation.summaries["west"].num_test == 2

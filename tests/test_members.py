@@ -334,6 +334,7 @@ SUMMARY = DataSummary(names=("a", "b"), num_train=4, num_val=2, num_test=0, clas
         ({"num_train": 0}, "images: expected at least one to train"),
         ({"num_train": 10**400}, "images: expected at least one to train"),
         ({"num_val": -5}, "images: expected at least one to train"),
+        ({"val_classes": ("z",)}, "val and test: expected classes of its own"),
         ({"channels": 10**7}, "channels: expected 1 to 1024"),
         ({"kpt_shape": (17, 10**6)}, "kpt_shape: expected two small numbers"),
         ({"flip_idx": (0, 1)}, "keypoints: expected a flip_idx"),  # of no keypoints
@@ -352,6 +353,16 @@ def test_a_site_that_says_what_cannot_be_is_refused_and_shapes_nothing(
         members._take(7, Introduction(name="liar", summary=replace(SUMMARY, **lie)))
     assert not members.clients
     members._take(8, Introduction(name="north", summary=SUMMARY))
+    assert members.present == ["north"]
+
+
+def test_a_site_without_a_label_of_the_selected_classes_is_refused() -> None:
+    members = Members([], hello("detect"), is_open=True, has_sites=True)
+    members.names, members.classes = ("a", "b"), ("b",)
+    summary = replace(SUMMARY, val_classes=("a",))
+    with pytest.raises(Unfit, match=r"SuperNode 'north': val: no label is of \[b\], the classes"):
+        members._take(7, Introduction(name="north", summary=summary))
+    members._take(8, Introduction(name="north", summary=replace(summary, val_classes=("b",))))
     assert members.present == ["north"]
 
 

@@ -28,11 +28,14 @@ from utils.data import (
     DataSummary,
     Fraction,
     check_dataset,
+    class_problems,
     form_problems,
     in_label_space,
     label_space,
     model_data,
     read_data,
+    selected_classes,
+    without_unlabelled_test,
 )
 from utils.environment import num_cpus
 from utils.gpu_share import CudaMemory, MemoryProbe, settings_of_try, with_gpu_share
@@ -189,8 +192,13 @@ def check(
         + _form_problems(config, summaries, server_summary)
         + _class_index_problems(config, names)
     )
+    problems += [] if problems else _class_problems(config, names, summaries, server_summary)
     if problems or task is None:
         raise InputError(problems)
+    classes = selected_classes(config.train, names)
+    summaries = {n: without_unlabelled_test(s, classes) for n, s in summaries.items()}
+    if server_summary is not None:
+        server_summary = without_unlabelled_test(server_summary, classes)
     form = model_data(summaries.values(), names)
     config = _resolve(config, task, summaries, names)
     try:
@@ -467,6 +475,26 @@ def _class_index_problems(config: Config, names: tuple[str, ...]) -> list[str]:
     if not names or (not wrong and classes != []):
         return []
     return [f"train.classes: found {classes}, expected indices of [{', '.join(names)}] from 0"]
+
+
+def _class_problems(
+    config: Config,
+    names: tuple[str, ...],
+    summaries: dict[str, DataSummary],
+    server_summary: DataSummary | None,
+) -> list[str]:
+    """Which data sets have nothing to be scored by, once `train.classes` has left out the rest."""
+    classes = selected_classes(config.train, names)
+    problems = [
+        f"datasets[{index}] '{data.name}': {problem}"
+        for index, data in enumerate(config.clients)
+        if data.name in summaries
+        for problem in class_problems(summaries[data.name], classes)
+    ]
+    if server_summary is not None:
+        found = class_problems(server_summary, classes, ("val",))
+        problems += [f"evaluate.data: {problem}" for problem in found]
+    return problems
 
 
 def _resolve(

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -89,6 +89,7 @@ class DataSummary:
     flip_idx, kpt_oks_sigmas, kpt_names: what else a data.yaml can say of keypoints, empty where it
     does not: which each one is in a mirrored image, how exactly it can be placed, and, by index of
     the class, their names.
+    val_classes, test_classes: names of the classes that have a label there.
     """
 
     names: tuple[str, ...]
@@ -102,6 +103,8 @@ class DataSummary:
     flip_idx: tuple[int, ...] = ()
     kpt_oks_sigmas: tuple[float, ...] = ()
     kpt_names: tuple[tuple[str, ...], ...] = ()
+    val_classes: tuple[str, ...] = ()
+    test_classes: tuple[str, ...] = ()
 
     @property
     def keypoint_lists(self) -> dict[str, tuple[Any, ...]]:
@@ -124,6 +127,48 @@ class DataSummary:
         """Names of keypoints by name of the class, of those that have any."""
         pairs = zip(self.names, self.kpt_names, strict=False)  # empty if nothing is said
         return {name: points for name, points in pairs if points}
+
+
+def selected_classes(train: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...] | None:
+    """Names of the classes that `train.classes` leaves; None without it, for all.
+
+    train: Ultralytics train arguments. names: the federation's classes.
+    """
+    classes = train.get("classes")
+    if classes is None:
+        return None
+    indices = classes if isinstance(classes, list) else [classes]
+    return tuple(name for index, name in enumerate(names) if index in indices)
+
+
+def class_problems(
+    summary: DataSummary, classes: Sequence[str] | None, splits: Sequence[str] = ("train", "val")
+) -> list[str]:
+    """Say which of these splits have no label of any of these classes: nothing to be scored by.
+
+    classes: as of `selected_classes`.
+    """
+    if classes is None:
+        return []
+    counts = zip(summary.names, summary.class_counts, strict=True)
+    found = {"train": {name for name, count in counts if count}, "val": {*summary.val_classes}}
+    return [
+        f"{split}: no label is of [{', '.join(classes)}], the classes that train.classes leaves; "
+        "do without this data set, or label some"
+        for split in splits
+        if found[split].isdisjoint(classes)
+    ]
+
+
+def without_unlabelled_test(summary: DataSummary, classes: Sequence[str] | None) -> DataSummary:
+    """The same, with the test split left out if it has no label of any of these classes.
+
+    classes: as of `selected_classes`.
+    """
+    is_scored = classes is None or not set(classes).isdisjoint(summary.test_classes)
+    if is_scored or not summary.num_test:
+        return summary
+    return replace(summary, num_test=0, test_is_unlabelled=True)
 
 
 def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list[str]:
@@ -801,35 +846,43 @@ def check_dataset(
             datasets[split] = scan_split(data, task, split, cache_dir, fraction)
         except InputError as error:
             problems += [f"{where}: {split}: {line}" for line in error.problems]
-    num_test = 0
     test_is_unlabelled = False
     if data.get("test") and is_used(fraction, "test"):
         try:
-            num_test = len(scan_split(data, task, "test", cache_dir, fraction))
+            datasets["test"] = scan_split(data, task, "test", cache_dir, fraction)
         except _NoLabelError:
             test_is_unlabelled = True
         except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
-            num_test = 0
+            pass
         except InputError as error:
             problems += [f"{where}: test: {line}" for line in error.problems]
     if problems:
         raise InputError(problems)
     names = class_names(data)
     points = data.get("kpt_names")
-    labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
-    counts = np.bincount(labels, minlength=len(names))
+    numbers = {split: len(dataset) for split, dataset in datasets.items()}
+    counts = {
+        split: np.bincount(_labels(dataset), minlength=len(names)).tolist()
+        for split, dataset in datasets.items()
+    }
+    classes = {
+        split: tuple(name for name, count in zip(names, found, strict=True) if count)
+        for split, found in counts.items()
+    }
     return DataSummary(
         names,
-        len(datasets["train"]) if "train" in datasets else 0,
-        len(datasets["val"]) if "val" in datasets else 0,
-        num_test,
-        tuple(int(c) for c in counts),
+        numbers.get("train", 0),
+        numbers.get("val", 0),
+        numbers.get("test", 0),
+        tuple(counts.get("train", [0] * len(names))),
         test_is_unlabelled,
         data.get("channels", 3),
         tuple(data["kpt_shape"]) if data.get("kpt_shape") else None,
         tuple(data.get("flip_idx", ())),
         tuple(float(sigma) for sigma in data.get("kpt_oks_sigmas", ())),
         tuple(tuple(points.get(i, ())) for i in range(len(names))) if points else (),
+        classes.get("val", ()),
+        classes.get("test", ()),
     )
 
 

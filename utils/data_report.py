@@ -5,6 +5,7 @@ Label caches of utils/checks.py are used where they are, so that after it no lab
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from utils.data import (
     is_used,
     open_split,
     read_data,
+    selected_classes,
 )
 from utils.duplicates import (
     exact_duplicates,
@@ -122,12 +124,13 @@ class Twins:
 class _Fed:
     """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape.
 
-    fraction: how many of them.
+    fraction: how many of them. classes: of which labels are taken; None is all.
     """
 
     imgsz: int
     squares: bool
     fraction: Fraction
+    classes: tuple[str, ...] | None
 
     def size(self, height: int, width: int) -> tuple[float, float]:
         """Width and height of an image in pixels, without what is padded."""
@@ -143,7 +146,9 @@ def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
     caches: label caches, a folder for each, as `checks.check` leaves them.
     """
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
-    fed = _Fed(imgsz, _takes_squares(config), fraction_of(config))
+    names = tuple(config.names or _names_of(config, task))
+    classes = selected_classes(config.train, names)
+    fed = _Fed(imgsz, _takes_squares(config), fraction_of(config), classes)
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
@@ -156,6 +161,15 @@ def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
         report = DataReport(SERVER, f"evaluate.data ({path})")
         reports.append(_read(report, path, HELD_OUT, task, fed, caches / SERVER_CACHES))
     return reports
+
+
+def _names_of(config: Config, task: str) -> list[str]:
+    """The union of the clients' classes, of those that can be read."""
+    names: dict[str, None] = {}
+    for data in [] if config.has_sites else config.clients:
+        with suppress(InputError):  # the checks have said why
+            names |= dict.fromkeys(class_names(read_data(Path(data.data or ""), task, where="")))
+    return list(names)
 
 
 def _takes_squares(config: Config) -> bool:
@@ -184,9 +198,10 @@ def _read(
         if isinstance(dataset, PrivateClassDataset):
             found[split] = _report_class_split(dataset, len(names))
             continue
-        if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
+        report = _report_split(dataset, names, fed, path.parent, split)
+        if split == "test" and report.num_background == len(report.images):
             continue  # as a run does, which cannot be scored there
-        found[split] = _report_split(dataset, len(names), fed, path.parent, split)
+        found[split] = report
     is_classes = task == "classify"
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
 
@@ -203,21 +218,24 @@ def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> Split
 
 
 def _report_split(
-    dataset: PrivateDataset, num_classes: int, fed: _Fed, root: Path, split: str
+    dataset: PrivateDataset, names: Sequence[str], fed: _Fed, root: Path, split: str
 ) -> SplitReport:
     """Count what Ultralytics has read of each image: its shape, classes and boxes.
 
     root: folder of the data.yaml.
     """
-    counts, sizes = np.zeros(num_classes, int), np.zeros(len(SIZE_NAMES), int)
+    counts, sizes = np.zeros(len(names), int), np.zeros(len(SIZE_NAMES), int)
     background = []
+    taken = np.array([fed.classes is None or name in fed.classes for name in names])
     for label in dataset.labels:
-        counts += np.bincount(label["cls"].astype(int).ravel(), minlength=num_classes)
-        pixels = label["bboxes"][:, 2:4] * fed.size(*dataset.shapes[label["im_file"]])
+        classes = label["cls"].astype(int).ravel()
+        mask = taken[classes]
+        counts += np.bincount(classes[mask], minlength=len(names))
+        pixels = label["bboxes"][mask, 2:4] * fed.size(*dataset.shapes[label["im_file"]])
         # A limit belongs to the larger size, but for the rounding of the fractions.
         kinds = np.digitize(pixels.prod(axis=1).round(1), SIZE_LIMITS)
         sizes += np.bincount(kinds, minlength=len(sizes))
-        if not len(label["cls"]):
+        if not mask.any():
             background.append(label["im_file"])
     pairs = zip(background, map(Path, img2label_paths(background)), strict=True)
     unlabelled = [(Path(image), label) for image, label in pairs if not label.is_file()]
@@ -245,9 +263,13 @@ def _label_elsewhere(image: Path, root: Path, split: str) -> Path | None:
 
 
 def all_classes(config: Config, reports: Sequence[DataReport]) -> tuple[str, ...]:
-    """The federation's classes: those of the config, or all in order of appearance."""
+    """The federation's classes: those of the config, or all in order of appearance.
+
+    Those that train.classes leaves.
+    """
     clients = [report for report in reports if report.name != SERVER] or reports
-    return tuple(config.names or dict.fromkeys(n for report in clients for n in report.names))
+    names = tuple(config.names or dict.fromkeys(n for report in clients for n in report.names))
+    return selected_classes(config.train, names) or names
 
 
 def find_twins(reports: Sequence[DataReport]) -> Twins:

@@ -94,7 +94,7 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
     for model, owner, arrays in _models(server, grid):
         if arrays is None:
             names = _names(server, server.nodes)
-            empty += ({"model": model, "owner": owner, "data": name} for name in names)
+            empty.extend({"model": model, "owner": owner, "data": name} for name in names)
             continue
         server.display.step(
             server.config.num_rounds,
