@@ -19,7 +19,7 @@ from utils import greeting as greeting_module
 from utils.checks import checked
 from utils.config import Config
 from utils.data import DataSummary
-from utils.greeting import Introduction, hello
+from utils.greeting import Hello, Introduction, hello
 from utils.members import Members, Unfit
 from utils.run_dir import RunDir, read_csv
 from utils.server import RunResult
@@ -396,3 +396,11 @@ def test_what_a_site_allows_must_make_sense_too(lie: dict[str, Any], reason: str
     members = Members([], hello("detect"), is_open=True, has_sites=True)
     with pytest.raises(Unfit, match=reason):
         members._take(7, Introduction(name="liar", summary=SUMMARY, **lie))
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 5, [1.0, 0.5, 0], [3, 0.5]])
+def test_a_site_hears_which_images_are_used(fraction: Any) -> None:
+    """A count must not become a share: 5 images are not 500 %."""
+    found = Hello.from_json(hello("detect", fraction).to_json()).fraction
+    values = zip(*(x if isinstance(x, list) else [x] for x in (found, fraction)), strict=True)
+    assert all((a, type(a)) == (b, type(b)) for a, b in values)

@@ -605,7 +605,7 @@ def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
 
 def _refuse_packed(path: Path, where: str) -> None:
     """Say what to do with data that Ultralytics would unpack, into folders of its own choice."""
-    suffix = path.suffix.lower()
+    suffix = "" if path.is_dir() else path.suffix.lower()
     if suffix == ".ndjson":
         raise InputError(
             f"{where}: NDJSON, which Ultralytics makes a data set of, with downloads; do so once, "
