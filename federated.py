@@ -110,7 +110,14 @@ class Command:
 
 def parse(arguments: list[str]) -> Command:
     """Tell `check`, the config file, `resume=` and the overrides apart. Raises InputError."""
-    from utils.config import DEFAULT_SAVE_DIR, InputError, nearest, resume_problems, trust_problems
+    from utils.config import (
+        DEFAULT_SAVE_DIR,
+        InputError,
+        at_home,
+        nearest,
+        resume_problems,
+        trust_problems,
+    )
     from utils.run_dir import CONFIG_FILE, find_run
 
     only_checks = arguments[:1] == ["check"]
@@ -136,7 +143,7 @@ def parse(arguments: list[str]) -> Command:
                 f"found {len(files)} config files ({', '.join(files)}), expected one; overrides "
                 "are key=value without spaces"
             )
-        config_file = Path(files[0]) if files else DEMO
+        config_file = Path(at_home(files[0])) if files else DEMO
         return Command(config_file, overrides, only_checks=only_checks)
     if only_checks:
         raise InputError(f"resume={resume}: check looks at data before a run; leave it out")
@@ -150,7 +157,8 @@ def parse(arguments: list[str]) -> Command:
     problems = resume_problems(overrides)
     if problems:
         raise InputError(problems)
-    run_dir = find_run(resume, Path(values.get("save_dir", DEFAULT_SAVE_DIR)))
+    save_dir = Path(at_home(values.get("save_dir", DEFAULT_SAVE_DIR)))
+    run_dir = find_run(at_home(resume), save_dir)
     if problems := trust_problems(run_dir / CONFIG_FILE, overrides):
         raise InputError(problems)
     return Command(run_dir / CONFIG_FILE, overrides, run_dir)

@@ -377,3 +377,57 @@ def test_of_supernodes_it_says_what_cannot_be_looked_at(tmp_path: Path) -> None:
     (tmp_path / "server" / "images" / "val" / "2.png").write_bytes(b"no image")
     (problem,) = shown(config)[1]
     assert problem.startswith("evaluate.data")
+
+
+@pytest.mark.parametrize("place", ["images/train", "labels", "train/labels", "images/labels"])
+def test_labels_where_nobody_looks_are_told(tmp_path: Path, place: str) -> None:
+    """Their images would be background without a word."""
+    client = make_client(tmp_path / "north", 0)
+    folder = tmp_path / "north" / place
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = tmp_path / "north" / "labels" / "train"
+    shutil.move(labels / "0.txt", folder / "0.txt")
+    config = config_of(tmp_path, client)
+    reports = reports_of(config, tmp_path)
+    found = findings(reports, ("a", "b"), find_twins(reports))
+    assert any(
+        line.endswith(
+            "1 of 2 train images have no label file, and count as background; 1 of them have one "
+            f"in {folder}, and it is looked for in {labels}"
+        )
+        for line in found
+    )
+
+
+def test_labels_of_a_linked_folder_are_told_where_they_are(tmp_path: Path) -> None:
+    client = make_client(tmp_path / "north", 0)
+    disk = tmp_path / "disk"
+    shutil.move(tmp_path / "north" / "images" / "train", disk)
+    (tmp_path / "north" / "images" / "train").symlink_to(disk, target_is_directory=True)
+    reports = reports_of(config_of(tmp_path, client), tmp_path)
+    split = reports[0].splits["train"]
+    assert (split.num_unlabelled, split.num_elsewhere) == (2, 2)
+    assert (split.found_in, split.searched) == (tmp_path / "north" / "labels" / "train", disk)
+
+
+def test_only_images_that_are_used_are_counted(tmp_path: Path) -> None:
+    client = make_client(tmp_path / "north", 0)
+    client.write_text(client.read_text() + "test: images/val\n")
+    config = config_of(tmp_path, client, train={**TINY, "fraction": [0.5, 1, 0]})
+    (report,) = reports_of(config, tmp_path)
+    assert {name: len(split.images) for name, split in report.splits.items()} == {
+        "train": 1,
+        "val": 1,
+    }
+
+
+def test_only_the_selected_classes_are_counted(tmp_path: Path) -> None:
+    north = make_client(tmp_path / "north", 0)
+    south = make_client(tmp_path / "south", 10, names="[b, a]")
+    write_label(tmp_path / "south" / "images" / "train" / "0.png", "0 .5 .5 .5 .5\n1 .5 .5 .1 .1")
+    config = config_of(tmp_path, north, south, train={**TINY, "classes": [0]})
+    first, second = reports_of(config, tmp_path)
+    assert all_classes(config, [first, second]) == ("a",)
+    assert [report.objects(("a",)) for report in (first, second)] == [[2], [1]]
+    assert [report.splits["train"].num_background for report in (first, second)] == [0, 1]
+    assert second.splits["val"].size_counts.sum() == 0

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from ultralytics.nn.autobackend import check_class_names
+from ultralytics.utils import YAML
 
 from federated import parse
 from utils.config import OWNED_TRAIN_ARGS, ClientData, Config, InputError, load_config
@@ -329,9 +331,9 @@ def test_a_wrong_setting_is_named_with_what_is_right(
         ),
         ("demos", "datasets: found 'demos', expected 'demo', 'supernodes' or a list of data.yaml"),
         (
-            "[3]",
-            "datasets[0]: found 3, expected the path of a data.yaml (of a folder to classify), or "
-            "{name: ..., data: ...}",
+            "[[3]]",
+            "datasets[0]: found [3], expected the path of a data.yaml (of a folder to classify), "
+            "or {name: ..., data: ...}",
         ),
         (
             "[a.yaml, null]",
@@ -396,6 +398,14 @@ def test_a_train_argument_of_the_federation_is_refused_with_the_reason(
         ("lr0: 0.1", "lr0: has no effect with optimizer auto, which chooses it; set train.optim"),
         ("box: .nan", "box: found nan, expected a finite number"),
         ("freeze: -1", "freeze: found -1, expected a number of layers, or a list of layers"),
+        (
+            "freeze: 22.cv2",
+            "freeze: found '22.cv2', expected a number of layers, or a list of layer",
+        ),
+        ("freeze: true", "freeze: found True, expected a number of layers, or a list of layers"),
+        ("freeze: ['']", "freeze: found [''], expected a number of layers, or a list of layers"),
+        ("auto_augment: foo", "auto_augment: found 'foo', expected randaugment, autoaugment, augm"),
+        ("auto_augment: none", "auto_augment: found 'none', expected randaugment, autoaugment, au"),
         ("freeze: [1.5]", "freeze: found [1.5], expected a number of layers, or a list of layers"),
         ("cos_lr: 1", "cos_lr: 'cos_lr=1' is of invalid type int."),
         ("nbs: 0", "nbs: 'nbs=0' is an invalid value."),
@@ -430,7 +440,8 @@ def test_a_wrong_train_argument_is_named_with_what_is_right(
     "argument",
     """batch=1 imgsz=32 workers=0 cache=false cache=true cache=ram cache=null optimizer=auto
     optimizer=adamw optimizer=MuSGD pretrained=true pretrained=x.pt classes=0 classes=[0,1]
-    classes=null freeze=10 freeze=[0,1] freeze=null copy_paste_mode=mixup fraction=0.5
+    classes=null freeze=10 freeze=[0,1] freeze=null freeze=[22.cv2,1]
+    auto_augment=null auto_augment=augmix copy_paste_mode=mixup fraction=0.5
     close_mosaic=0 amp=bf16""".split(),
 )
 def test_a_right_train_argument_passes(tmp_path: Path, argument: str) -> None:
@@ -568,3 +579,134 @@ def test_a_run_that_neither_trusts_nor_runs_nor_connects_resumes_as_it_is(tmp_pa
     )
     (tmp_path / "args.yaml").write_text(config.to_yaml())
     assert parse([f"resume={tmp_path}"]).overrides == []
+
+
+# Text stays text
+
+
+TEXT = """
+base_model: 0123
+datasets:
+  - {name: 2024_01, data: 12:30}
+  - 2024_02
+name: 0123
+save_dir: 1_000
+client: 1e3
+evaluate: {data: 0x10}
+"""
+
+
+def test_text_in_a_file_is_not_taken_for_a_number(tmp_path: Path) -> None:
+    config = load(tmp_path, TEXT)
+    assert (config.base_model, config.name, config.save_dir) == ("0123", "0123", "1_000")
+    assert config.clients == [
+        ClientData(name="2024_01", data="12:30"),
+        ClientData(name="2024_02", data="2024_02"),
+    ]
+    assert (config.client, config.evaluate.data) == ("1e3", "0x10")
+    assert load(tmp_path, config.to_yaml()) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0123",
+        "2024_01_02",
+        "12:30",
+        "yes",
+        "1e3",
+        "1_0.5",
+        "2024-01-02",
+        "off",
+        "0b1",
+        ".5",
+        "01:02",
+    ],
+)
+@pytest.mark.parametrize("setting", ["save_dir", "base_model", "evaluate.data", "client"])
+def test_text_on_the_command_line_is_not_taken_for_a_number(
+    tmp_path: Path, setting: str, text: str
+) -> None:
+    config: Any = load(tmp_path, MINIMAL, f"{setting}={text}")
+    found = config.model_dump()
+    for key in setting.split("."):
+        found = found[key]
+    assert found == text
+    assert load(tmp_path, config.to_yaml()) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("DIR/run #1", "DIR/run #1"),
+        (" a: b ", "a: b"),
+        ("@home", "@home"),
+        ("%x", "%x"),
+        ("a, b", "a, b"),
+        ("'0123 #4'", "0123 #4"),
+        ('"a\\tb"', "a\tb"),
+        ("d\\tir", "d\\tir"),
+        ("é😀", "é😀"),
+    ],
+)
+def test_text_on_the_command_line_stands_as_it_is(
+    tmp_path: Path, value: str, expected: str
+) -> None:
+    config = load(tmp_path, MINIMAL, f"save_dir={value}", f"train.pretrained={value}")
+    assert config.save_dir == expected
+    assert config.train["pretrained"] == expected
+
+
+def test_text_in_variables_stays_text(tmp_path: Path) -> None:
+    text = MINIMAL + "vars: {day: 2024_01}\nname: run-${vars.day}\nsave_dir: ${vars.day}"
+    config = load(tmp_path, text)
+    assert (config.name, config.save_dir) == ("run-2024_01", "2024_01")
+    assert load(tmp_path, text, "vars.day=012").save_dir == "012"
+
+
+def test_text_of_a_list_entry_can_be_overridden(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL, "datasets.0.name=0123", "datasets=[{name: 01, data: 02}]")
+    assert config.clients == [ClientData(name="01", data="02")]
+
+
+def test_null_is_still_the_default(tmp_path: Path) -> None:
+    text = MINIMAL + "client: null\nevaluate: {data: ~}\nnames: null\nsave_dir:"
+    assert load(tmp_path, text) == load(tmp_path, MINIMAL)
+    assert load(tmp_path, text, "save_dir=null", "evaluate.data=null").save_dir == "runs/federated"
+
+
+CLASSES = '[yes, No, on, 1.0, 01, 1e3, 0x1F, 1:30, 2024-01-02, null, ~, "yes", "01", .inf, 2_0]'
+
+
+def test_class_names_are_those_that_ultralytics_reads_in_a_data_yaml(tmp_path: Path) -> None:
+    data = tmp_path / "data.yaml"
+    data.write_text(f"names: {CLASSES}")
+    raw: Any = YAML.load(str(data))
+    expected = list(check_class_names(raw["names"]).values())
+    assert expected[:5] == ["True", "False", "True", "1.0", "1"]
+    client = f"{{name: a, data: d.yaml, not_annotated: {CLASSES}}}"
+    config = load(tmp_path, f"base_model: m.pt\ndatasets: [{client}]\nnames: {CLASSES}")
+    assert config.names == expected
+    assert list(config.clients[0].not_annotated) == expected
+    assert load(tmp_path, MINIMAL, f"names={CLASSES}").names == expected
+    assert load(tmp_path, config.to_yaml()) == config
+
+
+def test_the_home_folder_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = """
+base_model: ~/base.pt
+datasets: [~/north/data.yaml, {name: south, data: ~/south/data.yaml}]
+save_dir: ~/runs
+evaluate: {data: ~/server.yaml}
+client: ~/client.py:Mine
+train: {pretrained: ~/other.pt}
+"""
+    config = load(tmp_path, text)
+    paths = [config.base_model, config.save_dir, config.evaluate.data, config.client]
+    paths += [config.train["pretrained"], *(client.data for client in config.clients)]
+    assert all(str(path).startswith("/home/me/") for path in paths)
+    assert [client.name for client in config.clients] == ["north", "south"]
+    # A user without a home, and a name that only begins so.
+    assert load(tmp_path, MINIMAL, "save_dir=~nobody-here/x").save_dir == "~nobody-here/x"
+    assert load(tmp_path, MINIMAL, "save_dir=a~/x").save_dir == "a~/x"

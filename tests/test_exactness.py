@@ -19,7 +19,7 @@ from utils.config import Config
 from utils.environment import ensure_torchvision_nms
 from utils.final_evaluation import finish
 from utils.model import to_arrays
-from utils.run_dir import RunDir, load_arrays
+from utils.run_dir import RunDir, load_arrays, read_csv
 from utils.server import RunResult
 from utils.simulation import make_server
 
@@ -162,6 +162,7 @@ SETTINGS = {
         "multi_scale": 0.5,
         "cache": "ram",
     },
+    "parts of layers frozen by their names": {"freeze": ["22.cv2", 0, "1.conv"]},
     "a single class, fraction and rectangular batches": {
         "single_cls": True,
         "fraction": 0.7,
@@ -329,3 +330,31 @@ def test_gradients_left_by_accumulation_are_applied_at_the_end_of_a_round(tmp_pa
     assert state["optimizer"]["state"]
     trainer = next(iter(client_module._clients.values())).trainer._trainer
     assert all(p.grad is None for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("task", "base_model"), [("detect", "yolov8n.yaml"), ("classify", "yolov8n-cls.yaml")]
+)
+def test_a_last_batch_of_one_tiny_image_is_left_out_of_its_epoch(
+    task: str, base_model: str, tmp_path: Path
+) -> None:
+    """Ultralytics refuses it: 32 pixels are one value per channel to the last layers."""
+    data = make_data(tmp_path / "data", task, num_train=5, num_val=2, size=32)
+    results, displays = [], [Silent(), Silent()]
+    for display, grid in zip(displays, (LocalGrid(1), ForgetfulGrid(1)), strict=True):
+        results.append(
+            federation(
+                [data],
+                tmp_path / type(grid).__name__,
+                TRAIN,
+                base_model=base_model,
+                grid=grid,
+                display=display,
+            )
+        )
+    assert [display.failures for display in displays] == [[], []]
+    rows = read_csv(results[0].run_dir / "clients.csv")
+    assert [(row["num_examples"], row["num_steps"]) for row in rows] == [("5", "2")] * 3
+    assert_identical(final_arrays(results[0]), final_arrays(results[1]))
+    initial, _ = load_arrays(results[0].run_dir / "weights" / "round0.npz")
+    assert_learned(final_arrays(results[0]), initial)

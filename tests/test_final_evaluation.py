@@ -631,3 +631,48 @@ def test_settings_without_effect_are_refused(
     config = Config.model_validate({**settings, **others})
     with pytest.raises(InputError, match=problem), checked(config):
         pass
+
+
+def test_a_fraction_of_no_test_images_leaves_no_test_scores(tmp_path: Path) -> None:
+    """As Ultralytics documents `fraction: [1, 1, 0]`."""
+    path = add_test_split(make_dataset(tmp_path / "one"), 2)
+    train = {**TRAIN, "fraction": [1.0, 1.0, 0]}
+    display = Silent()
+    result = federation(
+        [path],
+        tmp_path / "runs",
+        train,
+        num_rounds=1,
+        evaluate={"data": str(path)},
+        display=display,
+    )
+    assert (display.failures, display.notices) == ([], [])
+    assert (result.run_dir / "server" / "finished").exists()
+    assert not (result.run_dir / "test.csv").exists()
+
+
+def test_a_client_that_was_never_drawn_has_no_local_model_and_has_not_failed(
+    tmp_path: Path,
+) -> None:
+    data = [make_dataset(tmp_path / name, num_train=2, num_val=1) for name in "abc"]
+    display = Silent()
+    result = federation(
+        data,
+        tmp_path / "runs",
+        TRAIN,
+        num_rounds=2,
+        fraction_train=0.34,
+        evaluate={"every": 1, "cross_client": True},
+        display=display,
+    )
+    assert (display.failures, display.notices) == ([], [])
+    assert (result.run_dir / "server" / "finished").exists()
+    clients = read_csv(result.run_dir / "clients.csv")
+    drawn = {row["client"] for row in clients if row["num_examples"]}
+    assert 1 <= len(drawn) < 3
+    rows = read_csv(result.run_dir / "cross_client.csv")
+    local = [row for row in rows if row["model"] == "local"]
+    assert {row["owner"] for row in local if row["fitness"]} == drawn
+    assert {row["owner"] for row in local if not row["fitness"]} == {"c0", "c1", "c2"} - drawn
+    assert len(local) == 9
+    assert {row["data"] for row in rows} == {"c0", "c1", "c2"}

@@ -19,7 +19,7 @@ from utils import greeting as greeting_module
 from utils.checks import checked
 from utils.config import Config
 from utils.data import DataSummary
-from utils.greeting import Introduction, hello
+from utils.greeting import Hello, Introduction, hello
 from utils.members import Members, Unfit
 from utils.run_dir import RunDir, read_csv
 from utils.server import RunResult
@@ -335,6 +335,7 @@ SUMMARY = DataSummary(names=("a", "b"), num_train=4, num_val=2, num_test=0, clas
         ({"num_train": 10**400}, "images: expected at least one to train"),
         ({"num_val": -5}, "images: expected at least one to train"),
         ({"num_train": 2**29 + 1}, "at most 536870912"),  # a mean would not be exact any more
+        ({"val_classes": ("z",)}, "val and test: expected classes of its own"),
         ({"channels": 10**7}, "channels: expected 1 to 1024"),
         ({"kpt_shape": (17, 10**6)}, "kpt_shape: expected two small numbers"),
         ({"flip_idx": (0, 1)}, "keypoints: expected a flip_idx"),  # of no keypoints
@@ -353,6 +354,16 @@ def test_a_site_that_says_what_cannot_be_is_refused_and_shapes_nothing(
         members._take(7, Introduction(name="liar", summary=replace(SUMMARY, **lie)))
     assert not members.clients
     members._take(8, Introduction(name="north", summary=SUMMARY))
+    assert members.present == ["north"]
+
+
+def test_a_site_without_a_label_of_the_selected_classes_is_refused() -> None:
+    members = Members([], hello("detect"), is_open=True, has_sites=True)
+    members.names, members.classes = ("a", "b"), ("b",)
+    summary = replace(SUMMARY, val_classes=("a",))
+    with pytest.raises(Unfit, match=r"SuperNode 'north': val: no label is of \[b\], the classes"):
+        members._take(7, Introduction(name="north", summary=summary))
+    members._take(8, Introduction(name="north", summary=replace(summary, val_classes=("b",))))
     assert members.present == ["north"]
 
 
@@ -386,3 +397,11 @@ def test_what_a_site_allows_must_make_sense_too(lie: dict[str, Any], reason: str
     members = Members([], hello("detect"), is_open=True, has_sites=True)
     with pytest.raises(Unfit, match=reason):
         members._take(7, Introduction(name="liar", summary=SUMMARY, **lie))
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 5, [1.0, 0.5, 0], [3, 0.5]])
+def test_a_site_hears_which_images_are_used(fraction: Any) -> None:
+    """A count must not become a share: 5 images are not 500 %."""
+    found = Hello.from_json(hello("detect", fraction).to_json()).fraction
+    values = zip(*(x if isinstance(x, list) else [x] for x in (found, fraction)), strict=True)
+    assert all((a, type(a)) == (b, type(b)) for a, b in values)

@@ -218,6 +218,8 @@ def test_frozen_layers_and_buffers_are_not_moved_by_training() -> None:
     layers = {int(name.split(".")[1]) for name in moved_names(model, 2)}
     assert layers.isdisjoint({0, 1})
     assert {2, 22} <= layers
+    without = {n for n in moved_names(model, None) if ".22.cv2." not in n and ".5." not in n[5:8]}
+    assert moved_names(model, ["22.cv2", "5"]) == without
     assert moved_names(model, [22]) == {n for n in moved_names(model, None) if ".22." not in n}
     assert not any(
         "running" in n or "num_batches" in n or "dfl" in n for n in moved_names(model, 0)

@@ -105,6 +105,8 @@ def test_what_says_nothing_of_the_site_stays() -> None:
     for text in (
         "no 'train'; a data.yaml has train, val and names",
         "none of the 6 images has a label; expected .txt files in a 'labels' folder",
+        "line 1 (and 2 more) is no whole path, so it is looked for in the working directory",
+        "line 3 of its label has 8 columns, expected 5: class, x, y, width, height",
         "no such folder; expected a folder with train/CLASS/*.jpg and val/CLASS/*.jpg",
         "client 'n' builds another model: its data.yaml has other channels or kpt_shape",
         "CUDA out of memory. See https://pytorch.org/docs/stable/notes/cuda.html#memory (PyTorch)",
@@ -163,7 +165,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a negative number in a label": (
         lambda d: (d / "labels/train/0.txt").write_text("0 .5 .5 .1 -0.7342"),
-        "a label line has a negative number",
+        "line 1 of its label has a negative number",
     ),
     "a fraction of a class": (
         lambda d: (d / "labels/train/0.txt").write_text("0.7342 .5 .5 .1 .1"),

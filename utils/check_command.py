@@ -17,7 +17,7 @@ from rich.text import Text
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.check_picture import draw_check
-from utils.checks import SERVER_CACHES, Federation, check, with_demo_data
+from utils.checks import SERVER_CACHES, Federation, check, fraction_of, with_demo_data
 from utils.config import Config, InputError
 from utils.data import check_dataset
 from utils.data_report import (
@@ -123,7 +123,14 @@ def _server_problems(config: Config, caches: Path) -> list[str]:
         return []
     path, folder = Path(config.evaluate.data), caches / SERVER_CACHES
     try:
-        check_dataset(path, _task(config), folder, where="evaluate.data", splits=("val",))
+        check_dataset(
+            path,
+            _task(config),
+            folder,
+            where="evaluate.data",
+            splits=("val",),
+            fraction=fraction_of(config),
+        )
     except InputError as error:
         return error.problems
     return []

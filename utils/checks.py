@@ -13,6 +13,7 @@ import torch
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.arrays import Layout, layout_problems, negative_statistics
+from utils.attempts import reason_of
 from utils.client import client_class
 from utils.cluster import Machine, inspected, with_cluster_gpus
 from utils.config import (
@@ -26,16 +27,20 @@ from utils.config import (
 )
 from utils.data import (
     DataSummary,
+    Fraction,
     check_dataset,
     class_names,
+    class_problems,
     form_problems,
     in_label_space,
     label_space,
     model_data,
     read_data,
+    selected_classes,
+    without_unlabelled_test,
 )
 from utils.environment import num_cpus
-from utils.gpu_share import CudaMemory, MemoryProbe, with_gpu_share
+from utils.gpu_share import CudaMemory, MemoryProbe, settings_of_try, with_gpu_share
 from utils.loggers import logger_problems, loggers_of_settings
 from utils.members import Members
 from utils.model import (
@@ -44,6 +49,7 @@ from utils.model import (
     architecture_of,
     architecture_problems,
     build_model,
+    freeze_problems,
     load_checkpoint_module,
     shared_names,
     task_of,
@@ -53,6 +59,7 @@ from utils.model import (
 from utils.privacy import privacy_problems
 from utils.run_dir import RunDir
 from utils.strategies import strategy_problems
+from utils.trainer import set_up, smallest_imgsz
 
 MANY = 10**6
 MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
@@ -184,6 +191,7 @@ def check(
                 where=where,
                 splits=("train", "val"),
                 forgiven=unusable,
+                fraction=fraction_of(config),
             )
         except InputError as error:
             problems += error.problems
@@ -198,6 +206,7 @@ def check(
                 where="evaluate.data",
                 splits=("val",),
                 forgiven=unusable,
+                fraction=fraction_of(config),
             )
             server_names = server_summary.names
         except InputError as error:
@@ -208,10 +217,16 @@ def check(
         + _form_problems(config, summaries, server_summary)
         + _class_index_problems(config, names)
     )
+    if not problems and resumed is None:
+        problems += _class_problems(config, names, summaries, server_summary)
     if problems or task is None:
         raise InputError(problems)
     if resumed is not None:
         summaries = as_at_start(summaries, resumed)
+    classes = selected_classes(config.train, names)
+    summaries = {n: without_unlabelled_test(s, classes) for n, s in summaries.items()}
+    if server_summary is not None:
+        server_summary = without_unlabelled_test(server_summary, classes)
     form = model_data(summaries.values(), names)
     config = _resolve(config, task, summaries, names)
     try:
@@ -236,11 +251,20 @@ def check(
             for problem in problems[:1]
         )
     config = _with_whole_strides(config, model)
+    problems = _single_image_problems(config, summaries, model)
+    problems += freeze_problems(model, config.train.get("freeze"))
+    if problems:
+        raise InputError(problems)
+    if not config.has_sites and resumed is None:
+        _try_set_up(config, task, architecture, caches)
     gpu_choice = ""
     if config.ray.address is not None:
         config = with_cluster_gpus(config, machines)
     elif config.client_resources.num_gpus == "auto":
         config, gpu_choice = with_gpu_share(config, task, architecture, summaries, caches, probe)
+    problems = _precision_problems(config)
+    if problems:
+        raise InputError(problems)
     held_out = None
     if config.evaluate.data is not None:
         has_test = bool(server_summary and server_summary.num_test)
@@ -392,6 +416,11 @@ def _classifier_problems(config: Config) -> list[str]:
     ]
     if config.train.get("single_cls"):
         problems.append("train.single_cls: a classifier of one class learns nothing; remove it")
+    if isinstance(config.train.get("scale"), list):
+        problems.append(
+            f"train.scale: found {config.train['scale']}, expected one number: a classifier's "
+            "images are cut to between 1 - scale and all of their area"
+        )
     if config.train.get("classes") is not None:
         problems.append(
             "train.classes: Ultralytics takes all classes of a classifier's data; remove it, and "
@@ -539,6 +568,26 @@ def _class_index_problems(config: Config, names: tuple[str, ...]) -> list[str]:
     return [f"train.classes: found {classes}, expected indices of [{', '.join(names)}] from 0"]
 
 
+def _class_problems(
+    config: Config,
+    names: tuple[str, ...],
+    summaries: dict[str, DataSummary],
+    server_summary: DataSummary | None,
+) -> list[str]:
+    """Which data sets have nothing to be scored by, once `train.classes` has left out the rest."""
+    classes = selected_classes(config.train, names)
+    problems = [
+        f"datasets[{index}] '{data.name}': {problem}"
+        for index, data in enumerate(config.clients)
+        if data.name in summaries
+        for problem in class_problems(summaries[data.name], classes)
+    ]
+    if server_summary is not None:
+        found = class_problems(server_summary, classes, ("val",))
+        problems += [f"evaluate.data: {problem}" for problem in found]
+    return problems
+
+
 def _resolve(
     config: Config, task: str, summaries: dict[str, DataSummary], names: tuple[str, ...]
 ) -> Config:
@@ -615,6 +664,62 @@ def _with_whole_strides(config: Config, model: Any) -> Config:
     if whole == imgsz:
         return config
     return config.model_copy(update={"train": {**config.train, "imgsz": whole}})
+
+
+def _single_image_problems(
+    config: Config, summaries: dict[str, DataSummary], model: Any
+) -> list[str]:
+    """Say where all batches are of one image, and images too small for BatchNorm to train so."""
+    stride = max(int(model.stride.max()), 32)
+    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    smallest = smallest_imgsz(imgsz, float(config.train.get("multi_scale", 0.0)), stride)
+    if smallest >= 2 * stride:
+        return []
+    why = f"at imgsz {smallest} BatchNorm has a single value per channel in a batch of one image"
+    larger = f"train.imgsz and multi_scale that keep every size at least {2 * stride}"
+    if config.train["batch"] == 1:
+        return [f"train.batch: found 1, but {why}; give at least 2, or {larger}"]
+    return [
+        f"datasets[{index}] '{data.name}': found 1 train image, but {why}; give it at least 2, "
+        f"or {larger}"
+        for index, data in enumerate(config.clients)
+        if data.name in summaries and summaries[data.name].num_train == 1
+    ]
+
+
+def _try_set_up(config: Config, task: str, architecture: Architecture, caches: Path) -> None:
+    """Let Ultralytics set up the first client's training and read a batch, on the CPU.
+
+    Of many train arguments it only says then that they are not usable. Raises InputError.
+    """
+    data = config.clients[0]
+    settings = settings_of_try(config, task, architecture, data, caches, "cpu")
+    # Neither is a matter of the arguments alone, and one takes long.
+    settings = replace(settings, train={**config.train, "amp": False, "cache": False})
+    try:
+        set_up(settings)
+    except Exception as error:  # Ultralytics raises errors of any kind
+        raise InputError(
+            f"train: training cannot be set up with these arguments for datasets[0] '{data.name}': "
+            f"{reason_of(error)}; correct them"
+        ) from error
+
+
+def _precision_problems(config: Config) -> list[str]:
+    """Ultralytics trains in bfloat16 on GPUs alone. Sites know theirs themselves."""
+    is_on_cpu = not config.has_sites and not config.client_resources.num_gpus
+    if not is_on_cpu or str(config.train.get("amp")).lower() != "bf16":
+        return []
+    return [
+        "train.amp: found bf16, which needs a GPU, and clients train on the CPU; remove it, or "
+        "give client_resources.num_gpus where there is one"
+    ]
+
+
+def fraction_of(config: Config) -> Fraction:
+    """The share of the images of each split that is used."""
+    fraction: Any = config.train.get("fraction", DEFAULT_CFG_DICT["fraction"])
+    return fraction
 
 
 def _with_absolute_path(data: ClientData) -> ClientData:

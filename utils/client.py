@@ -717,6 +717,7 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
         caches,
         where=f"site '{site.name}'",
         splits=("train", "val"),
+        fraction=theirs.fraction,
     )
     if site.not_annotated and theirs.task == "classify":
         raise InputError(

@@ -8,15 +8,24 @@ installed version, and those which a federation decides itself are refused with 
 import difflib
 import io
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from yaml import YAMLError
 
 from utils.files import read_yaml_text
@@ -57,6 +66,13 @@ NOT_TRAIN_ARGS = frozenset(
     "save_conf save_crop show_labels show_conf show_boxes line_width format optimize dynamic "
     "simplify opset workspace dnn tracker augmentations".split()
 )
+
+
+def _is_layer(value: Any) -> bool:
+    """Whether it names a layer by its number, or a part of one by its name."""
+    return (type(value) is int and value >= 0) or (isinstance(value, str) and bool(value))
+
+
 # Train arguments of which Ultralytics checks nothing, or only while it trains.
 CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch": (
@@ -87,9 +103,15 @@ CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "freeze": (
         lambda x: (
-            x is None or all(type(i) is int and i >= 0 for i in (x if isinstance(x, list) else [x]))
+            x is None
+            or (type(x) is int and x >= 0)
+            or (isinstance(x, list) and all(_is_layer(layer) for layer in x))
         ),
-        "a number of layers, or a list of layers",
+        "a number of layers, or a list of layers and names, such as [0, 1, '22.cv2']",
+    ),
+    "auto_augment": (
+        lambda x: x in (None, "", "randaugment", "autoaugment", "augmix"),
+        "randaugment, autoaugment, augmix or null",
     ),
     "copy_paste_mode": (lambda x: x in ("flip", "mixup"), "flip or mixup"),
 }
@@ -99,8 +121,19 @@ DEFAULT_SAVE_DIR = "runs/federated"
 DEFAULT_FRACTION = 0.65  # of topk, by benchmarks/traffic.py
 LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # utils/loggers.py has them
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Settings that are text, whatever YAML would make of it: 0123 is a name, not 83. `*`: of a list.
+TEXTS = ("base_model", "save_dir", "name", "client", "evaluate.data", "ray.address")
+TEXTS += ("datasets.*", "datasets.*.name", "datasets.*.data")
+# Class names are what Ultralytics reads in a data.yaml: yes is 'True' there, and 01 is '1'.
+CLASS_NAMES = ("names.*", "datasets.*.not_annotated.*")
 
 
+def at_home(path: str) -> str:
+    """A path with `~` replaced by the home folder; Path's own way raises for one without a home."""
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
+PathText = Annotated[str, AfterValidator(at_home)]
 # Numbers, of which true and false are none.
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
@@ -130,7 +163,7 @@ class ClientData(_Frozen):
     """
 
     name: str
-    data: str | None = None
+    data: PathText | None = None
     not_annotated: tuple[str, ...] = ()
     show_images: ShownImages = 0
 
@@ -258,7 +291,7 @@ class EvaluateConfig(_Frozen):
     show_images: how many images of `data` are drawn with the first and last round's predictions.
     """
 
-    data: str | None = None
+    data: PathText | None = None
     every: NonNegativeInt = 1
     cross_client: Annotated[bool, Field(strict=True)] = False
     show_images: ShownImages = 4
@@ -288,6 +321,12 @@ def _check_loggers(value: Any) -> Any:
     return names
 
 
+def _with_home(train: dict[str, Any]) -> dict[str, Any]:
+    pretrained = train.get("pretrained")
+    is_path = isinstance(pretrained, str)
+    return {**train, "pretrained": at_home(pretrained)} if is_path else train
+
+
 def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -315,7 +354,7 @@ class Config(_Frozen):
     train: Ultralytics train arguments by name.
     """
 
-    base_model: str
+    base_model: PathText
     datasets: (
         Literal["demo", "supernodes"]
         | Annotated[list[Annotated[ClientData, BeforeValidator(_name_client)]], Field(min_length=1)]
@@ -324,7 +363,7 @@ class Config(_Frozen):
     names: Annotated[list[str], Field(min_length=1)] | None = None
     num_rounds: Annotated[PositiveInt, Field(le=MAX_ROUNDS)] = 10
     local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1
-    save_dir: str = DEFAULT_SAVE_DIR
+    save_dir: PathText = DEFAULT_SAVE_DIR
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
     seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
     strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = StrategyConfig()
@@ -332,7 +371,7 @@ class Config(_Frozen):
     shared: SharedConfig = SharedConfig()
     fraction_train: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
     global_batch: PositiveInt | None = None
-    client: str | None = None
+    client: PathText | None = None
     local_optimizer: Literal["keep", "reset"] = "keep"
     server_ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     min_clients: PositiveInt = 1
@@ -343,7 +382,7 @@ class Config(_Frozen):
     trust_checkpoint: Annotated[bool, Field(strict=True)] = False
     client_resources: ClientResources = ClientResources()
     ray: RayConfig = RayConfig()
-    train: dict[str, Any] = {}
+    train: Annotated[dict[str, Any], AfterValidator(_with_home)] = {}
     evaluate: EvaluateConfig = EvaluateConfig()
     loggers: Annotated[Literal["settings"] | tuple[str, ...], BeforeValidator(_check_loggers)] = ()
     verbose: bool = False
@@ -606,6 +645,12 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
         return {}, [f"{path}: not a readable YAML file: {_one_line(error)}"]
     if not isinstance(loaded, DictConfig):
         return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
+    source = path.read_text(encoding="utf-8")
+    # The same as it is written, and with class names as Ultralytics reads them.
+    texts = OmegaConf.create(yaml.load(source, _AsWritten) or {})
+    names = OmegaConf.create(yaml.load(source, _AsClassNames) or {})
+    assert isinstance(texts, DictConfig)
+    assert isinstance(names, DictConfig)
     problems = []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -615,21 +660,83 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
         if not value.strip():
             problems.append(f"'{override}': no value; write {key}=null for the default")
             continue
-        _name_sections(loaded)
         try:
-            loaded.merge_with_dotlist([override])
+            for tree, found in zip((loaded, texts, names), _values_of(value), strict=True):
+                _name_sections(tree)
+                OmegaConf.update(tree, key, found)
         except (YAMLError, OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
             problems.append(f"'{override}': not usable with {path}: {_one_line(error)}")
     if problems:
         return {}, problems
     try:
-        settings = _with_text_keys(OmegaConf.to_container(loaded, resolve=True))
+        settings, texts, names = (
+            _with_text_keys(OmegaConf.to_container(tree, resolve=True))
+            for tree in (loaded, texts, names)
+        )
+        for pattern in TEXTS:
+            settings = _with_texts(settings, texts, pattern.split("."))
+        for pattern in CLASS_NAMES:
+            settings = _with_texts(settings, names, pattern.split("."), keep_null=False)
     except InterpolationKeyError as error:
         return {}, [f"{path}: {_one_line(error)}; add it below 'vars', or give it as vars.NAME=..."]
     except OmegaConfBaseException as error:
         return {}, [f"{path}: {_one_line(error)}"]
     # A section of which every line is commented out is None and has its defaults.
     return {key: value for key, value in settings.items() if value is not None}, []
+
+
+class _AsWritten(yaml.SafeLoader):
+    """Takes all values as text; of YAML's own meanings only `<<` is left."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
+
+
+class _AsClassNames(yaml.SafeLoader):
+    """Takes all values as Ultralytics takes class names: as Python writes what YAML 1.1 reads."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Called by PyYAML for each value and key."""
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        try:
+            return str(super().construct_object(node, deep))
+        except ValueError:  # such as a day that no month has
+            return node.value
+
+
+def _values_of(text: str) -> tuple[Any, Any, Any]:
+    """A value of the command line: as YAML, as text, and as class names. Raises YAMLError.
+
+    What is in no brackets or quotes is text as it stands there, with `#` and `: ` in it.
+    """
+    text = text.strip()
+    is_text = text[0] not in "[{'\""
+    found: Any = text
+    try:
+        read = OmegaConf.from_dotlist([f"value={text}"])
+        found = OmegaConf.to_container(read, resolve=False)["value"]  # pyright: ignore
+    except YAMLError:
+        if not is_text:
+            raise
+    if is_text:
+        return found if isinstance(found, int | float | None) else text, text, text
+    return found, yaml.load(text, _AsWritten), yaml.load(text, _AsClassNames)
+
+
+def _with_texts(value: Any, texts: Any, pattern: Sequence[str], *, keep_null: bool = True) -> Any:
+    """Put texts where the pattern leads; keep_null: but for a setting that is null."""
+    if not pattern:
+        is_kept = not isinstance(texts, str) or (keep_null and value is None)
+        return value if is_kept else texts
+    key, *rest = pattern
+    if key == "*":
+        if not isinstance(value, list) or not isinstance(texts, list):
+            return value
+        pairs = zip(value, texts, strict=True)
+        return [_with_texts(v, t, rest, keep_null=keep_null) for v, t in pairs]
+    if not isinstance(value, dict) or not isinstance(texts, dict) or key not in value:
+        return value
+    return {**value, key: _with_texts(value[key], texts[key], rest, keep_null=keep_null)}
 
 
 def _name_sections(settings: DictConfig) -> None:

@@ -20,10 +20,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from ultralytics.data.dataset import DATASET_CACHE_VERSION, ClassificationDataset, YOLODataset
@@ -41,6 +43,7 @@ from ultralytics.data.utils import (
 from ultralytics.models.rtdetr.val import RTDETRDataset
 from ultralytics.utils import NUM_THREADS, YAML, colorstr
 from ultralytics.utils.metrics import OKS_SIGMA
+from ultralytics.utils.patches import imread
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
@@ -73,12 +76,6 @@ DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about fil
 PLAIN_WORDS = {
     # It tries what Pillow cannot read as HEIF, and reports the failure of that.
     "No module named 'pi_heif'": "not readable as an image (HEIC needs the package pi-heif)",
-    "setting an array element with a sequence": "label lines of different numbers of columns",
-    # What the labels hold may not leave a site.
-    "could not convert string to float": "a label line has something that is no number",
-    "non-normalized or out of bounds coordinates": "label coordinates that are not from 0 to 1",
-    "negative label values": "a label line has a negative number",
-    "non-integer class labels": "a label line begins with a class that is no whole number",
 }
 
 
@@ -103,6 +100,7 @@ class DataSummary:
     flip_idx, kpt_oks_sigmas, kpt_names: what else a data.yaml can say of keypoints, empty where it
     does not: which each one is in a mirrored image, how exactly it can be placed, and, by index of
     the class, their names.
+    val_classes, test_classes: names of the classes that have a label there.
     """
 
     names: tuple[str, ...]
@@ -116,6 +114,8 @@ class DataSummary:
     flip_idx: tuple[int, ...] = ()
     kpt_oks_sigmas: tuple[float, ...] = ()
     kpt_names: tuple[tuple[str, ...], ...] = ()
+    val_classes: tuple[str, ...] = ()
+    test_classes: tuple[str, ...] = ()
 
     @property
     def keypoint_lists(self) -> dict[str, tuple[Any, ...]]:
@@ -138,6 +138,48 @@ class DataSummary:
         """Names of keypoints by name of the class, of those that have any."""
         pairs = zip(self.names, self.kpt_names, strict=False)  # empty if nothing is said
         return {name: points for name, points in pairs if points}
+
+
+def selected_classes(train: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...] | None:
+    """Names of the classes that `train.classes` leaves; None without it, for all.
+
+    train: Ultralytics train arguments. names: the federation's classes.
+    """
+    classes = train.get("classes")
+    if classes is None:
+        return None
+    indices = classes if isinstance(classes, list) else [classes]
+    return tuple(name for index, name in enumerate(names) if index in indices)
+
+
+def class_problems(
+    summary: DataSummary, classes: Sequence[str] | None, splits: Sequence[str] = ("train", "val")
+) -> list[str]:
+    """Say which of these splits have no label of any of these classes: nothing to be scored by.
+
+    classes: as of `selected_classes`.
+    """
+    if classes is None:
+        return []
+    counts = zip(summary.names, summary.class_counts, strict=True)
+    found = {"train": {name for name, count in counts if count}, "val": {*summary.val_classes}}
+    return [
+        f"{split}: no label is of [{', '.join(classes)}], the classes that train.classes leaves; "
+        "do without this data set, or label some"
+        for split in splits
+        if found[split].isdisjoint(classes)
+    ]
+
+
+def without_unlabelled_test(summary: DataSummary, classes: Sequence[str] | None) -> DataSummary:
+    """The same, with the test split left out if it has no label of any of these classes.
+
+    classes: as of `selected_classes`.
+    """
+    is_scored = classes is None or not set(classes).isdisjoint(summary.test_classes)
+    if is_scored or not summary.num_test:
+        return summary
+    return replace(summary, num_test=0, test_is_unlabelled=True)
 
 
 def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list[str]:
@@ -284,7 +326,7 @@ class PrivateDataset(YOLODataset):
     def verify_args(self) -> tuple:
         """Use Ultralytics' check of an image and its label, but never let it repair a file."""
         _, arguments = super().verify_args()
-        return _verify_read_only, arguments
+        return partial(_verify_read_only, self.channels), arguments
 
 
 def _refuse_special(paths: Iterable[str]) -> None:
@@ -312,18 +354,87 @@ def _images_in(places: str | list[str]) -> Iterator[str]:
         yield from (file for file in files if is_image_name(file))
 
 
-def _verify_read_only(arguments: tuple) -> tuple | list:
+def _verify_read_only(channels: int, arguments: tuple) -> tuple | list:
     """`verify_image_label`, which overwrites JPEGs that do not end in their end marker.
 
     Some cameras pad their files so. Such a file is verified through a copy, and trained on as it
-    is; one that is really cut off fails on the copy too.
+    is; one that is really cut off fails on the copy too. What is wrong in a label is told by line,
+    without what it holds, which may not leave a site.
+
+    channels: that each image has to have. Read as grey (1) or colour (3), every image has.
     """
-    image = arguments[0]
+    image, label_file, prefix = arguments[:3]
     with _left_alone(image) as twin:
         *found, message = verify_image_label((twin, *arguments[1:]))
+    is_labelled = bool(found[6])
     if found[0] is None:
+        reason = _wrong_label(Path(label_file), *arguments[3:7]) if is_labelled else ""
+        if reason:
+            return [*found, f"{prefix}{image}: {DAMAGED}{reason}"]
         return [*found, message.replace(twin, image)]
+    reason = "" if channels in (1, 3) else _wrong_channels(image, channels)
+    if reason:
+        return [*[None] * 5, 0, int(is_labelled), 0, 1, f"{prefix}{image}: {DAMAGED}{reason}"]
     return (image, *found[1:], message if twin == image else "")
+
+
+def _wrong_channels(image: str, channels: int) -> str:
+    """What an image has instead of these channels, as Ultralytics reads it; empty if it has."""
+    pixels = imread(image, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        return "its pixels cannot be decoded"
+    found = pixels.shape[2]
+    return (
+        ""
+        if found == channels
+        else f"found {found} channels, expected {channels}, as its data.yaml says"
+    )
+
+
+def _wrong_label(path: Path, keypoints: bool, num_classes: int, num_points: int, dim: int) -> str:
+    """The first line of a label that Ultralytics cannot take, by its own rules (8.4).
+
+    Empty for what is not wrong in a single line, and for a class that there is not.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError):
+        return ""
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    width = 5 + num_points * dim
+    if not keypoints:  # of a row with keypoints, the box is taken
+        rows = [(n, row[:5] if num_points and len(row) == width else row) for n, row in rows]
+    outlines = not keypoints and any(len(row) > 6 for _, row in rows)
+    for number, row in rows:
+        reason = _wrong_row(row, width if keypoints else 0 if outlines else 5, dim)
+        if reason:
+            return f"line {number} of its label {reason}"
+    return ""
+
+
+def _wrong_row(row: Sequence[str], width: int, dim: int) -> str:
+    """What is wrong with a row. width: its columns, 0 for an outline. dim: of keypoints."""
+    try:
+        values = np.array(row, np.float32)
+    except ValueError:
+        commas = any("," in word for word in row)
+        return "has something that is no number" + "; blanks separate them, not commas" * commas
+    if not width and len(row) == 5:
+        return "has 5 columns, a box, among outlines; give each object an outline, or each a box"
+    if not width and len(row) % 2 == 0:
+        return f"has {len(row)} columns, expected a class and pairs of x and y: an odd number"
+    if width and len(row) != width:
+        points = f" and {(width - 5) // dim} keypoints of {dim} numbers" if width > 5 else ""
+        expected = f"expected {width}: class, x, y, width, height{points}"
+        return f"has {len(row)} columns, {expected}"
+    places = values[5:].reshape(-1, dim)[:, :2] if width > 5 else values[1:]
+    if not (places <= 1.01).all():  # also those that are no number
+        return "has coordinates that are not from 0 to 1"
+    if values.min() < -0.01 or (width and values[3:5].min() < 0):
+        return "has a negative number"
+    if values[0] % 1:
+        return "begins with a class that is no whole number"
+    return ""
 
 
 @contextmanager
@@ -465,6 +576,15 @@ def build_dataset(
     )
 
 
+# Ultralytics' `fraction`, of train or [train, val, test]: shares, or whole numbers of images.
+Fraction = int | float | list[int | float]
+
+
+def is_used(fraction: Fraction, split: str) -> bool:
+    """Whether `fraction` leaves anything of a split; of train and val it always does."""
+    return split != "test" or get_split_fraction(fraction, split) != 0
+
+
 def read_data(path: Path, task: str, *, where: str) -> dict[str, Any]:
     """Read what Ultralytics' `data=` names: a data.yaml, or for classify a folder.
 
@@ -488,6 +608,7 @@ def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
     Raises InputError; `where` starts each of its lines.
     """
     where = f"{where} ({path})"
+    _refuse_packed(path, where)
     layout = "a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, as a classifier's data is"
     if not path.is_dir():
         found = "a file" if path.is_file() else "no such folder"
@@ -526,12 +647,27 @@ def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
     return {**splits, "names": names, "nc": len(names), "channels": 3}
 
 
+def _refuse_packed(path: Path, where: str) -> None:
+    """Say what to do with data that Ultralytics would unpack, into folders of its own choice."""
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    if suffix == ".ndjson":
+        raise InputError(
+            f"{where}: NDJSON, which Ultralytics makes a data set of, with downloads; do so once, "
+            'by python -c "import asyncio; from ultralytics.data.converter import '
+            "convert_ndjson_to_yolo as c; print(asyncio.run(c('FILE', 'FOLDER')))\", and give "
+            "what it prints"
+        )
+    if suffix in (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2"):
+        raise InputError(f"{where}: an archive; unpack it, and give what is in it")
+
+
 def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     """Read a data.yaml and resolve its paths as Ultralytics does; nothing is downloaded or run.
 
     Raises InputError; `where` starts each of its lines.
     """
     where = f"{where} ({path})"
+    _refuse_packed(path, where)
     try:
         if not path.is_file():
             found = "a folder, as classifiers have" if path.is_dir() else special_kind(path)
@@ -738,10 +874,12 @@ def check_dataset(
     where: str,
     splits: tuple[str, ...],
     forgiven: list[str] | None = None,
+    fraction: Fraction = 1.0,
 ) -> DataSummary:
     """Read every image header and label of a data set once; the caches serve the training.
 
     path: as of `read_data`. splits: that have to be there. A test split is read if there is one.
+    fraction: of the images, which are the ones that are looked at and counted.
     Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split;
     they are added to `forgiven` instead if it is given, and such a split counts as empty.
     """
@@ -752,18 +890,17 @@ def check_dataset(
     cache_dir.mkdir(parents=True, exist_ok=True)
     for split in splits:
         try:
-            datasets[split] = scan_split(data, task, split, cache_dir)
+            datasets[split] = scan_split(data, task, split, cache_dir, fraction)
         except InputError as error:
             problems += [f"{where}: {split}: {line}" for line in error.problems]
-    num_test = 0
     test_is_unlabelled = False
-    if data.get("test"):
+    if data.get("test") and is_used(fraction, "test"):
         try:
-            num_test = len(scan_split(data, task, "test", cache_dir))
+            datasets["test"] = scan_split(data, task, "test", cache_dir, fraction)
         except _NoLabelError:
             test_is_unlabelled = True
         except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
-            num_test = 0
+            pass
         except InputError as error:
             problems += [f"{where}: test: {line}" for line in error.problems]
     if problems and forgiven is None:
@@ -771,15 +908,24 @@ def check_dataset(
     if forgiven is not None:
         forgiven += problems
     form = form_of(data)
-    labels = _labels(datasets["train"]) if "train" in datasets else np.zeros(0, int)
-    counts = np.bincount(labels, minlength=len(form.names))
+    numbers = {split: len(dataset) for split, dataset in datasets.items()}
+    counts = {
+        split: np.bincount(_labels(dataset), minlength=len(form.names)).tolist()
+        for split, dataset in datasets.items()
+    }
+    classes = {
+        split: tuple(name for name, count in zip(form.names, found, strict=True) if count)
+        for split, found in counts.items()
+    }
     return replace(
         form,
-        num_train=len(datasets["train"]) if "train" in datasets else 0,
-        num_val=len(datasets["val"]) if "val" in datasets else 0,
-        num_test=num_test,
-        class_counts=tuple(int(c) for c in counts),
+        num_train=numbers.get("train", 0),
+        num_val=numbers.get("val", 0),
+        num_test=numbers.get("test", 0),
+        class_counts=tuple(counts.get("train", form.class_counts)),
         test_is_unlabelled=test_is_unlabelled,
+        val_classes=classes.get("val", ()),
+        test_classes=classes.get("test", ()),
     )
 
 
@@ -809,10 +955,11 @@ def _labels(dataset: PrivateDataset | PrivateClassDataset) -> np.ndarray:
 
 
 def open_split(
-    data: dict[str, Any], task: str, split: str, cache_dir: Path
+    data: dict[str, Any], task: str, split: str, cache_dir: Path, fraction: Fraction = 1.0
 ) -> PrivateDataset | PrivateClassDataset:
     """Read every image header and label of one split; damaged files are left out, and counted.
 
+    fraction: of the images; some have to be left (`is_used`).
     Raises InputError where nothing is left, and for a list with lines that name no image.
     """
     from ultralytics.cfg import get_cfg
@@ -822,7 +969,8 @@ def open_split(
     places = data[split] if isinstance(data[split], list) else [data[split]]
     if problems := list(_lines_of_no_image(Path(place) for place in places)):
         raise InputError(problems)
-    args = get_cfg(overrides={"task": task, "mode": "train", "imgsz": 32, "split": split})
+    overrides = {"task": task, "mode": "train", "imgsz": 32, "split": split, "fraction": fraction}
+    args = get_cfg(overrides=overrides)
     with _plain_errors(task):
         return build_dataset(args, data[split], 1, data, "val", 32, cache_dir)
 
@@ -851,14 +999,14 @@ def _plain_errors(task: str) -> Iterator[None]:
 
 
 def scan_split(
-    data: dict[str, Any], task: str, split: str, cache_dir: Path
+    data: dict[str, Any], task: str, split: str, cache_dir: Path, fraction: Fraction = 1.0
 ) -> PrivateDataset | PrivateClassDataset:
     """Read every image header and label of one split.
 
     Raises InputError with a line for each damaged file, for an empty split, and for one without
     any label.
     """
-    dataset = open_split(data, task, split, cache_dir)
+    dataset = open_split(data, task, split, cache_dir, fraction)
     damaged = _damaged_files(dataset.messages)
     if damaged:
         raise InputError(damaged)
@@ -900,8 +1048,15 @@ def _refuse_useless(dataset: PrivateDataset | PrivateClassDataset, split: str) -
     if not len(_labels(dataset)):
         why = "" if split == "train" else ", so that every model would score 0"
         raise _NoLabelError(
-            f"none of the {len(dataset)} images has a label{why}; {LABELS_EXPECTED}"
+            f"none of the {len(dataset)} images has a label{why}; {LABELS_EXPECTED}, one of them "
+            f"with a label; searched {label_folder(dataset)}"
         )
+
+
+def label_folder(dataset: PrivateDataset | PrivateClassDataset) -> Path:
+    """Where the labels are looked for, of the first image: links in its path have been followed."""
+    assert isinstance(dataset, PrivateDataset)
+    return Path(img2label_paths(dataset.im_files[:1])[0]).parent
 
 
 def is_image_name(name: str) -> bool:
@@ -930,6 +1085,30 @@ def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
                 f"{path}: line {wrong[0]} does not end as an image that Ultralytics reads "
                 f"({ENDINGS}){more}; correct or remove them, and blanks at their ends"
             )
+            continue
+        lost = [
+            number
+            for number, line in enumerate(text.rstrip().splitlines(), 1)
+            if line.strip() and _is_out_of_reach(line)
+        ]
+        if lost:
+            more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
+            yield (
+                f"{path}: line {lost[0]}{more} is no whole path, so it is looked for in the "
+                "working directory, where it is not; begin the lines with a dot and a slash, which "
+                "stand for the folder of the list, or write whole paths"
+            )
+
+
+def _is_out_of_reach(line: str) -> bool:
+    """Whether a line of a list names no image that Ultralytics would find, and a label with it.
+
+    Lines that begin with ./ start at the folder of their list, others at the working directory. Of
+    a bare name it finds no folder for the label.
+    """
+    if line.startswith("./") or Path(line).is_absolute():
+        return False
+    return "/" not in line or not Path(line).is_file()
 
 
 def _damaged_files(messages: Iterable[str]) -> list[str]:

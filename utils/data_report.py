@@ -5,6 +5,7 @@ Label caches of utils/checks.py are used where they are, so that after it no lab
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ import numpy as np
 from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from utils.checks import SERVER_CACHES
+from utils.checks import SERVER_CACHES, fraction_of
 from utils.config import Config, InputError
 from utils.data import (
+    Fraction,
     PrivateClassDataset,
     PrivateDataset,
     class_names,
+    is_used,
     open_split,
     read_data,
+    selected_classes,
 )
 from utils.duplicates import (
     exact_duplicates,
@@ -51,10 +55,11 @@ class SplitReport:
     """One split. images: paths, without links, of those that can be used.
 
     num_background: images without an object. num_unlabelled: those of them without a label file.
-    num_damaged: images that cannot be used. class_counts: (classes,) int, objects of each of the
-    data set's own classes; for a classifier, images. size_counts: (3,) int, small, medium and large
-    boxes, in pixels of the image as it is fed to the model: its longer side scaled to imgsz, for
-    RT-DETR both sides; none for a classifier.
+    num_elsewhere: of these again, those with one in `found_in`, and not in `searched`, where
+    Ultralytics looks. num_damaged: images that cannot be used. class_counts: (classes,) int,
+    objects of each of the data set's own classes; for a classifier, images. size_counts: (3,) int,
+    small, medium and large boxes, in pixels of the image as it is fed to the model: its longer side
+    scaled to imgsz, for RT-DETR both sides; none for a classifier.
     """
 
     images: tuple[str, ...]
@@ -63,6 +68,9 @@ class SplitReport:
     num_damaged: int
     class_counts: np.ndarray
     size_counts: np.ndarray
+    num_elsewhere: int = 0
+    found_in: Path = Path()
+    searched: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -113,13 +121,18 @@ class Twins:
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape."""
+class _Fed:
+    """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape.
+
+    fraction: how many of them. classes: of which labels are taken; None is all.
+    """
 
     imgsz: int
     squares: bool
+    fraction: Fraction
+    classes: tuple[str, ...] | None
 
-    def fed(self, height: int, width: int) -> tuple[float, float]:
+    def size(self, height: int, width: int) -> tuple[float, float]:
         """Width and height of an image in pixels, without what is padded."""
         if self.squares:
             return self.imgsz, self.imgsz
@@ -133,19 +146,30 @@ def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
     caches: label caches, a folder for each, as `checks.check` leaves them.
     """
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
-    shape = _Shape(imgsz, _takes_squares(config))
+    names = tuple(config.names or _names_of(config, task))
+    classes = selected_classes(config.train, names)
+    fed = _Fed(imgsz, _takes_squares(config), fraction_of(config), classes)
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
         where = f"datasets[{index}] '{data.name}' ({path})"
         report = DataReport(data.name, where, (), data.not_annotated)
         folder = caches / data.name
-        reports.append(_read(report, path, ("train", *HELD_OUT), task, shape, folder))
+        reports.append(_read(report, path, ("train", *HELD_OUT), task, fed, folder))
     if config.evaluate.data is not None:
         path = Path(config.evaluate.data)
         report = DataReport(SERVER, f"evaluate.data ({path})")
-        reports.append(_read(report, path, HELD_OUT, task, shape, caches / SERVER_CACHES))
+        reports.append(_read(report, path, HELD_OUT, task, fed, caches / SERVER_CACHES))
     return reports
+
+
+def _names_of(config: Config, task: str) -> list[str]:
+    """The union of the clients' classes, of those that can be read."""
+    names: dict[str, None] = {}
+    for data in [] if config.has_sites else config.clients:
+        with suppress(InputError):  # the checks have said why
+            names |= dict.fromkeys(class_names(read_data(Path(data.data or ""), task, where="")))
+    return list(names)
 
 
 def _takes_squares(config: Config) -> bool:
@@ -157,7 +181,7 @@ def _takes_squares(config: Config) -> bool:
 
 
 def _read(
-    empty: DataReport, path: Path, splits: Sequence[str], task: str, shape: _Shape, caches: Path
+    empty: DataReport, path: Path, splits: Sequence[str], task: str, fed: _Fed, caches: Path
 ) -> DataReport:
     try:
         data = read_data(path, task, where=empty.where)
@@ -166,17 +190,18 @@ def _read(
     names = class_names(data)
     caches.mkdir(parents=True, exist_ok=True)
     found: dict[str, SplitReport] = {}
-    for split in (split for split in splits if data.get(split)):
+    for split in (s for s in splits if data.get(s) and is_used(fed.fraction, s)):
         try:
-            dataset = open_split(data, task, split, caches)
+            dataset = open_split(data, task, split, caches, fed.fraction)
         except InputError:
             continue
         if isinstance(dataset, PrivateClassDataset):
             found[split] = _report_class_split(dataset, len(names))
             continue
-        if split == "test" and not any(len(label["cls"]) for label in dataset.labels):
+        report = _report_split(dataset, names, fed, path.parent, split)
+        if split == "test" and report.num_background == len(report.images):
             continue  # as a run does, which cannot be scored there
-        found[split] = _report_split(dataset, len(names), shape)
+        found[split] = report
     is_classes = task == "classify"
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
 
@@ -192,32 +217,59 @@ def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> Split
     )
 
 
-def _report_split(dataset: PrivateDataset, num_classes: int, shape: _Shape) -> SplitReport:
-    """Count what Ultralytics has read of each image: its shape, classes and boxes."""
-    counts, sizes = np.zeros(num_classes, int), np.zeros(len(SIZE_NAMES), int)
+def _report_split(
+    dataset: PrivateDataset, names: Sequence[str], fed: _Fed, root: Path, split: str
+) -> SplitReport:
+    """Count what Ultralytics has read of each image: its shape, classes and boxes.
+
+    root: folder of the data.yaml.
+    """
+    counts, sizes = np.zeros(len(names), int), np.zeros(len(SIZE_NAMES), int)
     background = []
+    taken = np.array([fed.classes is None or name in fed.classes for name in names])
     for label in dataset.labels:
-        counts += np.bincount(label["cls"].astype(int).ravel(), minlength=num_classes)
-        pixels = label["bboxes"][:, 2:4] * shape.fed(*dataset.shapes[label["im_file"]])
+        classes = label["cls"].astype(int).ravel()
+        mask = taken[classes]
+        counts += np.bincount(classes[mask], minlength=len(names))
+        pixels = label["bboxes"][mask, 2:4] * fed.size(*dataset.shapes[label["im_file"]])
         # A limit belongs to the larger size, but for the rounding of the fractions.
         kinds = np.digitize(pixels.prod(axis=1).round(1), SIZE_LIMITS)
         sizes += np.bincount(kinds, minlength=len(sizes))
-        if not len(label["cls"]):
+        if not mask.any():
             background.append(label["im_file"])
+    pairs = zip(background, map(Path, img2label_paths(background)), strict=True)
+    unlabelled = [(Path(image), label) for image, label in pairs if not label.is_file()]
+    others = [(_label_elsewhere(image, root, split), label) for image, label in unlabelled]
+    elsewhere = [(found.parent, label.parent) for found, label in others if found]
     return SplitReport(
         tuple(str(Path(label["im_file"]).resolve()) for label in dataset.labels),
         len(background),
-        sum(not Path(path).is_file() for path in img2label_paths(background)),
+        len(unlabelled),
         dataset.num_damaged,
         counts,
         sizes,
+        len(elsewhere),
+        *(elsewhere[0] if elsewhere else ()),
     )
 
 
+def _label_elsewhere(image: Path, root: Path, split: str) -> Path | None:
+    """A label of this image where people put them and Ultralytics does not look."""
+    here, above = image.parent, image.parent.parent
+    folders = (here, here / "labels", above / "labels", above / "labels" / here.name)
+    folders += (root / "labels" / split, root / split / "labels", root / "labels")
+    paths = (folder / f"{image.stem}.txt" for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def all_classes(config: Config, reports: Sequence[DataReport]) -> tuple[str, ...]:
-    """The federation's classes: those of the config, or all in order of appearance."""
+    """The federation's classes: those of the config, or all in order of appearance.
+
+    Those that train.classes leaves.
+    """
     clients = [report for report in reports if report.name != SERVER] or reports
-    return tuple(config.names or dict.fromkeys(n for report in clients for n in report.names))
+    names = tuple(config.names or dict.fromkeys(n for report in clients for n in report.names))
+    return selected_classes(config.train, names) or names
 
 
 def find_twins(reports: Sequence[DataReport]) -> Twins:
@@ -360,10 +412,15 @@ def _empty_class_findings(clients: Sequence[DataReport], names: Sequence[str]) -
 def _unlabelled_findings(reports: Sequence[DataReport]) -> Iterator[str]:
     for report in reports:
         for name, split in report.splits.items():
+            has_others = bool(split.num_elsewhere)
             if split.num_unlabelled:
+                elsewhere = (
+                    f"; {split.num_elsewhere} of them have one in {split.found_in}, and it is "
+                    f"looked for in {split.searched}"
+                )
                 yield (
                     f"{report.where}: {split.num_unlabelled} of {len(split.images)} {name} images "
-                    "have no label file, and count as background"
+                    f"have no label file, and count as background{elsewhere * has_others}"
                 )
 
 

@@ -7,7 +7,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from utils.checks import Federation
+from utils.checks import Federation, fraction_of
 from utils.config import Config
 from utils.final_evaluation import finish, is_finished
 from utils.greeting import hello
@@ -40,7 +40,9 @@ def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> M
     them are enough.
     """
     is_open = config.datasets == "supernodes" or config.new_clients
-    members = Members(config.clients, hello(task), is_open=is_open, has_sites=True)
+    members = Members(
+        config.clients, hello(task, fraction_of(config)), is_open=is_open, has_sites=True
+    )
     members.names = tuple(config.names) if config.names else None
 
     def tell(text: str) -> None:

@@ -137,8 +137,13 @@ def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict
 
 def evaluate_across_clients(server: Server, grid: Grid) -> None:
     """Score every model on every client's val split, and on the server's; one model at a time."""
-    rows = []
+    rows: list[dict[str, object]] = []
+    empty: list[dict[str, object]] = []
     for model, owner, arrays in _models(server, grid):
+        if arrays is None:
+            names = _names(server, server.nodes)
+            empty.extend({"model": model, "owner": owner, "data": name} for name in names)
+            continue
         server.display.step(
             server.config.num_rounds,
             f"evaluate the {model} model{f' of {owner}' if owner else ''}",
@@ -159,11 +164,15 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
             }
             for score in scores
         ]
-    server.run_dir.append_rows(CROSS_CLIENT, rows)
+    server.run_dir.append_rows(CROSS_CLIENT, [*rows, *empty])
 
 
-def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
-    """Kind, owner and arrays of each model: the global one, or the clients' own; local ones."""
+def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | None]]:
+    """Kind, owner and arrays of each model: the global one, or the clients' own; local ones.
+
+    Arrays are None of a client that has no local model, since it was never drawn in a round that
+    was evaluated.
+    """
     layout = Layout.of(to_arrays(server.model))
     kinds = ["local"]
     if server.has_model:
@@ -175,9 +184,19 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays]]:
         arrays = views(reply.content.array_records["arrays"])
         return checked_arrays(arrays, layout, "model was")
 
+    rows = server.run_dir.rows("clients.csv")
+    config = server.config
+    have_local = {
+        row["client"]
+        for row in rows
+        if row.get("num_examples") and config.evaluate.is_due(int(row["round"]), config.num_rounds)
+    }
     for kind in kinds:
         for node in server.nodes:
             name = server.names_by_node[node]
+            if kind == "local" and name not in have_local:
+                yield kind, name, None
+                continue
             server.display.step(server.config.num_rounds, f"fetch the {kind} model", [name])
             config = server.config_record()
             config["server-round"] = server.config.num_rounds

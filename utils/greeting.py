@@ -11,7 +11,7 @@ from typing import Any
 import ultralytics
 from pydantic import TypeAdapter
 
-from utils.data import DataSummary
+from utils.data import DataSummary, Fraction
 
 PROTOCOL = 1  # raised when messages change their meaning
 PACKAGES = ("flwr", "torch")
@@ -19,11 +19,15 @@ PACKAGES = ("flwr", "torch")
 
 @dataclass(frozen=True)
 class Hello:
-    """What the server says first. task: Ultralytics' task, by which labels are read."""
+    """What the server says first.
+
+    task: Ultralytics' task, by which labels are read. fraction: of the images, which are used.
+    """
 
     protocol: int
     versions: dict[str, str]
     task: str
+    fraction: Fraction = 1.0
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -95,9 +99,9 @@ class Seat:
 _SEAT = TypeAdapter(Seat)
 
 
-def hello(task: str) -> Hello:
+def hello(task: str, fraction: Fraction = 1.0) -> Hello:
     """What this server says."""
-    return Hello(PROTOCOL, versions(), task)
+    return Hello(PROTOCOL, versions(), task, fraction)
 
 
 def versions() -> dict[str, str]:

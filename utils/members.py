@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from utils.attempts import in_one_line
 from utils.config import CLIENT_NAME, ClientData, nearest
-from utils.data import DataSummary, form_problems
+from utils.data import DataSummary, class_problems, form_problems
 from utils.greeting import Hello, Introduction
 from utils.plausible import MAX_IMAGES, MAX_INTRODUCTION
 
@@ -40,7 +40,8 @@ class Members:
     """Holds who the clients are, on which nodes, and who has been refused.
 
     clients: in the order of their seats; grows when others may join. names: class names of the
-    federation, None while they depend on who comes.
+    federation, None while they depend on who comes. classes: those that train.classes leaves,
+    None for all.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Members:
         self.is_open = is_open
         self.has_sites = has_sites
         self.names: tuple[str, ...] | None = None
+        self.classes: tuple[str, ...] | None = None
         self.by_name: dict[str, Member] = {}
         self.names_by_node: dict[int, str] = {}  # also of those that have gone
         self.online: set[int] = set()
@@ -219,6 +221,8 @@ class Members:
                 f"[{', '.join(self.names or ())}]{nearest(unknown[0], self.names or ())}; correct "
                 "its data.yaml, or start a new run with it under names"
             )
+        for problem in class_problems(summary, self.classes):
+            raise Unfit(f"SuperNode '{name}': {problem}")
         # Also those that are away just now, but not what it has said of itself before.
         others = {f"'{n}'": m.summary for n, m in self.by_name.items() if n != name and m.summary}
         for problem in form_problems(summary, others):
@@ -250,6 +254,9 @@ def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
         ),
         "keypoints: expected a flip_idx, kpt_oks_sigmas and kpt_names for each, or none": (
             _is_of_keypoints(summary)
+        ),
+        "val and test: expected classes of its own": (
+            {*summary.val_classes, *summary.test_classes} <= set(names)
         ),
         "show-images: expected 0 to 16": 0 <= introduction.show_images <= 16,
         f"not-annotated: {sorted(alien)[:3]} are none of its classes": not alien,

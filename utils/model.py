@@ -31,6 +31,7 @@ from utils.environment import ensure_torchvision_nms
 from utils.files import read_yaml, special_kind
 from utils.run_dir import write_atomically
 
+Freeze = int | list[int | str] | None  # a number of layers, or layers and names of parts of them
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 CLASSIFY_IMGSZ = 224  # pixels; Ultralytics' default for this task
 MODEL_YAML = "model.yaml"  # stands for a base model that is no file
@@ -475,11 +476,35 @@ def parameter_names(model: torch.nn.Module) -> frozenset[str]:
     )
 
 
-def moved_names(model: torch.nn.Module, freeze: int | list[int] | None) -> frozenset[str]:
+def moved_names(model: torch.nn.Module, freeze: Freeze) -> frozenset[str]:
     """Names of the trainable arrays that training moves, by Ultralytics' argument `freeze`."""
+    frozen = _frozen_parts(freeze)
+    return frozenset(n for n in parameter_names(model) if not any(part in n for part in frozen))
+
+
+def freeze_problems(model: torch.nn.Module, freeze: Freeze) -> list[str]:
+    """Say what `freeze` names that the model does not have, or that it leaves nothing to train."""
+    unwrapped: Any = unwrap_model(model)
+    names, last = list(unwrapped.state_dict()), len(unwrapped.model) - 1
+    where = f"found {freeze!r}, but the model has layers 0 to {last}"
+    for layer in freeze if isinstance(freeze, list) else ():
+        is_there = layer <= last if isinstance(layer, int) else _is_in(names, layer)
+        if not is_there:
+            return [f"train.freeze: {where}, and no {layer!r}; correct it"]
+    if freeze and not moved_names(model, freeze):
+        return [f"train.freeze: {where}, of which nothing is left to train; freeze fewer"]
+    return []
+
+
+def _is_in(names: Iterable[str], layer: str) -> bool:
+    (part,) = _frozen_parts([layer])
+    return any(part in name for name in names)
+
+
+def _frozen_parts(freeze: Freeze) -> list[str]:
+    """What the name of a frozen array has in it, as in `BaseTrainer._setup_train` (8.4)."""
     layers = range(freeze) if isinstance(freeze, int) else freeze or ()
-    frozen = tuple(f"model.{layer}." for layer in layers)
-    return frozenset(name for name in parameter_names(model) if not name.startswith(frozen))
+    return [f"model.{layer}." for layer in layers]
 
 
 def class_row_names(model: torch.nn.Module) -> list[str]:

@@ -22,7 +22,6 @@ from typing import Any
 
 import psutil
 import torch
-from ultralytics.data.utils import get_split_fraction
 
 from utils.attempts import reason_of
 from utils.checks import Federation
@@ -119,8 +118,7 @@ def estimate(
     batch = int(config.train["batch"])
     steps, seconds, evaluation = {}, {}, {}
     for name, summary in summaries.items():
-        num_images = _used_images(config, summary.num_train)
-        steps[name] = math.ceil(num_images / batch) * config.local_epochs
+        steps[name] = math.ceil(summary.num_train / batch) * config.local_epochs
         seconds[name] = steps[name] * trial.step_s
         evaluation[name] = summary.num_val / batch * trial.step_s * FORWARD
     num = num_at_once(config)
@@ -136,11 +134,6 @@ def estimate(
         trial.memory,
         trial.gpu_memory,
     )
-
-
-def _used_images(config: Config, num_images: int) -> float:
-    part = get_split_fraction(config.train.get("fraction", 1.0), "train")
-    return min(num_images, part) if isinstance(part, int) else max(1, round(num_images * part))
 
 
 def _together(seconds: dict[str, float], per_round: int, at_once: int) -> float:

@@ -33,7 +33,7 @@ from utils.attempts import MAX_ATTEMPTS, in_one_line
 from utils.client import CLIENT_ERROR, UNCHANGED, Instructions, missing_state, to_record
 from utils.codec import halved
 from utils.config import Config, InputError
-from utils.data import DataSummary
+from utils.data import DataSummary, without_unlabelled_test
 from utils.downloads import Downloads
 from utils.evaluation import Evaluation, Evaluator, class_metrics
 from utils.greeting import Seat
@@ -407,7 +407,8 @@ class Server:
 
     def _record_new_clients(self) -> None:
         """Write down who has joined, so that a resumed run gives each the same seat."""
-        self.summaries.update(self.members.summaries)
+        for name, summary in self.members.summaries.items():
+            self.summaries[name] = without_unlabelled_test(summary, self.members.classes)
         if len(self.members.clients) > len(self.config.clients):
             self.config = self.config.model_copy(update={"datasets": self.members.clients})
             self.run_dir.write_text(CONFIG_FILE, self.config.to_yaml())

@@ -25,7 +25,13 @@ from utils.checks import SERVER_CACHES, Federation, server_data
 from utils.client import Instructions
 from utils.cluster import cpus_of_worker, joined
 from utils.config import ClientData, Config, InputError
-from utils.data import form_of, form_problems, move_caches, write_private_yaml
+from utils.data import (
+    form_of,
+    form_problems,
+    move_caches,
+    selected_classes,
+    write_private_yaml,
+)
 from utils.environment import num_cpus, quiet_stdout, set_verbosity
 from utils.evaluation import Evaluator
 from utils.final_evaluation import finish, is_finished
@@ -61,7 +67,8 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         _server_evaluator(federation, run_dir),
     )
     server.summaries = dict(federation.summaries)
-    server.members.names = federation.names
+    server.members.names = tuple(config.names or ())
+    server.members.classes = selected_classes(config.train, server.members.names)
     server.restore()
     run_dir.write_text(CONFIG_FILE, config.to_yaml())
     if not (run_dir.path / DESCRIPTION_FILE).exists():  # of the start, also when it is resumed

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import RandomSampler
+from ultralytics.data import build_dataloader
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
-from ultralytics.utils.torch_utils import init_seeds, unwrap_model
+from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
 
 from utils.arrays import Arrays, select
 from utils.attempts import AbortedError
@@ -219,6 +221,29 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             dataset = build_dataset(*arguments)
         return dataset if dataset is not None and len(dataset) else self.train_loader.dataset
 
+    def get_dataloader(
+        self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train"
+    ) -> Any:
+        """Leave a last batch of one image out of its epoch where Ultralytics refuses to train.
+
+        The next epoch draws another order, so that it is another image.
+        """
+        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        num, batch = len(loader.dataset), loader.batch_size
+        smallest = smallest_imgsz(self.args.imgsz, self.args.multi_scale, self.stride)
+        if mode != "train" or num % batch != 1 or smallest >= 2 * self.stride:
+            return loader
+        shuffle = isinstance(loader.sampler, RandomSampler)
+        return build_dataloader(
+            loader.dataset,
+            batch_size,
+            self.args.workers,
+            shuffle=shuffle,
+            rank=rank,
+            drop_last=True,
+            device=self.device,
+        )
+
     def _setup_train(self) -> None:
         """Set up once; later slices only put the schedule in place."""
         if self.ema is None:
@@ -325,6 +350,15 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     def _leave_after_slice(self, _: Any) -> None:
         if self.epoch + 1 >= self.slice_end:
             raise _SliceDone
+
+
+def smallest_imgsz(imgsz: int, multi_scale: float, stride: int) -> int:
+    """The smallest size, in pixels, that images are trained at, as Ultralytics (8.4) reckons it.
+
+    Below two strides the smallest feature map has one value for each image, and BatchNorm cannot
+    train on a batch of one.
+    """
+    return max(stride, int(imgsz * (1 - multi_scale))) // stride * stride
 
 
 @cache
@@ -515,6 +549,19 @@ def try_batches(
         trainer.train()
     _apply_pending_gradients(trainer)  # optimisers take their memory in the first step
     return trainer
+
+
+def set_up(settings: SliceSettings) -> None:
+    """Set up a training and read its first batch, to see that it can be; nothing is kept."""
+    num_threads = torch.get_num_threads()
+    try:
+        trainer = _make_trainer(settings)
+        trainer._setup_train()
+        next(iter(trainer.train_loader))
+        trainer.train_loader.close()
+    finally:
+        unset_deterministic()
+        torch.set_num_threads(num_threads)
 
 
 def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
