@@ -411,8 +411,8 @@ def test_a_train_argument_of_the_federation_is_refused_with_the_reason(
         ("nbs: 0", "nbs: 'nbs=0' is an invalid value."),
         (
             "batch: -1",
-            "batch: found -1, expected a whole number of images, from 1 to 65536; AutoBatch (batch=-1) "
-            "would give every client another batch size",
+            "batch: found -1, expected a whole number of images, from 1 to 65536; AutoBatch "
+            "(batch=-1) would give every client another batch size",
         ),
         ("batch: 0.7", "batch: found 0.7, expected a whole number of images, from 1 to 65536; "),
         ("batch: true", "batch: found True, expected a whole number of images, from 1 to 65536; "),
@@ -421,7 +421,7 @@ def test_a_train_argument_of_the_federation_is_refused_with_the_reason(
         ("cache: disk", "cache: found 'disk', expected ram or false; 'disk' would write into the "),
         ("cache: DISK", "cache: found 'DISK', expected ram or false; 'disk' would write into the "),
         ("cache: rom", "cache: found 'rom', expected ram or false; "),
-        ("workers: -1", "workers: found -1, expected a whole number, at least 0"),
+        ("workers: -1", "workers: found -1, expected a whole number from 0 to 1024"),
         ("optimizer: SDG", "optimizer: found 'SDG', expected auto, SGD, MuSGD, Adam, "),
         ("pretrained: 5", "pretrained: found 5, expected true, false or the path of a .pt"),
         ("classes: cat", "classes: found 'cat', expected class indices, e.g. [0, 2]"),

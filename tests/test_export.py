@@ -569,8 +569,9 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused_by_its_headers(
 def test_a_packed_archive_of_the_model_is_taken(
     arrays: Arrays, data_yaml: Path, tmp_path: Path
 ) -> None:
-    np.savez_compressed(tmp_path / "packed.npz", **arrays)
-    np.savez(tmp_path / "plain.npz", **arrays)
+    named: Any = arrays
+    np.savez_compressed(tmp_path / "packed.npz", **named)
+    np.savez(tmp_path / "plain.npz", **named)
     packed = load(export(BASE, tmp_path / "packed.npz", tmp_path / "a.pt", data_yaml))
     plain = load(export(BASE, tmp_path / "plain.npz", tmp_path / "b.pt", data_yaml))
     helpers.assert_same(to_arrays(packed), to_arrays(plain))

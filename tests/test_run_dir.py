@@ -376,7 +376,8 @@ def test_headers_that_do_not_fit_what_follows_are_refused(tmp_path: Path) -> Non
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     """Many entries that point at one array make a small file a large model."""
     path = tmp_path / "round3.npz"
-    with zipfile.ZipFile(path, "w") as archive:
+    whole: Any = zipfile.ZipFile(path, "w")
+    with whole as archive:
         with archive.open("a.npy", "w") as member:
             np.save(member, np.zeros(1000))
         first = archive.infolist()[0]

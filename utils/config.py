@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ from pydantic import (
 )
 from yaml import YAMLError
 
-from utils.files import read_yaml_text
+from utils.files import read_yaml, read_yaml_text
 
 # Train arguments that the federation sets: name -> which setting to use instead.
 OWNED_TRAIN_ARGS = {
@@ -429,6 +429,7 @@ RESUME_SETTINGS = (
     "trust_checkpoint",
     "verbose",
 )
+REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(\$\{[^}\n]{0,40})")  # of OmegaConf
 NETWORK_LOGGERS = ("wandb", "mlflow")
 
 
@@ -474,6 +475,15 @@ def trust_problems(path: Path, overrides: Sequence[str]) -> list[str]:
 
     path: of the args.yaml.
     """
+    try:
+        reference = next(_references(read_yaml(path)), None)
+    except (OSError, ValueError, YAMLError):  # `_read` says what is wrong with it
+        reference = None
+    if reference:  # it can stand for more than memory holds
+        return [
+            f"{path}: found the reference {reference}, which no run writes; put there what it "
+            "stands for"
+        ]
     settings, problems = _read(path, ())
     given = {override.partition("=")[0].strip() for override in overrides}
     return problems + [
@@ -492,6 +502,19 @@ WHAT_IT_DOES = {
     "loggers": "send its numbers there",
 }
 WITHOUT = {"trust_checkpoint": "false", "loggers": "[]"}
+
+
+def _references(value: Any) -> Iterator[str]:
+    """What OmegaConf would replace by another setting."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _references(key)
+            yield from _references(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _references(entry)
+    elif isinstance(value, str):
+        yield from REFERENCE.findall(value)
 
 
 def trusts_checkpoint(path: Path, overrides: Sequence[str] = ()) -> bool:

@@ -604,6 +604,16 @@ def _(folder: Path) -> list[str]:
     return [FEDERATED, f"resume={path}"]
 
 
+@case("run: references without end")
+def _(folder: Path) -> list[str]:
+    ten = "[" + ", ".join([r"'\\${vars.l%d}'"] * 10) + "]"  # two backslashes escape each other
+    lines = [f"  l{i}: {ten % ((i - 1,) * 10)}" for i in range(1, 10)]
+    path = run_directory(folder)
+    text = (path / "args.yaml").read_text()
+    (path / "args.yaml").write_text("\n".join([f"{text}vars:", "  l0: x", *lines, ""]))
+    return [FEDERATED, f"resume={path}"]
+
+
 @case("run: a link to a folder elsewhere")
 def _(folder: Path) -> list[str]:
     path = run_directory(folder)

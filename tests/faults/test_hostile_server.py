@@ -47,7 +47,7 @@ class Site:
         context = Context(1, honest.metadata.dst_node_id, self.config, RecordDict(), {})
         client_module._clients.clear()
         reply = client_module.app(message, context)
-        return reply.error.reason if reply.has_error() else ""
+        return str(reply.error.reason) if reply.has_error() else ""
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_a_hello_of_another_task_is_refused(site: Site) -> None:
     content = RecordDict({"config": ConfigRecord({"hello": json.dumps(told)})})
     context = Context(1, 1, site.config, RecordDict(), {})
     reply = client_module.app(Message(content, 1, "query.hello"), context)
-    assert "told by the server: task 'semantic'; refused" in reply.error.reason
+    assert "told by the server: task 'semantic'; refused" in str(reply.error.reason)
 
 
 def test_a_backbone_of_torchvision_travels_to_sites_without_its_weights() -> None:
