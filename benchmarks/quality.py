@@ -164,10 +164,10 @@ class Job:
     settings: tuple[str, ...] = ()
     batch: int = 0
 
-    def digest(self, setup: Setup) -> str:
-        """What its result depends on, in 16 characters; the names of run and split are not in it.
+    def recipe(self, setup: Setup) -> str:
+        """What its result depends on but for the seed, in 16 characters.
 
-        Batches of a federation are shares of the setup's.
+        The names of run and split are not in it. Batches of a federation are shares of the setup's.
         """
         data = [
             [client, fingerprint(path, setup.data.task, "train", setup.caches)]
@@ -176,7 +176,11 @@ class Job:
         values = [setting.partition("=")[2].partition(":")[0] for setting in self.settings]
         files = [file_digest(Path(value)) for value in values if Path(value).is_file()]
         batch = self.batch or setup.batch
-        return digest_of([setup.frame, self.kind, data, self.settings, files, batch, self.seed])
+        return digest_of([setup.frame, self.kind, data, self.settings, files, batch])
+
+    def digest(self, setup: Setup) -> str:
+        """The same with the seed."""
+        return digest_of([self.recipe(setup), self.seed])
 
     def __str__(self) -> str:
         return f"{self.name}, {self.split}, seed {self.seed}"
@@ -715,7 +719,8 @@ def run_job(job: Job, setup: Setup, running: set[subprocess.Popen[bytes]]) -> No
         metrics, per_class = mean_score(models_of(folder / "run"), setup, folder)
     record = {
         **{k: v for k, v in asdict(job).items() if k != "data"},
-        **{"digest": digest, "frame": setup.frame, "folder": folder.name},
+        **{"digest": digest, "recipe": job.recipe(setup)},
+        **{"frame": setup.frame, "folder": folder.name},
         **{"metrics": metrics, "per_class": per_class, "seconds": round(seconds, 1)},
     }
     keep(record, record_path(job, setup))
@@ -897,25 +902,34 @@ def score(weights: Path, setup: Setup, folder: Path) -> tuple[dict[str, float], 
 # Tables.
 
 
-def read_records(setup: Setup) -> list[dict[str, Any]]:
-    """All results that may stand in one table with those of this setup."""
+def read_records(jobs: Sequence[Job], setup: Setup) -> list[dict[str, Any]]:
+    """All results that may stand in one table with those of these jobs, by their names.
+
+    Others stand beside them, such as those of other settings; but not those that go by the name of
+    a job and are of other data, settings or batches.
+    """
     paths = sorted((setup.out / "results").glob("*.json"))
     records = [json.loads(path.read_text()) for path in paths]
     records = [record for record in records if record["frame"] == setup.frame]
+    names = {job.digest(setup): (job.split, job.name) for job in jobs}
+    recipes = {(job.split, job.name): job.recipe(setup) for job in jobs}
+    for record in records:
+        label = (record["split"], record["name"])
+        record["split"], record["name"] = names.get(record["digest"], label)
+    records = [
+        record
+        for record in records
+        if recipes.get((record["split"], record["name"]), record["recipe"]) == record["recipe"]
+    ]
     order = {kind: number for number, kind in enumerate(KINDS)}
-    records.sort(key=lambda r: (r["split"], order[r["kind"]], r["name"], r["seed"]))
+    records.sort(key=lambda r: (r["split"], order[r["kind"]], r["name"], r["recipe"], r["seed"]))
     return records
 
 
 def write_tables(jobs: Sequence[Job], setup: Setup, failed: Mapping[str, str]) -> None:
     """Write results.csv, table.md and quality.png, and print the table."""
     names = {job.digest(setup): job for job in jobs}
-    records = [
-        {**record, "name": names[record["digest"]].name, "split": names[record["digest"]].split}
-        if record["digest"] in names
-        else record
-        for record in read_records(setup)
-    ]
+    records = read_records(jobs, setup)
     done = {record["digest"] for record in records}
     missing = [str(job) for digest, job in names.items() if digest not in {*done, *failed}]
     lines = [describe(setup), "", markdown(records, setup.batch)]
@@ -959,9 +973,12 @@ def markdown(records: Sequence[Mapping[str, Any]], batch: int) -> str:
     """Mean and standard deviation over seeds, and the ratio to centralised with this batch."""
     if not records:
         return "no run is finished yet"
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    pooled: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
-        groups[record["split"], record["name"]].append(record)
+        groups[record["split"], record["name"], record["recipe"]].append(record)
+        if record["name"] == f"centralised, batch {batch}":
+            pooled[record["split"]].append(record)
     metrics = list(records[0]["metrics"])
     classes = list(dict.fromkeys(name for record in records for name in record["per_class"]))
     classes = [name for name in classes if name.rpartition("/")[2] in ("mAP50", "accuracy_top1")]
@@ -969,11 +986,10 @@ def markdown(records: Sequence[Mapping[str, Any]], batch: int) -> str:
     head = ["data", "run", *metrics, "× centralised", *map(class_title, classes)]
     head += ["seeds", "s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for (split, name), group in groups.items():
+    for (split, name, _), group in groups.items():
         fields = [split, name, *(spread(group, "metrics", metric) for metric in metrics)]
-        reference = groups.get((split, f"centralised, batch {batch}"))
-        reference = reference or groups.get(("all", f"centralised, batch {batch}"))
-        fields.append(ratio(group, reference or [], metrics[0]))
+        reference = pooled.get(split) or pooled.get("all") or []
+        fields.append(ratio(group, reference, metrics[0]))
         fields += [spread(group, "per_class", name) for name in classes]
         seconds = statistics.median(record["seconds"] for record in group)
         fields += [str(len(group)), f"{seconds:.0f}"]

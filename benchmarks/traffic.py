@@ -75,7 +75,7 @@ def main() -> int:
         try:
             run_missing(jobs, setup, failed)
         finally:
-            print(markdown(read_records(setup), setup.out, len(clients)))
+            print(markdown(read_records(jobs, setup), setup.out, len(clients)))
     except InputError as error:
         show_problems(error.problems)
         return 2

@@ -202,7 +202,8 @@ def pretend(
         value = len(done) / 10
         record = {
             **{"kind": job.kind, "name": job.name, "split": job.split, "seed": job.seed},
-            **{"digest": job.digest(setup), "frame": setup.frame, "seconds": 1.0},
+            **{"digest": job.digest(setup), "recipe": job.recipe(setup)},
+            **{"frame": setup.frame, "seconds": 1.0},
             **{"metrics": {"mAP50-95": value}, "per_class": {"a/mAP50": value}},
         }
         if job.kind == "local":
@@ -314,6 +315,30 @@ def test_the_table_has_what_there_is_and_names_what_failed(
     # Of another size of image, none of these counts.
     quality.write_tables(jobs, replace(setup, imgsz=64), {})
     assert "no run is finished yet" in (setup.out / "table.md").read_text()
+
+
+def test_runs_of_one_name_and_other_data_are_not_averaged(
+    plan: tuple[list[Job], Setup, argparse.Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, setup, _ = plan
+    federated = jobs[-1]
+    pretend(monkeypatch)
+    others = [
+        replace(federated, seed=1, data=dict(list(federated.data.items())[:1])),
+        replace(federated, seed=2, settings=("a=1",)),
+        replace(federated, name="mine", seed=3, settings=("a=2",)),
+        replace(federated, name="mine", seed=4, settings=("a=3",)),
+        replace(federated, name="mine", seed=5, settings=("a=3",)),
+    ]
+    quality.run_missing([federated, *others], setup, {})
+    quality.write_tables([federated], setup, {})
+    lines = (setup.out / "table.md").read_text().splitlines()[4:]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert sorted((row[2], row[6]) for row in cells) == [
+        ("defaults", "1"),
+        ("mine", "1"),
+        ("mine", "2"),
+    ]
 
 
 class Pool:
