@@ -659,7 +659,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     try:
-        loaded = OmegaConf.load(io.StringIO(read_yaml_text(path)))
+        source = read_yaml_text(path)
+        loaded = OmegaConf.load(io.StringIO(source))
+        # The same as it is written, and with class names as Ultralytics reads them.
+        texts = OmegaConf.create(yaml.load(source, _AsWritten) or {})
+        names = OmegaConf.create(yaml.load(source, _AsClassNames) or {})
     except FileNotFoundError:
         return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
     except (
@@ -668,10 +672,6 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
         return {}, [f"{path}: not a readable YAML file: {_one_line(error)}"]
     if not isinstance(loaded, DictConfig):
         return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
-    source = path.read_text(encoding="utf-8")
-    # The same as it is written, and with class names as Ultralytics reads them.
-    texts = OmegaConf.create(yaml.load(source, _AsWritten) or {})
-    names = OmegaConf.create(yaml.load(source, _AsClassNames) or {})
     assert isinstance(texts, DictConfig)
     assert isinstance(names, DictConfig)
     problems = []
