@@ -25,6 +25,7 @@ from utils.model import (
     architecture_of,
     architecture_problems,
     build_model,
+    class_change,
     load_checkpoint_module,
     load_into,
     save_checkpoint,
@@ -217,6 +218,25 @@ def test_image_size_and_single_class_are_the_checkpoints_where_the_config_is_sil
     )
     args = yaml.safe_load((told.run_dir / "args.yaml").read_text())["train"]
     assert (args["imgsz"], args["single_cls"]) == (TRAIN["imgsz"], False)
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "expected"),
+    [
+        (["x", "B", "c"], {}, "2 classes before, 3 now; 1 of them are known by name, and keep"),
+        (["x", "y", "z"], {}, "2 classes before, 3 now; 0 of them are known by name, so their"),
+        (["b", "a"], {}, "2 classes before, 2 now; 2 of them are known"),
+        (["x"], {"cls_remap": False}, "2 classes before, 1 now"),
+        (["a", "b"], {}, ""),
+        (["x", "y"], {"pretrained": False}, ""),
+    ],
+)
+def test_it_is_told_what_becomes_of_the_classes_of_the_base(
+    names: list[str], train: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    base = make_checkpoint(tmp_path / "base.pt", ["a", "b"])
+    assert class_change(str(base), train, names)[: len(expected) or None] == expected
+    assert class_change("yolov8n.yaml", {}, names) == ""
 
 
 @pytest.mark.parametrize(

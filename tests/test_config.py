@@ -710,3 +710,10 @@ train: {pretrained: ~/other.pt}
     # A user without a home, and a name that only begins so.
     assert load(tmp_path, MINIMAL, "save_dir=~nobody-here/x").save_dir == "~nobody-here/x"
     assert load(tmp_path, MINIMAL, "save_dir=a~/x").save_dir == "a~/x"
+
+
+def test_a_data_yaml_in_the_place_of_a_config_is_told_as_such(tmp_path: Path) -> None:
+    text = "path: .\ntrain: images/train\nval: images/val\nnames: [a]\n"
+    with pytest.raises(InputError, match="this is a data set") as error:
+        load(tmp_path, text)
+    assert len(error.value.problems) == 1

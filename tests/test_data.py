@@ -942,3 +942,14 @@ def test_a_built_class_dataset_equals_that_of_ultralytics(
         samples.append([described(dataset[i]) for i in range(len(dataset))])
     assert samples[0] == samples[1]
     assert ours.samples == theirs.samples
+
+
+def test_a_list_that_names_images_that_are_not_there_says_how_many(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", num_train=2)
+    lines = ["./images/train/0.jpg", "./1.jpg", "", "./2.jpg"]
+    (tmp_path / "data" / "train.txt").write_text("\n".join(lines) + "\n")
+    data.write_text(data.read_text().replace("train: images/train", "train: train.txt"))
+    with pytest.raises(InputError) as error:
+        check_dataset(data, "detect", tmp_path / "c", where="w", splits=("train",))
+    (line,) = error.value.problems
+    assert "train.txt: 2 of 3 listed images are not there, the first in line 2; " in line

@@ -49,6 +49,7 @@ from utils.model import (
     architecture_of,
     architecture_problems,
     build_model,
+    class_change,
     freeze_problems,
     load_checkpoint_module,
     shared_names,
@@ -78,7 +79,8 @@ class Federation:
     model: the global model before round 1, of this architecture. caches: label caches, a folder for
     each client. members: the sites that are there, if the clients are SuperNodes.
     gpu_choice: how `num_gpus: auto` was decided, where something was tried. unusable: what cannot
-    be used now of the data of a run that is resumed.
+    be used now of the data of a run that is resumed. class_change: what became of the base model's
+    classes, where it has others.
     """
 
     config: Config
@@ -92,6 +94,7 @@ class Federation:
     members: Members | None = None
     gpu_choice: str = ""
     unusable: tuple[str, ...] = ()
+    class_change: str = ""
 
 
 def with_demo_data(config: Config) -> Config:
@@ -221,12 +224,13 @@ def check(
         problems += _class_problems(config, names, summaries, server_summary)
     if problems or task is None:
         raise InputError(problems)
-    if resumed is not None:
-        summaries = as_at_start(summaries, resumed)
     classes = selected_classes(config.train, names)
     summaries = {n: without_unlabelled_test(s, classes) for n, s in summaries.items()}
     if server_summary is not None:
         server_summary = without_unlabelled_test(server_summary, classes)
+    now = summaries
+    if resumed is not None:
+        summaries = as_at_start(summaries, resumed)
     form = model_data(summaries.values(), names)
     config = _resolve(config, task, summaries, names)
     try:
@@ -274,7 +278,7 @@ def check(
         config,
         task,
         names,
-        summaries,
+        now,
         held_out,
         model,
         architecture,
@@ -282,6 +286,7 @@ def check(
         members,
         gpu_choice,
         tuple(unusable or ()),
+        class_change(config.base_model, config.train, names),
     )
 
 

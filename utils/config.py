@@ -532,6 +532,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     settings, problems = _read(path, overrides)
     if problems:
         raise InputError(problems)
+    if "datasets" not in settings and {"val", "names"} <= set(settings):
+        raise InputError(
+            f"{path}: this is a data set (a data.yaml), expected a config that names it under "
+            "'datasets'; copy configs/example.yaml and adapt it"
+        )
     settings.pop("vars", None)
     config = None
     try:

@@ -967,7 +967,8 @@ def open_split(
     if split not in data:  # a data.yaml has it, or was refused
         raise InputError(f"no such folder; expected {split}/CLASS/*.jpg")
     places = data[split] if isinstance(data[split], list) else [data[split]]
-    if problems := list(_lines_of_no_image(Path(place) for place in places)):
+    lists = [Path(place) for place in places]
+    if problems := list(_lines_of_no_image(lists)) or list(_lines_of_absent_images(lists)):
         raise InputError(problems)
     overrides = {"task": task, "mode": "train", "imgsz": 32, "split": split, "fraction": fraction}
     args = get_cfg(overrides=overrides)
@@ -1097,6 +1098,26 @@ def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
                 f"{path}: line {lost[0]}{more} is no whole path, so it is looked for in the "
                 "working directory, where it is not; begin the lines with a dot and a slash, which "
                 "stand for the folder of the list, or write whole paths"
+            )
+
+
+def _lines_of_absent_images(places: Iterable[Path]) -> Iterator[str]:
+    """What lists name that is not there; places as of `_lines_of_no_image`."""
+    for path in places:
+        if not path.is_file() or not os.access(path, os.R_OK):
+            continue
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        lines = [(n, x) for n, x in enumerate(text.rstrip().splitlines(), 1) if x.strip()]
+        absent = [
+            number
+            for number, line in lines
+            if not (path.parent / line if line.startswith("./") else Path(line)).exists()
+        ]
+        if absent:
+            yield (
+                f"{path}: {len(absent)} of {len(lines)} listed images are not there, the first in "
+                f"line {absent[0]}; correct or remove the lines (a dot and a slash at their "
+                f"beginning stand for {path.parent})"
             )
 
 

@@ -41,6 +41,10 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # a round for many minutes
 }
 # Ultralytics' settings that reach the network or other packages.
+OTHER_TORCHVISION = (
+    "yolo train, val and predict fail in this environment: its torchvision is built for another "
+    "PyTorch; install the one that goes with it, from where that came from"
+)
 SETTINGS_OFF = (
     "sync",
     "clearml",

@@ -53,7 +53,11 @@ from utils.arrays import Arrays, Layout, cast_to, layout_problems, negative_stat
 from utils.command import Parser, show_problems
 from utils.config import InputError, nearest, train_problems
 from utils.data import keypoint_names, keypoint_problems
-from utils.environment import ensure_torchvision_nms, remove_private_settings
+from utils.environment import (
+    OTHER_TORCHVISION,
+    ensure_torchvision_nms,
+    remove_private_settings,
+)
 from utils.files import read_yaml, special_kind
 from utils.model import (
     CLASSIFY_IMGSZ,
@@ -619,7 +623,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("base", help="the run's base_model: a .pt or a model YAML")
     parser.add_argument("arrays", type=Path, help="global arrays of a round, e.g. round10.npz")
-    parser.add_argument("-o", "--output", type=Path, default=Path("saved_model.pt"))
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("saved_model.pt"),
+        help="the .pt to write; saved_model.pt by default",
+    )
     parser.add_argument("--data", type=Path, help="data.yaml, for an archive without class names")
     parser.add_argument("--format", type=str.lower, help="also export: onnx, engine, openvino, ...")
     parser.add_argument("--imgsz", type=int, help="image size of the export, pixels")
@@ -668,6 +678,8 @@ def run(options: argparse.Namespace) -> None:
         path, comparison = convert(path, options.format, imgsz)
         print(f"{path}  {comparison}")
     print("Next:")
+    if not ensure_torchvision_nms():
+        print(f"  ({OTHER_TORCHVISION})")
     print(f"  yolo predict task={rebuilt.task} model={path} imgsz={imgsz} source=IMAGES")
     if not options.format:
         print(f"  yolo export model={path} imgsz={imgsz} format=onnx")

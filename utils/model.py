@@ -256,15 +256,46 @@ def architecture_of(
     )
 
 
+def _weights_of(base_model: str, pretrained: Any) -> str:
+    """The checkpoint whose weights training starts from; empty for new ones."""
+    source = pretrained if isinstance(pretrained, str) else base_model
+    return source if pretrained is not False and source.lower().endswith(".pt") else ""
+
+
 def _draws_class_rows(model: Any, base_model: str, pretrained: Any) -> bool:
     """Whether weights came from a head of another number of classes."""
-    source = pretrained if isinstance(pretrained, str) else base_model
-    if pretrained is False or not source.lower().endswith(".pt"):
+    source = _weights_of(base_model, pretrained)
+    if not source:
         return False
     module: Any = load_checkpoint_module(source, where=f"'{source}'")
     layers: list[Any] = [getattr(m, "model", [None]) for m in (module, model)]
     rows = [x[-1].cv3[0][-1].out_channels for x in layers if isinstance(x[-1], Detect)]
     return len(rows) == 2 and rows[0] != rows[1]
+
+
+def class_change(base_model: str, train: Mapping[str, Any], names: Iterable[str]) -> str:
+    """What becomes of the classes of the weights that training starts from; empty if nothing.
+
+    By `BaseModel._remap_cls_by_names`: rows go by name, upper and lower case being the same.
+    """
+    source = _weights_of(base_model, train.get("pretrained", True))
+    found = (
+        getattr(load_checkpoint_module(source, where=f"'{source}'"), "names", {}) if source else {}
+    )
+    before, after = (
+        list(dict(enumerate(found) if isinstance(found, list) else found).values()),
+        [*names],
+    )
+    if not before or before == after:
+        return ""
+    text = f"{len(before)} classes before, {len(after)} now"
+    if train.get("cls_remap", True):
+        known = {str(name).strip().lower() for name in before}
+        num_kept = sum(name.strip().lower() in known for name in after)
+        text += f"; {num_kept} of them are known by name" + (
+            ", and keep their rows" if num_kept else ", so their rows start anew"
+        )
+    return text
 
 
 def class_branch_in(

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from utils import client as client_module
 from utils.arrays import Layout
 from utils.attempts import MAX_ATTEMPTS
-from utils.checks import SERVER_CACHES, Federation, server_data
+from utils.checks import SERVER_CACHES, Federation, as_at_start, server_data
 from utils.client import Instructions
 from utils.cluster import cpus_of_worker, joined
 from utils.config import ClientData, Config, InputError
@@ -66,7 +66,7 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         federation.members or _listed(federation),
         _server_evaluator(federation, run_dir),
     )
-    server.summaries = dict(federation.summaries)
+    server.summaries = as_at_start(federation.summaries, run_dir)
     server.members.names = tuple(config.names or ())
     server.members.classes = selected_classes(config.train, server.members.names)
     server.restore()

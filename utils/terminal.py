@@ -30,7 +30,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from utils.checks import Federation
 from utils.command import show_problems
 from utils.config import InputError, words_said_again
-from utils.environment import ensure_torchvision_nms
+from utils.environment import OTHER_TORCHVISION, ensure_torchvision_nms
 from utils.privacy import epsilon, noise_of_mean
 from utils.report import draw_report
 from utils.run_dir import CONFIG_FILE, RunDir
@@ -70,6 +70,8 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         f"{counted(config.num_rounds, 'round')} of {counted(config.local_epochs, 'epoch')}, "
         f"{federation.task}, {config.strategy.name}"
     )
+    if federation.class_change:
+        console.print(f"{base_model}: {federation.class_change}", soft_wrap=True)
     train = config.train
     console.print(
         f"{device}, CPUs for each client: {resources.num_cpus:g}, imgsz "
@@ -159,8 +161,7 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
         console.print('  [dim]format=onnx needs pip install -e ".\\[onnx]" first[/]')
     if not ensure_torchvision_nms():
         console.print(
-            "  [dim]yolo train, val and predict fail in this environment: its torchvision is built "
-            "for another PyTorch; install the one that goes with it[/]",
+            f"  [dim]{OTHER_TORCHVISION}[/]",
             soft_wrap=True,
         )
 
