@@ -945,7 +945,7 @@ def test_a_built_class_dataset_equals_that_of_ultralytics(
 
 
 def test_a_list_that_names_images_that_are_not_there_says_how_many(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", num_train=2)
+    data = helpers.make_dataset(tmp_path / "data", num_train=2)
     lines = ["./images/train/0.jpg", "./1.jpg", "", "./2.jpg"]
     (tmp_path / "data" / "train.txt").write_text("\n".join(lines) + "\n")
     data.write_text(data.read_text().replace("train: images/train", "train: train.txt"))
