@@ -129,8 +129,8 @@ def parse(arguments: list[str]) -> Command:
         )
     arguments = arguments[1:] if only_checks else arguments
     values = dict(a.split("=", 1) for a in arguments if a.startswith(("resume=", "save_dir=")))
-    overrides = [a for a in arguments if "=" in a and not a.startswith("resume=")]
-    files = [a for a in arguments if "=" not in a]
+    files = [a for a in arguments if "=" not in a or "/" in a.partition("=")[0]]
+    overrides = [a for a in arguments if a not in files and not a.startswith("resume=")]
     for option in (a for a in arguments if a.startswith("-")):
         bare = option.lstrip("-").replace("-", "_")
         raise InputError(

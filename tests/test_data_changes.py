@@ -651,3 +651,15 @@ def test_a_simulation_goes_on_while_a_client_loses_and_regains_its_images(tmp_pa
     assert "train: No images found in" in north["3"][1]
     assert north["4"] == ("4", "its train split has 4 images now, 1 before")
     assert [r["num_examples"] for r in rows if r["client"] == "south"] == ["4"] * 4
+
+
+def test_a_classifier_that_was_evaluated_is_resumed(tmp_path: Path) -> None:
+    """Its validator is shown links to the data, which a run directory must not have."""
+    data = make_class_folders(tmp_path / "data", num_train=4, num_val=2)
+    settings = {"base_model": "yolov8n-cls.yaml", "evaluate": {"every": 1, "data": str(data)}}
+    whole = federation([data], tmp_path / "whole", TRAIN, num_rounds=2, **settings)
+    federation([data], tmp_path / "parts", TRAIN, num_rounds=1, **settings)
+    assert not [p for p in (tmp_path / "parts").rglob("*") if p.is_symlink()]
+    again = federation([data], tmp_path / "parts", TRAIN, num_rounds=1, resume=True, **settings)
+    assert len(again.rounds) == 1
+    assert whole.rounds[0].row["fitness"] == again.rounds[0].row["fitness"]

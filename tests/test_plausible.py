@@ -27,6 +27,11 @@ from utils.plausible import (
         (Work(batch=2, nbs=2, local_epochs=1), 6, {3}),
         (Work(batch=2, nbs=2, local_epochs=3), 5, {9}),  # the last batch is smaller
         (Work(batch=16, nbs=16, local_epochs=1), 1, {1}),
+        # A last batch of one tiny image is left out: 5 images make 2 batches, 3 make 1 of 3.
+        (Work(batch=2, nbs=2, local_epochs=3, drops_single=True), 5, {6}),
+        (Work(batch=4, nbs=4, local_epochs=3, drops_single=True), 3, {3}),
+        (Work(batch=2, nbs=2, local_epochs=3, drops_single=True), 4, {6}),
+        (Work(batch=2, nbs=2, local_epochs=3, drops_single=True), 1, {3}),
         # 7 batches accumulate 4: one step and what is left, or one more where each round begins
         # with a step, or any number up to 7 while it warms up.
         (Work(batch=16, nbs=64, local_epochs=1), 100, {2, 3, 4, 5, 6, 7}),

@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -703,8 +704,10 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
         )
         for pattern in TEXTS:
             settings = _with_texts(settings, texts, pattern.split("."))
+        # Text too, but for true and false.
+        settings = _with_texts(settings, texts, ["train", "pretrained"], kept=(NoneType, bool))
         for pattern in CLASS_NAMES:
-            settings = _with_texts(settings, names, pattern.split("."), keep_null=False)
+            settings = _with_texts(settings, names, pattern.split("."), kept=())
     except InterpolationKeyError as error:
         return {}, [f"{path}: {_one_line(error)}; add it below 'vars', or give it as vars.NAME=..."]
     except OmegaConfBaseException as error:
@@ -751,20 +754,22 @@ def _values_of(text: str) -> tuple[Any, Any, Any]:
     return found, yaml.load(text, _AsWritten), yaml.load(text, _AsClassNames)
 
 
-def _with_texts(value: Any, texts: Any, pattern: Sequence[str], *, keep_null: bool = True) -> Any:
-    """Put texts where the pattern leads; keep_null: but for a setting that is null."""
+def _with_texts(
+    value: Any, texts: Any, pattern: Sequence[str], *, kept: tuple[type, ...] = (NoneType,)
+) -> Any:
+    """Put texts where the pattern leads; kept: types of values that stay."""
     if not pattern:
-        is_kept = not isinstance(texts, str) or (keep_null and value is None)
+        is_kept = not isinstance(texts, str) or isinstance(value, kept)
         return value if is_kept else texts
     key, *rest = pattern
     if key == "*":
         if not isinstance(value, list) or not isinstance(texts, list):
             return value
         pairs = zip(value, texts, strict=True)
-        return [_with_texts(v, t, rest, keep_null=keep_null) for v, t in pairs]
+        return [_with_texts(v, t, rest, kept=kept) for v, t in pairs]
     if not isinstance(value, dict) or not isinstance(texts, dict) or key not in value:
         return value
-    return {**value, key: _with_texts(value[key], texts[key], rest, keep_null=keep_null)}
+    return {**value, key: _with_texts(value[key], texts[key], rest, kept=kept)}
 
 
 def _name_sections(settings: DictConfig) -> None:
@@ -789,7 +794,8 @@ def _without_references(value: Any) -> Any:
         return {key: _without_references(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_without_references(entry) for entry in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    # Backslashes before one are taken for escapes, too.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 # unstable: omegaconf._utils says 'full_key: $FULL_KEY'

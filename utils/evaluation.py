@@ -1,8 +1,10 @@
 """One model on one data set: the metrics that `yolo val` would print."""
 
 import random
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,27 +155,26 @@ class Evaluator:
     def _validate(self, model: Any, validator: type, loader: Any, split: str) -> Any:
         ensure_torchvision_nms()
         callbacks = defaultdict(list, on_val_start=[self._set_threads])
-        args = {**self.args, "data": self._data_argument(split), "split": split}
-        running = validator(loader, args=args, _callbacks=callbacks)
-        running(model=model)
+        with self._data_argument(split) as data:
+            args = {**self.args, "data": data, "split": split}
+            running = validator(loader, args=args, _callbacks=callbacks)
+            running(model=model)
         return running
 
-    def _data_argument(self, split: str) -> str:
+    @contextmanager
+    def _data_argument(self, split: str) -> Iterator[str]:
         """What the validator takes as `data` and looks through, though the loader has all of it.
 
         For classify it wants training images, and would make them of others where it finds none:
         it is shown a folder of which this split stands for both.
         """
         if self.args["task"] != "classify":
-            return str(self.private_dir / "data.yaml")
-        folder = self.private_dir / "folders" / split
-        folder.mkdir(parents=True, exist_ok=True)
-        for link in (folder / name for name in ("train", "val", "test")):
-            if link.is_symlink() and link.readlink() != Path(self.data[split]):
-                link.unlink()
-            if not link.is_symlink():  # a process may have been killed between two of them
-                link.symlink_to(self.data[split], target_is_directory=True)
-        return str(folder)
+            yield str(self.private_dir / "data.yaml")
+            return
+        with tempfile.TemporaryDirectory(prefix="federated-yolo-links-") as folder:
+            for name in ("train", "val", "test"):
+                (Path(folder) / name).symlink_to(self.data[split], target_is_directory=True)
+            yield folder
 
     def _set_threads(self, _: Any) -> None:
         # Selecting the CPU set PyTorch's threads to nearly all cores.

@@ -34,10 +34,16 @@ ARRAY_OVERHEAD, DEFLATE_OVERHEAD, MAX_OTHER_BYTES = 1024, 0.01, 1 << 25
 MAX_INTRODUCTION = 1 << 24  # characters; 10000 class names fit
 
 
+def leaves_single_out(num_images: int, batch: int) -> bool:
+    """Whether the last of an epoch's batches has one image, and others have more."""
+    return num_images % min(batch, num_images) == 1
+
+
 @dataclass(frozen=True)
 class Work:
     """What the settings say of a client's round.
 
+    drops_single: a last batch of one image is left out of its epoch (`leaves_single_out`).
     is_plain: nobody's own class does it, which may stop early or go on from other arrays than the
     global ones. may_skip_steps: on a GPU with mixed precision.
     """
@@ -45,12 +51,16 @@ class Work:
     batch: int
     nbs: int
     local_epochs: int
+    drops_single: bool = False
     is_plain: bool = True
     may_skip_steps: bool = False
 
     def num_batches(self, num_images: int) -> int:
         """Batches of a round with so many training images."""
-        return math.ceil(num_images / self.batch) * self.local_epochs
+        num = math.ceil(num_images / self.batch)
+        if self.drops_single and leaves_single_out(num_images, self.batch):
+            num -= 1
+        return num * self.local_epochs
 
     def step_problem(self, num_images: int, num_steps: int) -> str:
         """At most a step for each batch, at least one for each batch that accumulates gradients.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from utils.arrays import (
     Arrays,
@@ -58,6 +59,7 @@ from utils.plausible import (
 from utils.privacy import SPENT, ServerPrivacy
 from utils.run_dir import CONFIG_FILE, RESULTS, SERVER, RoundMeta, RunDir
 from utils.strategies import EXAMPLES_KEY, STEPS_KEY, Aggregation, Update
+from utils.trainer import smallest_imgsz
 from utils.updates import Inbox, views
 
 Again = Callable[[Message, Message], Message | None]
@@ -180,7 +182,7 @@ class Server:
         self.whole_layout = Layout.of(to_arrays(model))
         moved = moved_names(model, config.train.get("freeze"))
         self.fixed = [n for n in self.arrays if n not in moved and not is_statistic(n)]
-        self.work = _work_of(config, instructions)
+        self.work = _work_of(config, instructions, model)
         self.bounds = Numbers.of(meta.task, meta.names, class_metrics(meta.task), config.train)
         self.privacy = self._make_privacy()
         self.encoding = Encoding(self.layout, instructions.codec, aggregation.parameters)
@@ -1220,14 +1222,17 @@ def _refuse(problems: Iterable[str], start: str = "") -> None:
         raise ValueError(start + "; ".join(found[:3]))
 
 
-def _work_of(config: Config, instructions: Instructions) -> Work:
-    train = instructions.train
+def _work_of(config: Config, instructions: Instructions, model: Any) -> Work:
+    train, stride = instructions.train, max(int(model.stride.max()), 32)
+    imgsz: Any = train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    multi_scale: Any = train.get("multi_scale", DEFAULT_CFG_DICT["multi_scale"])
     is_mixed = train.get("amp", True) not in (False, "bf16")
     on_gpu = config.has_sites or instructions.device != "cpu"  # of a site it is not known
     return Work(
         batch=int(train["batch"]),
         nbs=int(train["nbs"]),
         local_epochs=config.local_epochs,
+        drops_single=smallest_imgsz(imgsz, multi_scale, stride) < 2 * stride,
         is_plain=not config.client,
         may_skip_steps=is_mixed and on_gpu,
     )

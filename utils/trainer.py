@@ -52,6 +52,7 @@ from utils.model import (
     to_arrays,
     trainer_class,
 )
+from utils.plausible import leaves_single_out
 from utils.run_dir import RoundMeta, load_arrays, save_arrays, write_atomically
 
 PRIVATE_START = "start.npz"
@@ -231,7 +232,8 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         num, batch = len(loader.dataset), loader.batch_size
         smallest = smallest_imgsz(self.args.imgsz, self.args.multi_scale, self.stride)
-        if mode != "train" or num % batch != 1 or smallest >= 2 * self.stride:
+        is_small = smallest < 2 * self.stride
+        if mode != "train" or not (is_small and leaves_single_out(num, batch)):
             return loader
         shuffle = isinstance(loader.sampler, RandomSampler)
         return build_dataloader(
