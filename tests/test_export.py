@@ -274,16 +274,17 @@ def test_a_base_of_80_classes_gives_a_model_of_the_federations_3(
     assert torch.equal(output, raw_output(source))
 
 
-def test_the_runs_own_arguments_shape_the_model_and_its_image_size(
+def test_the_arrays_shape_the_model_and_the_run_says_its_image_size(
     base_80: Path, tmp_path: Path
 ) -> None:
-    """`pretrained: false` does not keep the width of the checkpoint's classification branch."""
+    """`pretrained: false` does not keep the width of the checkpoint's class branch."""
     source = build_model(str(base_80), "detect", make_data(), {"pretrained": False})
     arrays_path = tmp_path / "weights" / "round1.npz"
     arrays_path.parent.mkdir()
     save_arrays(arrays_path, to_arrays(source), META)
-    with pytest.raises(InputError, match=r"stay in its run directory if .* train\.pretrained"):
-        export(base_80, arrays_path, tmp_path / "out.pt")
+    alone: Any = YOLO(export(base_80, arrays_path, tmp_path / "out.pt")).model
+    assert alone.args["imgsz"] == 640
+    assert torch.equal(raw_output(alone), raw_output(source))
     (tmp_path / "args.yaml").write_text("train: {pretrained: false, imgsz: 96, lr0: 0.1}\n")
     model: Any = YOLO(export(base_80, arrays_path, tmp_path / "out.pt")).model
     assert model.args["imgsz"] == 96
@@ -577,20 +578,23 @@ def test_a_packed_archive_of_the_model_is_taken(
     helpers.assert_same(to_arrays(packed), to_arrays(plain))
 
 
-@pytest.mark.parametrize("pretrained", ["code", "a mapping"])
 def test_what_a_run_directory_names_is_not_trusted_with_the_base(
-    pretrained: str, arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A checkpoint that its args.yaml names is not read at all."""
     path = tmp_path / "theirs" / "weights" / "round3.npz"
     path.parent.mkdir(parents=True)
     save_arrays(path, arrays, META)
     torch.save({"model": Payload(tmp_path / "executed")}, tmp_path / "evil.pt")
-    named: Any = {"code": str(tmp_path / "evil.pt"), "a mapping": {"a": 1}}[pretrained]
-    (tmp_path / "theirs" / "args.yaml").write_text(yaml.safe_dump({"train": {"pretrained": named}}))
+    train = {"pretrained": str(tmp_path / "evil.pt"), "imgsz": 96}
+    (tmp_path / "theirs" / "args.yaml").write_text(yaml.safe_dump({"train": train}))
     monkeypatch.setattr("utils.model.SAFE_LOAD", False)  # as --trust-checkpoint does
-    with pytest.raises(InputError, match=r"args\.yaml: train\.pretrained"):
-        export(BASE, path, tmp_path / "out.pt")
+    model: Any = load(export(BASE, path, tmp_path / "out.pt"))
+    assert model.args["imgsz"] == 96
     assert not (tmp_path / "executed").exists()
+    (tmp_path / "theirs" / "args.yaml").write_text("train: {imgsz: -1}\n")
+    with pytest.raises(InputError, match=r"args\.yaml: train\.imgsz: found -1"):
+        export(BASE, path, tmp_path / "out.pt")
 
 
 def test_arrays_that_are_not_the_models_are_named(
