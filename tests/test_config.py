@@ -423,7 +423,7 @@ def test_a_train_argument_of_the_federation_is_refused_with_the_reason(
         ("cache: rom", "cache: found 'rom', expected ram or false; "),
         ("workers: -1", "workers: found -1, expected a whole number from 0 to 1024"),
         ("optimizer: SDG", "optimizer: found 'SDG', expected auto, SGD, MuSGD, Adam, "),
-        ("pretrained: 5", "pretrained: found 5, expected true, false or the path of a .pt"),
+        ("pretrained: [5]", "pretrained: found [5], expected true, false or the path of a .pt"),
         ("classes: cat", "classes: found 'cat', expected class indices, e.g. [0, 2]"),
         ("freeze: all", "freeze: found 'all', expected a number of layers, or a list of layers"),
         ("copy_paste_mode: x", "copy_paste_mode: found 'x', expected flip or mixup"),
