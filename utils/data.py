@@ -1065,21 +1065,23 @@ def is_image_name(name: str) -> bool:
     return name.rpartition(".")[-1].lower() in IMG_FORMATS
 
 
+def _lists(places: Iterable[Path]) -> Iterator[tuple[Path, list[tuple[int, str]]]]:
+    """The lists among these places, with the number and text of their lines that are not blank."""
+    for path in places:
+        if not path.is_file() or not os.access(path, os.R_OK):  # Ultralytics will say so
+            continue
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        yield path, [(n, x) for n, x in enumerate(text.rstrip().splitlines(), 1) if x.strip()]
+
+
 def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
     """What is wrong with lists of images, without the lines themselves, which may not leave a site.
 
     places: folders, which are passed over, and lists. A blank at the end of a line belongs to the
     file's name.
     """
-    for path in places:
-        if not path.is_file() or not os.access(path, os.R_OK):  # Ultralytics will say so
-            continue
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        wrong = [
-            number
-            for number, line in enumerate(text.rstrip().splitlines(), 1)
-            if line.strip() and not is_image_name(line)
-        ]
+    for path, lines in _lists(places):
+        wrong = [number for number, line in lines if not is_image_name(line)]
         if wrong:
             more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
             yield (
@@ -1087,11 +1089,7 @@ def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
                 f"({ENDINGS}){more}; correct or remove them, and blanks at their ends"
             )
             continue
-        lost = [
-            number
-            for number, line in enumerate(text.rstrip().splitlines(), 1)
-            if line.strip() and _is_out_of_reach(line)
-        ]
+        lost = [number for number, line in lines if _is_out_of_reach(line)]
         if lost:
             more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
             yield (
@@ -1103,11 +1101,7 @@ def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
 
 def _lines_of_absent_images(places: Iterable[Path]) -> Iterator[str]:
     """What lists name that is not there; places as of `_lines_of_no_image`."""
-    for path in places:
-        if not path.is_file() or not os.access(path, os.R_OK):
-            continue
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        lines = [(n, x) for n, x in enumerate(text.rstrip().splitlines(), 1) if x.strip()]
+    for path, lines in _lists(places):
         absent = [
             number
             for number, line in lines
