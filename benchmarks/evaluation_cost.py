@@ -20,7 +20,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.environment import prepare_environment, remove_private_settings
+from federated_yolo.common.environment import prepare_environment, remove_private_settings
 
 
 def main() -> None:
@@ -41,9 +41,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     """Forward passes and evaluations, one after the other."""
     import torch
 
-    from utils.data import read_data_yaml, write_private_yaml
-    from utils.evaluation import Evaluator
-    from utils.model import load_checkpoint_module
+    from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
+    from federated_yolo.yolo.checkpoint import load_checkpoint_module
+    from federated_yolo.yolo.evaluator import Evaluator
 
     torch.set_num_threads(1)
     data = read_data_yaml(options.data, where="data")

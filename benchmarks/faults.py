@@ -32,7 +32,7 @@ if not __package__:
 
 import yaml
 
-from utils.environment import prepare_environment, remove_private_settings
+from federated_yolo.common.environment import prepare_environment, remove_private_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROUNDS = 3

@@ -51,15 +51,16 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
-    from utils.environment import prepare_environment
+    from federated_yolo.common.environment import prepare_environment
 
     prepare_environment()  # before Ultralytics is imported, which the modules below do
 
 import yaml
 
-from utils.command import Parser, show_problems
-from utils.config import CLIENT_NAME, InputError, nearest
-from utils.environment import remove_private_settings
+from federated_yolo.common.command_line import Parser, show_problems
+from federated_yolo.common.environment import remove_private_settings
+from federated_yolo.common.errors import InputError, nearest
+from federated_yolo.config.schema import CLIENT_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -126,7 +127,7 @@ class Setup:
     @cached_property
     def frame(self) -> str:
         """Digest of what runs must share to stand in one table."""
-        from utils.greeting import versions
+        from federated_yolo.protocol.handshake import versions
 
         base = Path(self.base)
         return digest_of(
@@ -145,7 +146,7 @@ class Setup:
         return self.out / "caches"
 
     def share(self, split: str) -> int:
-        """A client's share of the batch, as utils/checks.py gives it."""
+        """A client's share of the batch, as checks/federation.py gives it."""
         return share_of(self.batch, len(self.data.clients[split]))
 
 
@@ -263,8 +264,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def make_setup(options: argparse.Namespace, data: Data) -> Setup:
     """What all runs have in common. Raises InputError for a base that does not fit the data."""
-    from utils.config import train_problems
-    from utils.model import task_of
+    from federated_yolo.config.train_arguments import train_problems
+    from federated_yolo.yolo.checkpoint import task_of
 
     base = options.base or BASE.format(SUFFIXES[data.task])
     if task_of(base) != data.task:
@@ -348,8 +349,8 @@ def name_clients(paths: Sequence[Path]) -> dict[str, str]:
 
 def task_of_data(path: Path, options: argparse.Namespace) -> str:
     """The task of --base, or else what the labels are for."""
-    from utils.model import task_of
-    from utils.partition import read_source
+    from federated_yolo.partitioning.source import read_source
+    from federated_yolo.yolo.checkpoint import task_of
 
     if options.base:
         return task_of(options.base)
@@ -383,7 +384,8 @@ def aligned(
     clients: dict[str, dict[str, str]], pooled: Path | None, test: Path | None, task: str, out: Path
 ) -> Data:
     """Find the classes of all, and make what was not given of the clients' data."""
-    from utils.data import class_names, label_space, read_data
+    from federated_yolo.data.data_yaml import class_names, read_data
+    from federated_yolo.data.label_space import label_space
 
     def names_of(path: Any) -> tuple[str, ...]:
         return class_names(read_data(Path(path), task, where="data"))
@@ -420,7 +422,7 @@ def merged(paths: Sequence[str], names: tuple[str, ...], task: str, out: Path) -
     It names the same files as they do; where one counts classes in another way, links to its images
     beside labels that are renumbered. A split that not all have is left out.
     """
-    from utils.data import class_names, read_data, write_private_yaml
+    from federated_yolo.data.data_yaml import class_names, read_data, write_private_yaml
 
     read = [read_data(Path(path), task, where="data") for path in paths]
     if len(paths) == 1 and class_names(read[0]) == names:
@@ -450,7 +452,7 @@ def merged(paths: Sequence[str], names: tuple[str, ...], task: str, out: Path) -
 
 def link_classes(sources: Iterable[Path], names: Iterable[str], folder: Path) -> None:
     """Make folder/CLASS with links to the images of each source's."""
-    from utils.data import is_image_name
+    from federated_yolo.data.data_yaml import is_image_name
 
     for name in names:
         (folder / name).mkdir(parents=True)
@@ -484,7 +486,7 @@ def renumbered(data: dict[str, Any], split: str, names: Sequence[str], folder: P
 
 def scanned(data: dict[str, Any], task: str, split: str, caches: Path) -> Any:
     """The data set of a split, all of whose images and labels are sound. Raises InputError."""
-    from utils.data import scan_split
+    from federated_yolo.data.scan import scan_split
 
     caches.mkdir(parents=True, exist_ok=True)
     try:
@@ -497,7 +499,7 @@ def fingerprint(path: str, task: str, split: str, caches: Path) -> str:
     """Digest of the classes, images (names and sizes) and labels of a split, wherever they are."""
     from ultralytics.data.utils import img2label_paths
 
-    from utils.data import read_data
+    from federated_yolo.data.data_yaml import read_data
 
     key = (path, task, split)
     if key not in _fingerprints:
@@ -530,8 +532,8 @@ def file_digest(path: Path) -> str:
 
 
 def share_of(batch: int, num_clients: int) -> int:
-    """What each of so many clients takes of a batch, as utils/checks.py decides."""
-    from utils.checks import MIN_BATCH
+    """What each of so many clients takes of a batch, as checks/federation.py decides."""
+    from federated_yolo.checks.resolve import MIN_BATCH
 
     return max(MIN_BATCH, round(batch / num_clients))
 
@@ -613,7 +615,7 @@ def unannotated(source: str, folder: Path, variant: str, masked: str) -> Path:
     """A copy of a client's data without labels of a class, or without the images that have any."""
     from ultralytics.data.utils import img2label_paths
 
-    from utils.data import read_data_yaml, write_private_yaml
+    from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
 
     data = read_data_yaml(Path(source), where="data")
     index = next((str(i) for i, name in data["names"].items() if name == masked), None)
@@ -633,8 +635,8 @@ def unannotated(source: str, folder: Path, variant: str, masked: str) -> Path:
 
 def refuse_wrong(jobs: Iterable[Job], setup: Setup) -> None:
     """Check the federations that are to be run as federated.py would. Raises InputError."""
-    from utils.checks import checked
-    from utils.config import load_config
+    from federated_yolo.checks.federation import checked
+    from federated_yolo.config.loading import load_config
 
     problems: list[str] = []
     seen = set()
@@ -730,7 +732,7 @@ def run_job(job: Job, setup: Setup, running: set[subprocess.Popen[bytes]]) -> No
 
 def keep(record: dict[str, Any], path: Path) -> None:
     """Write a result; it is there as a whole or not at all."""
-    from utils.run_dir import write_atomically
+    from federated_yolo.common.files import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
@@ -774,7 +776,7 @@ def write_config(job: Job, folder: Path, setup: Setup) -> Path:
 
 def evaluation_of(config: Path, job: Job) -> list[str]:
     """Where clients have models of their own, they keep them when they are evaluated."""
-    from utils.config import load_config
+    from federated_yolo.config.loading import load_config
 
     is_said = any(setting.startswith("evaluate.") for setting in job.settings)
     is_partial = not is_said and load_config(config, job.settings).shared.is_partial
@@ -814,7 +816,7 @@ def train_plainly(base: str, task: str, pretrained: str | None, arguments: dict[
     import torch
     from ultralytics import YOLO
 
-    from utils.environment import ensure_torchvision_nms
+    from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 
     ensure_torchvision_nms()
     model = YOLO(base, task=task)
@@ -836,8 +838,9 @@ def private_trainer(base: str, task: str, caches: Path) -> type:
 
     Several trainings read the same data at once here, and each would rewrite the other's cache.
     """
-    from utils.data import build_dataset
-    from utils.model import is_rtdetr, structure_of, trainer_class
+    from federated_yolo.data.datasets import build_dataset
+    from federated_yolo.yolo.checkpoint import is_rtdetr, structure_of
+    from federated_yolo.yolo.model import trainer_class
 
     structure = structure_of(base, where="--base")
     caches.mkdir(exist_ok=True)
@@ -879,12 +882,12 @@ def mean_score(
 
 def score(weights: Path, setup: Setup, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics of a .pt as `yolo val` gives them, the judged one first; and those of each class."""
-    from utils.data import read_data, write_private_yaml
-    from utils.evaluation import Evaluator
-    from utils.model import load_checkpoint_module
-    from utils.run_numbers import output_of
-    from utils.run_record import PRIMARY
-    from utils.terminal import short_name
+    from federated_yolo.data.data_yaml import read_data, write_private_yaml
+    from federated_yolo.reporting.run_numbers import output_of
+    from federated_yolo.reporting.run_record import PRIMARY
+    from federated_yolo.runtime.run_tables import short_name
+    from federated_yolo.yolo.checkpoint import load_checkpoint_module
+    from federated_yolo.yolo.evaluator import Evaluator
 
     task = setup.data.task
     data = read_data(Path(setup.data.test), task, where="data")
@@ -1022,7 +1025,7 @@ def spread(group: Sequence[Mapping[str, Any]], part: str, column: str) -> str:
 
 def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A dot for each run, a bar at their mean; lines are the means of the centralised ones."""
-    from utils.plots import new_figure, save_figure
+    from federated_yolo.common.figures import new_figure, save_figure
 
     metric = next(iter(records[0]["metrics"]))
     splits = [s for s in dict.fromkeys(record["split"] for record in records) if s != "all"]

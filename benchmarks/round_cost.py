@@ -25,7 +25,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.environment import prepare_environment, remove_private_settings
+from federated_yolo.common.environment import prepare_environment, remove_private_settings
 
 LEAN = {"val": False, "save": False, "plots": False}
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Seconds of each kind, in the order of the repeats, which take turns."""
-    from utils.environment import ensure_torchvision_nms
+    from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 
     ensure_torchvision_nms()
     train = {
@@ -109,10 +109,11 @@ def client_rounds(
     options: argparse.Namespace, train: dict[str, Any], rounds: int, folder: Path
 ) -> Callable[[], object]:
     """A function that runs a client's next round, from arrays to arrays."""
-    from utils.client import YoloClient
-    from utils.data import read_data_yaml, write_private_yaml
-    from utils.model import architecture_of, build_model, to_arrays
-    from utils.trainer import SliceSettings
+    from federated_yolo.client.yolo_client import YoloClient
+    from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
+    from federated_yolo.yolo.class_branch import architecture_of
+    from federated_yolo.yolo.model import build_model, to_arrays
+    from federated_yolo.yolo.slice_mixin import SliceSettings
 
     data = read_data_yaml(options.data, where="data")
     model = build_model(options.base, "detect", data, train)

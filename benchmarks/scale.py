@@ -33,7 +33,7 @@ if not __package__:
 
 import numpy as np
 
-from utils.environment import prepare_environment, remove_private_settings
+from federated_yolo.common.environment import prepare_environment, remove_private_settings
 
 MIB = 2**20
 NUM_LATE = 10  # all but one are on disk at once
@@ -87,7 +87,7 @@ def compare_counts(options: argparse.Namespace) -> None:
 
 def measure_updates(options: argparse.Namespace) -> dict[str, float]:
     """Peak memory in models, and medians of the ratios, of one count."""
-    from utils.arrays import cast
+    from federated_yolo.common.arrays import cast
 
     round_ = SyntheticRound(options)
     one_model = sum(array.nbytes for array in round_.origin.values())
@@ -122,12 +122,17 @@ class SyntheticRound:
         from flwr.app import ConfigRecord
         from flwr.supercore.task_identity import TaskIdentity
 
-        from utils.arrays import Layout
-        from utils.client import to_record
-        from utils.config import StrategyConfig
-        from utils.model import build_model, class_row_names, parameter_names, to_arrays
-        from utils.strategies import Aggregation
-        from utils.updates import Inbox
+        from federated_yolo.aggregation.aggregator import Aggregation
+        from federated_yolo.aggregation.inbox import Inbox
+        from federated_yolo.common.arrays import Layout
+        from federated_yolo.config.schema import StrategyConfig
+        from federated_yolo.protocol.records import to_record
+        from federated_yolo.yolo.model import (
+            build_model,
+            class_row_names,
+            parameter_names,
+            to_arrays,
+        )
 
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         data = {"names": dict(enumerate("abc")), "nc": 3}
@@ -156,9 +161,9 @@ class SyntheticRound:
         """
         from flwr.app import Array, ArrayRecord
 
-        from utils.arrays import distance, layout_problems, negative_statistics
-        from utils.strategies import Update
-        from utils.updates import views
+        from federated_yolo.aggregation.aggregator import Update
+        from federated_yolo.common.arrays import distance, layout_problems, negative_statistics
+        from federated_yolo.protocol.records import views
 
         copies = {n: bytes(memoryview(array.data)) for n, array in self.template.items()}
         record = ArrayRecord(
@@ -186,11 +191,11 @@ class SyntheticRound:
 
 def measure_rounds(options: argparse.Namespace) -> None:
     """Run the federation and print a row for each round, and the slopes."""
-    from utils.checks import checked
-    from utils.config import Config
-    from utils.environment import ensure_torchvision_nms
-    from utils.run_dir import RunDir
-    from utils.simulation import simulate
+    from federated_yolo.checks.federation import checked
+    from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
+    from federated_yolo.config.schema import Config
+    from federated_yolo.runtime.simulation import simulate
+    from federated_yolo.storage.run_dir import RunDir
 
     ensure_torchvision_nms()
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:

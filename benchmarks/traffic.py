@@ -21,7 +21,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
-    from utils.environment import prepare_environment
+    from federated_yolo.common.environment import prepare_environment
 
     prepare_environment()  # before Ultralytics is imported, which the modules below do
 
@@ -37,10 +37,10 @@ from benchmarks.quality import (
     run_missing,
     spread,
 )
-from utils.command import show_problems
-from utils.config import InputError
-from utils.environment import remove_private_settings
-from utils.run_dir import read_csv
+from federated_yolo.common.command_line import show_problems
+from federated_yolo.common.environment import remove_private_settings
+from federated_yolo.common.errors import InputError
+from federated_yolo.storage.run_dir import read_csv
 
 SPLIT = "iid3"
 # What travels: name -> settings of federated.py.
@@ -123,7 +123,8 @@ def markdown(records: Sequence[Mapping[str, Any]], out: Path, num_clients: int) 
 
 def size_of_model(out: Path, record: Mapping[str, Any]) -> int:
     """Bytes of all arrays of a run's model as they are, in float32 and int64."""
-    from utils.model import load_checkpoint_module, to_arrays
+    from federated_yolo.yolo.checkpoint import load_checkpoint_module
+    from federated_yolo.yolo.model import to_arrays
 
     path = models_of(run_dir_of(out, record))[0]
     module = load_checkpoint_module(str(path), where=path.name).float()

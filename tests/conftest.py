@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.environment import prepare_environment, remove_private_settings
+from federated_yolo.common.environment import prepare_environment, remove_private_settings
 
 DATA = Path(__file__).parent / "data"
 

@@ -9,14 +9,10 @@ import cv2
 import numpy as np
 import torch
 
-from utils.model import (
-    build_model,
-    load_checkpoint_module,
-    save_checkpoint,
-    task_of,
-    to_arrays,
-)
-from utils.run_dir import load_arrays, read_csv
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoint, task_of
+from federated_yolo.yolo.model import build_model, to_arrays
 
 
 def make_dataset(

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from utils import client
+from federated_yolo.client import app as client
 
 
 def identify_process() -> None:

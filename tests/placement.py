@@ -22,7 +22,7 @@ def where(message: Message, _: Context) -> Message:
     """The GPU that a worker sees, before and after Ultralytics has selected its device."""
     from ultralytics.utils import torch_utils
 
-    from utils.room import device_name
+    from federated_yolo.client.device_slots import device_name
 
     visible = os.environ["CUDA_VISIBLE_DEVICES"]
     torch.cuda.is_available = lambda: True  # in a worker of this test alone
@@ -42,9 +42,9 @@ def where(message: Message, _: Context) -> Message:
 
 
 def main(share: float, num_clients: int) -> None:
-    from utils.config import Config
-    from utils.environment import prepare_environment, remove_private_settings
-    from utils.simulation import _local_backend
+    from federated_yolo.common.environment import prepare_environment, remove_private_settings
+    from federated_yolo.config.schema import Config
+    from federated_yolo.runtime.simulation import _local_backend
 
     prepare_environment()
     torch.cuda.device_count = lambda: 2

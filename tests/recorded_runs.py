@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from utils.run_dir import read_csv
+from federated_yolo.storage.run_dir import read_csv
 
 DATA = Path(__file__).parent / "data"
 HOSTILE_CLASS = "<b>WBC</b><img src=x onerror=\"document.title='owned'\">"

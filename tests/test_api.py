@@ -7,9 +7,10 @@ import pytest
 from helpers import make_dataset
 from processes import python
 
-from utils import api
-from utils.checks import checked
-from utils.config import Config, InputError
+from federated_yolo import api
+from federated_yolo.checks.federation import checked
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.schema import Config
 
 START = "base_model: yolov8n.yaml\ndatasets: [north/data.yaml]\n"
 
@@ -20,7 +21,7 @@ def test_base_models_are_restricted_and_settings_private_as_of_the_config(
 ) -> None:
     (tmp_path / "config.yaml").write_text(f"{START}trust_checkpoint: {str(trusted).lower()}\n")
     done = python(
-        "from utils.api import load_config; load_config('config.yaml')\n"
+        "from federated_yolo import load_config; load_config('config.yaml')\n"
         "from ultralytics.utils import SAFE_LOAD, SETTINGS_FILE, ONLINE\n"
         "print(SAFE_LOAD, 'federated-yolo-' in str(SETTINGS_FILE), ONLINE)",
         tmp_path,
@@ -31,7 +32,7 @@ def test_base_models_are_restricted_and_settings_private_as_of_the_config(
 
 @pytest.mark.parametrize(
     "before",
-    ["import ultralytics", "from utils.api import load_config; load_config('trusting.yaml')"],
+    ["import ultralytics", "from federated_yolo import load_config; load_config('trusting.yaml')"],
 )
 def test_another_ultralytics_than_the_config_asks_for_is_refused(
     before: str, tmp_path: Path
@@ -39,10 +40,10 @@ def test_another_ultralytics_than_the_config_asks_for_is_refused(
     (tmp_path / "config.yaml").write_text(START)
     (tmp_path / "trusting.yaml").write_text(f"{START}trust_checkpoint: true\n")
     done = python(
-        f"{before}\nfrom utils.api import load_config; load_config('config.yaml')", tmp_path
+        f"{before}\nfrom federated_yolo import load_config; load_config('config.yaml')", tmp_path
     )
     assert done.returncode == 1
-    assert "import utils.api first, in a new process" in done.stderr
+    assert "call load_config first, in a new process" in done.stderr
 
 
 def test_a_config_that_was_made_in_python_is_checked_as_a_file_is(tmp_path: Path) -> None:

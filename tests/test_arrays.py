@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from utils.arrays import Arrays, Layout, cast_to, checksum, layout_problems, to_double
+from federated_yolo.common.arrays import (
+    Arrays,
+    Layout,
+    cast_to,
+    checksum,
+    layout_problems,
+    to_double,
+)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from utils import attempts
-from utils.attempts import LostWorkerError, attempt
+from federated_yolo.client import attempts
+from federated_yolo.client.attempts import attempt
+from federated_yolo.common.errors import LostWorkerError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +63,8 @@ def test_after_two_workers_died_a_message_is_given_up_and_the_next_starts_anew(
 def test_what_takes_too_long_is_stopped_wherever_it_hangs_and_named(tmp_path: Path) -> None:
     """In native code that holds Python's lock, so that no Python thread could stop it."""
     code = (
-        "import ctypes, sys; from pathlib import Path; from utils.attempts import attempt\n"
+        "import ctypes, sys; from pathlib import Path\n"
+        "from federated_yolo.client.attempts import attempt\n"
         f"with attempt(Path({str(tmp_path)!r}), 'm', 0.5):\n"
         "    ctypes.PyDLL(None).sleep(60)\n"
     )
@@ -75,7 +77,7 @@ def test_what_takes_too_long_is_stopped_wherever_it_hangs_and_named(tmp_path: Pa
         attempt(tmp_path, "m", 0.5),
     ):
         pass
-    assert "line 3" in (tmp_path / "hang.txt").read_text()
+    assert "line 4" in (tmp_path / "hang.txt").read_text()
     with attempt(tmp_path, "m", 60) as number:
         assert number == 1
     assert (tmp_path / "hang.txt").exists()

@@ -16,24 +16,20 @@ from helpers import make_checkpoint, make_data
 from pydantic import TypeAdapter
 from test_exactness import TRAIN, assert_identical, federation, final_arrays, plain_training
 
-from utils.arrays import Layout
-from utils.checks import checked
-from utils.config import Config, InputError
-from utils.export_federated import export
-from utils.model import (
+from federated_yolo.checks.federation import checked
+from federated_yolo.common.arrays import Layout
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.schema import Config
+from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
+from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoint, task_of
+from federated_yolo.yolo.class_branch import (
     Architecture,
     architecture_of,
-    architecture_problems,
-    build_model,
     class_change,
-    load_checkpoint_module,
-    load_into,
-    save_checkpoint,
     set_class_branch,
-    task_of,
-    to_arrays,
 )
-from utils.run_dir import RoundMeta, load_arrays, save_arrays
+from federated_yolo.yolo.model import architecture_problems, build_model, load_into, to_arrays
+from federated_yolo.yolo.rebuild import export
 
 CLASSES = [(80, 2), (2, 80), (15, 3), (80, 80)]
 MODELS = (

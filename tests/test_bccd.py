@@ -8,11 +8,13 @@ import pytest
 from local_grid import LocalGrid
 from test_exactness import Silent
 
-from utils.checks import checked
-from utils.config import load_config
-from utils.model import load_checkpoint_module, to_arrays
-from utils.run_dir import RunDir, load_arrays, read_csv
-from utils.simulation import make_server
+from federated_yolo.checks.federation import checked
+from federated_yolo.config.loading import load_config
+from federated_yolo.runtime.startup import make_server
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import RunDir, read_csv
+from federated_yolo.yolo.checkpoint import load_checkpoint_module
+from federated_yolo.yolo.model import to_arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

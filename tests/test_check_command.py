@@ -16,12 +16,10 @@ import pytest
 from helpers import make_class_folders, make_dataset
 from rich.console import Console
 
-import federated
-from utils import check_command
-from utils.check_command import check_and_show
-from utils.checks import checked
-from utils.config import Config, InputError
-from utils.data_report import (
+from federated_yolo import cli
+from federated_yolo.checks import check_command
+from federated_yolo.checks.check_command import check_and_show
+from federated_yolo.checks.data_report import (
     DataReport,
     Twins,
     all_classes,
@@ -29,8 +27,11 @@ from utils.data_report import (
     findings,
     look_at,
 )
-from utils.round_estimate import RoundEstimate, Trial, _together, estimate
-from utils.run_dir import SERVER
+from federated_yolo.checks.federation import checked
+from federated_yolo.checks.round_estimate import RoundEstimate, Trial, _together, estimate
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.schema import Config
+from federated_yolo.storage.run_dir import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"imgsz": 32, "batch": 2, "workers": 0}
@@ -293,9 +294,9 @@ def test_the_estimate_is_steps_by_seconds_shared_out_over_those_at_once(
     ]
     config = config_of(tmp_path, *paths, local_epochs=2, client_resources={"num_gpus": 0})
     with checked(config) as federation:
-        monkeypatch.setattr("utils.round_estimate.num_cpus", lambda: 1)
+        monkeypatch.setattr("federated_yolo.checks.round_estimate.num_cpus", lambda: 1)
         alone = estimate(federation, "north", Trial(0.5, 1, 0), num_server_val=6)
-        monkeypatch.setattr("utils.round_estimate.num_cpus", lambda: 8)
+        monkeypatch.setattr("federated_yolo.checks.round_estimate.num_cpus", lambda: 8)
         together = estimate(federation, "north", Trial(0.5, 1, 0), num_server_val=0)
     assert alone.num_steps == {"north": 6, "south": 2}
     assert alone.seconds == {"north": 3.0, "south": 1.0}
@@ -320,8 +321,8 @@ def test_a_process_that_is_killed_is_not_blamed_on_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [make_client(tmp_path / name, 0) for name in ("north", "south")]
-    monkeypatch.setattr("utils.round_estimate._try", kill_this_process)
-    monkeypatch.setattr("utils.round_estimate.num_cpus", lambda: 2)
+    monkeypatch.setattr("federated_yolo.checks.round_estimate._try", kill_this_process)
+    monkeypatch.setattr("federated_yolo.checks.round_estimate.num_cpus", lambda: 2)
     assert shown(config_of(tmp_path, *paths, client_resources={"num_gpus": 0}))[1] == [
         "a process that tried a training step, of 2 at once, was killed, most likely for want of "
         "memory; raise client_resources.num_cpus, so that fewer run at once, or lower train.batch "
@@ -358,11 +359,11 @@ def test_problems_end_the_command_with_2(
     (tmp_path / "north" / "images" / "train" / "1.png").write_bytes(b"no image")
     config = tmp_path / "config.yaml"
     config.write_text(f"base_model: yolov8n.yaml\ndatasets: [{path}]\nsave_dir: {tmp_path}/out\n")
-    assert federated.main(["check", str(config), "train.imgsz=32", "train.batch=2"]) == 2
+    assert cli.main(["check", str(config), "train.imgsz=32", "train.batch=2"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("error: ") == 1
     assert "1.png" in captured.err
-    assert federated.main(["check", "resume=true"]) == 2
+    assert cli.main(["check", "resume=true"]) == 2
     assert "check looks at data before a run" in capsys.readouterr().err
 
 

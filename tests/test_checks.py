@@ -13,11 +13,13 @@ import pytest
 import torch
 from ultralytics.utils.metrics import OKS_SIGMA
 
-from utils.checks import checked
-from utils.config import Config, InputError, load_config
-from utils.data import DataSummary, form_problems
-from utils.environment import num_cpus
-from utils.model import load_checkpoint_module, save_checkpoint
+from federated_yolo.checks.federation import checked
+from federated_yolo.common.environment import num_cpus
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.loading import load_config
+from federated_yolo.config.schema import Config
+from federated_yolo.data.summary import DataSummary, form_problems
+from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoint
 
 Sites = dict[str, Path]
 TASKS = "expected one of detect, segment, pose, obb, classify"

@@ -18,8 +18,13 @@ from test_checks import config_of, problems_of
 from test_command import write_config
 from test_exactness import TRAIN
 
-from utils.cluster import Machine, cpus_of_worker, resource_problems, with_cluster_gpus
-from utils.config import ClientResources, Config
+from federated_yolo.checks.cluster import (
+    Machine,
+    cpus_of_worker,
+    resource_problems,
+    with_cluster_gpus,
+)
+from federated_yolo.config.schema import ClientResources, Config
 
 
 def machines(*sizes: tuple[float, float]) -> list[Machine]:

@@ -6,9 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
-from utils.arrays import Arrays, Layout
-from utils.codec import decode, encode, halved, pack, unpack
-from utils.config import CodecConfig
+from federated_yolo.common.arrays import Arrays, Layout
+from federated_yolo.config.schema import CodecConfig
+from federated_yolo.protocol.codec import decode, encode, halved, pack, unpack
 
 CODECS = [
     CodecConfig(name="float16"),

@@ -14,14 +14,15 @@ from processes import ROOT, federated, finished, processes_with, started, wait_u
 from test_exactness import TRAIN, assert_identical, assert_learned, plain_training
 from ultralytics import YOLO
 
-from utils.environment import ensure_torchvision_nms
-from utils.model import to_arrays
-from utils.run_dir import load_arrays, read_csv
+from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo.model import to_arrays
 
 TELLING = """
 from pathlib import Path
 from utils import client
-from utils.client import YoloClient
+from federated_yolo import YoloClient
 
 
 class Telling(YoloClient):

@@ -10,8 +10,11 @@ from pydantic import BaseModel, ValidationError
 from ultralytics.nn.autobackend import check_class_names
 from ultralytics.utils import YAML
 
-from federated import parse
-from utils.config import OWNED_TRAIN_ARGS, ClientData, Config, InputError, load_config
+from federated_yolo.cli import parse
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.loading import load_config
+from federated_yolo.config.schema import ClientData, Config
+from federated_yolo.config.train_arguments import OWNED_TRAIN_ARGS
 
 EXAMPLE = Path(__file__).parent.parent / "configs" / "example.yaml"
 MINIMAL = "base_model: yolo11n.pt\ndatasets: [north/data.yaml, south/data.yaml]\n"

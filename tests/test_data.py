@@ -24,19 +24,11 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.rtdetr.val import RTDETRValidator
 
-from utils.config import InputError
-from utils.data import (
-    DataSummary,
-    PrivateClassDataset,
-    PrivateDataset,
-    build_dataset,
-    check_dataset,
-    class_names,
-    move_caches,
-    read_data,
-    read_data_yaml,
-    write_private_yaml,
-)
+from federated_yolo.common.errors import InputError
+from federated_yolo.data.data_yaml import class_names, read_data, read_data_yaml, write_private_yaml
+from federated_yolo.data.datasets import PrivateClassDataset, PrivateDataset, build_dataset
+from federated_yolo.data.scan import check_dataset, move_caches
+from federated_yolo.data.summary import DataSummary
 
 SPLITS = ("train", "val")
 LINES = "train: images/train\nval: images/val\n"

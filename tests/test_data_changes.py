@@ -16,11 +16,11 @@ from test_command import write_config
 from test_exactness import TRAIN, Silent, federation
 from test_members import node_config
 
-from utils import client as client_module
-from utils import trainer as trainer_module
-from utils.changes import SplitState, split_signature, told_changes
-from utils.run_dir import read_csv
-from utils.server import RunResult
+from federated_yolo.client import workspace as client_module
+from federated_yolo.data.changes import SplitState, split_signature, told_changes
+from federated_yolo.server.results import RunResult
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo import slice_mixin as trainer_module
 
 SMALL: dict[str, Any] = {**TRAIN, "imgsz": 64}  # any number of images can be trained
 Change = Callable[[], object]
@@ -53,7 +53,7 @@ class ChangingGrid(LocalGrid):
             key = (message.metadata.message_type, int(config.get("server-round", 0)))
             self.changes.pop(key, lambda: None)()
             if self.forgetful:
-                client_module._clients.clear()
+                client_module.held_clients.clear()
         return super().push_messages(messages)
 
 
@@ -204,7 +204,7 @@ def test_the_result_is_the_same_when_the_run_is_resumed_around_a_change(
     first["train", stopped_in] = in_turn(changes["train", stopped_in], stop)
     with pytest.raises(Stopped):
         run(data, tmp_path / "runs", first, num_rounds=4)
-    client_module._clients.clear()
+    client_module.held_clients.clear()
     rest = {key: change for key, change in changes.items() if key[1] > stopped_in}
     result = run(data, tmp_path / "runs", rest, num_rounds=4, resume=True)
     assert_same(outcome(result.run_dir), changed_run)
@@ -213,15 +213,15 @@ def test_the_result_is_the_same_when_the_run_is_resumed_around_a_change(
 def test_data_that_stays_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_dataset(tmp_path / "data", num_train=4)
     made = []
-    original = trainer_module._make_trainer
+    original = trainer_module.make_trainer
     monkeypatch.setattr(
-        trainer_module, "_make_trainer", lambda s: made.append(original(s)) or made[-1]
+        trainer_module, "make_trainer", lambda s: made.append(original(s)) or made[-1]
     )
     run(data, tmp_path / "runs", {}, evaluate={"every": 1})
     # Another one was set up to check the settings, before round 1.
     kept = [t for t in made if tmp_path / "runs" in t.settings.private_dir.parents]
     assert len(kept) == 1
-    client = next(reversed(client_module._clients.values()))
+    client = next(reversed(client_module.held_clients.values()))
     loader = client.evaluator._loaders["val"]
     assert client.evaluator.loader(client.model, "val") is loader
     take(data, "0", split="val")()
@@ -610,7 +610,7 @@ HOOK = '''
 import shutil
 from pathlib import Path
 
-from utils.client import YoloClient
+from federated_yolo import YoloClient
 
 
 class Losing(YoloClient):

@@ -14,8 +14,15 @@ from helpers import file_digests
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset
 
-from utils import demo_data
-from utils.demo_data import IMAGE_SIZE, MARKER, NAMES, NUM_HELD_OUT, SCENES, make_demo_data
+from federated_yolo.data import demo_data
+from federated_yolo.data.demo_data import (
+    IMAGE_SIZE,
+    MARKER,
+    NAMES,
+    NUM_HELD_OUT,
+    SCENES,
+    make_demo_data,
+)
 
 NUM_IMAGES = {(name, "train"): scene.num_train for name, scene in SCENES.items()}
 NUM_IMAGES |= {(name, "val"): scene.num_val for name, scene in SCENES.items()}

@@ -12,14 +12,14 @@ import pytest
 from helpers import make_dataset
 from processes import ROOT, clean_environment
 
-from utils.config import load_config
+from federated_yolo.config.loading import load_config
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks" / "README.md"]
 IDS = [path.relative_to(ROOT).as_posix() for path in PAGES]
 # `yolo`, also where torchvision's operators do not fit PyTorch, as with its CUDA build beside a CPU
 # build of PyTorch.
 YOLO = (
-    "from utils.environment import ensure_torchvision_nms; ensure_torchvision_nms(); "
+    "from federated_yolo.common.torchvision_nms import ensure_torchvision_nms as ensure; ensure(); "
     "from ultralytics.cfg import entrypoint; entrypoint()"
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -73,7 +73,7 @@ def test_scripts_exist_and_settings_are_known(page: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_tutorial_leads_from_a_folder_of_images_to_an_onnx_file(tmp_path: Path) -> None:
     page = ROOT / "docs" / "tutorial.md"
-    for name in ("utils", "federated.py", "configs"):
+    for name in ("federated_yolo", "utils", "federated.py", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     names = ("circle", "square", "triangle")
     data = make_dataset(tmp_path / "made", num_train=18, num_val=1, names=names).parent

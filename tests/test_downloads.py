@@ -19,13 +19,15 @@ from test_exactness import (
     final_arrays,
 )
 
-from utils import simulation
-from utils.arrays import Arrays, Layout, checksum
-from utils.client import LACKS_ARRAYS, from_record, to_record
-from utils.config import CodecConfig, InputError
-from utils.increments import Encoding
-from utils.model import batchnorm_arrays, build_model, parameter_names
-from utils.run_dir import load_arrays, read_csv
+from federated_yolo.common.arrays import Arrays, Layout, checksum
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.schema import CodecConfig
+from federated_yolo.protocol.delta import Encoding
+from federated_yolo.protocol.records import LACKS_ARRAYS, from_record, to_record
+from federated_yolo.runtime import startup as simulation
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo.model import batchnorm_arrays, build_model, parameter_names
 
 TOPK: dict[str, Any] = {"codec": "topk", "evaluate": {"every": 1}, "num_rounds": 2}
 

@@ -1,4 +1,4 @@
-"""What utils/environment.py does to a process: tried in processes of their own."""
+"""What common/environment.py does to a process: tried in processes of their own."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from processes import ROOT, finished, python
 # Flower's own watch is in it too: its signal ends nothing here before the other one comes.
 CHILD = """
 import os, signal, sys, threading, time
-from utils.environment import end_with_parent
+from federated_yolo.common.processes import end_with_parent
 
 def watch_of_flower():
     while os.getppid() == parent:
@@ -51,7 +51,9 @@ assert child.stderr.readline() == b"waits\\n"
 def test_a_process_leaves_no_private_settings_behind(tmp_path: Path) -> None:
     """Flower starts one for each message to a SuperNode."""
     code = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n"
-    code += "from utils.environment import prepare_environment; prepare_environment()\n"
+    code += (
+        "from federated_yolo.common.environment import prepare_environment; prepare_environment()\n"
+    )
     code += "import os; print(len(os.listdir(tempfile.tempdir)))"
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
@@ -62,7 +64,7 @@ def test_a_process_leaves_no_private_settings_behind(tmp_path: Path) -> None:
 def test_workers_are_as_nice_as_the_user_says_and_else_not_at_all(
     niceness: str, tmp_path: Path
 ) -> None:
-    code = "from utils.environment import prepare_environment, worker_variables\n"
+    code = "from federated_yolo.common.environment import prepare_environment, worker_variables\n"
     code += "prepare_environment()\n"
     code += "import os, ray\n"
     code += "ray.init('local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
@@ -78,7 +80,7 @@ def test_workers_are_as_nice_as_the_user_says_and_else_not_at_all(
 
 TORCHVISION_TEST = """
 import sys
-from utils.environment import ensure_torchvision_nms
+from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 
 print(ensure_torchvision_nms())
 import torch, torchvision
@@ -158,7 +160,7 @@ def test_a_torchvision_that_is_broken_otherwise_is_told_in_one_line(
     fits: bool, tmp_path: Path
 ) -> None:
     _torchvision(tmp_path, fits=fits, more="raise ImportError('no pictures')\n")
-    code = "from utils.environment import ensure_torchvision_nms\n"
+    code = "from federated_yolo.common.torchvision_nms import ensure_torchvision_nms\n"
     code += "try:\n    ensure_torchvision_nms()\nexcept ValueError as error:\n    print(error)\n"
     status, [line], errors = _tried(code, tmp_path)
     assert status == 0, errors
@@ -169,7 +171,7 @@ def test_a_torchvision_that_is_broken_otherwise_is_told_in_one_line(
 
 def test_no_torchvision_is_left_as_it_is(tmp_path: Path) -> None:
     code = "sys.modules['torchvision'] = None\n"
-    code += "from utils.environment import ensure_torchvision_nms\n"
+    code += "from federated_yolo.common.torchvision_nms import ensure_torchvision_nms\n"
     code += "print(ensure_torchvision_nms())\n"
     assert _tried(code, tmp_path)[:2] == (0, ["True"])
 

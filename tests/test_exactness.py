@@ -11,17 +11,18 @@ from helpers import make_data, make_dataset
 from local_grid import LocalGrid
 from ultralytics import RTDETR, YOLO
 
-from utils import client as client_module
-from utils.arrays import Arrays
-from utils.checks import checked
-from utils.client import from_record
-from utils.config import Config
-from utils.environment import ensure_torchvision_nms
-from utils.final_evaluation import finish
-from utils.model import to_arrays
-from utils.run_dir import RunDir, load_arrays, read_csv
-from utils.server import RunResult
-from utils.simulation import make_server
+from federated_yolo.checks.federation import checked
+from federated_yolo.client import workspace as client_module
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
+from federated_yolo.config.schema import Config
+from federated_yolo.protocol.records import from_record
+from federated_yolo.runtime.startup import make_server
+from federated_yolo.server.final_evaluation import finish
+from federated_yolo.server.results import RunResult
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import RunDir, read_csv
+from federated_yolo.yolo.model import to_arrays
 
 # Small, and every image and step counts: 6 images make 3 batches of 2 an epoch.
 TRAIN: dict[str, Any] = {
@@ -210,7 +211,7 @@ class ForgetfulGrid(LocalGrid):
     """As if every message went to a new worker process."""
 
     def push_messages(self, messages: Any) -> list[str]:
-        client_module._clients.clear()
+        client_module.held_clients.clear()
         return super().push_messages(messages)
 
 
@@ -275,7 +276,7 @@ class AlternatingGrid(LocalGrid):
         self.calls = 0
 
     def push_messages(self, messages: Any) -> list[str]:
-        client_module._clients = self.workers[self.calls % 2]
+        client_module.held_clients = self.workers[self.calls % 2]
         self.calls += 1
         return super().push_messages(messages)
 
@@ -283,7 +284,7 @@ class AlternatingGrid(LocalGrid):
 def test_a_client_that_returns_to_an_old_worker_equals_plain_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_clients", OrderedDict())
+    monkeypatch.setattr(client_module, "held_clients", OrderedDict())
     data = make_dataset(tmp_path / "data")
     train = {**TRAIN, "close_mosaic": 2}
     expected = plain_training("yolov8n.yaml", data, train, epochs=4, folder=tmp_path)
@@ -328,7 +329,7 @@ def test_gradients_left_by_accumulation_are_applied_at_the_end_of_a_round(tmp_pa
     result = federation([data], tmp_path / "runs", train, num_rounds=1, grid=grid)
     state = torch.load(result.run_dir / "clients" / "c0" / "state" / "round1.pt", weights_only=True)
     assert state["optimizer"]["state"]
-    trainer = next(iter(client_module._clients.values())).trainer._trainer
+    trainer = next(iter(client_module.held_clients.values())).trainer._trainer
     assert all(p.grad is None for p in trainer.model.parameters())
 
 

@@ -17,19 +17,22 @@ import torch
 import yaml
 from ultralytics import YOLO
 
-from utils import export_federated
-from utils.arrays import Arrays
-from utils.config import InputError
-from utils.environment import ensure_torchvision_nms
-from utils.export_federated import ExportError, compare, convert, export, main
-from utils.model import build_model, load_into, save_checkpoint, to_arrays
-from utils.run_dir import RoundMeta, load_arrays, save_arrays
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.errors import InputError
+from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
+from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
+from federated_yolo.yolo import convert as export_federated
+from federated_yolo.yolo.checkpoint import save_checkpoint
+from federated_yolo.yolo.convert import ExportError, compare, convert
+from federated_yolo.yolo.export_command import main
+from federated_yolo.yolo.model import build_model, load_into, to_arrays
+from federated_yolo.yolo.rebuild import export
 
 BASE = "yolov8n.yaml"
 NAMES = ("bolt", "nut", "washer")
 META = RoundMeta(round=3, names=NAMES, task="detect", base_model=BASE)
 SIZE = 64  # pixels
-SCRIPT = Path(export_federated.__file__)
+SCRIPT = Path(__file__).resolve().parents[1] / "utils" / "export_federated.py"
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
@@ -588,7 +591,9 @@ def test_what_a_run_directory_names_is_not_trusted_with_the_base(
     torch.save({"model": Payload(tmp_path / "executed")}, tmp_path / "evil.pt")
     train = {"pretrained": str(tmp_path / "evil.pt"), "imgsz": 96}
     (tmp_path / "theirs" / "args.yaml").write_text(yaml.safe_dump({"train": train}))
-    monkeypatch.setattr("utils.model.SAFE_LOAD", False)  # as --trust-checkpoint does
+    monkeypatch.setattr(
+        "federated_yolo.yolo.checkpoint.SAFE_LOAD", False
+    )  # as --trust-checkpoint does
     model: Any = load(export(BASE, path, tmp_path / "out.pt"))
     assert model.args["imgsz"] == 96
     assert not (tmp_path / "executed").exists()

@@ -15,17 +15,22 @@ from local_grid import LocalGrid
 from PIL import Image
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
 
-from utils import final_evaluation
-from utils.arrays import Arrays
-from utils.checks import checked
-from utils.client import YoloClient, from_record, to_record
-from utils.config import Config, InputError
-from utils.data import read_data_yaml, write_private_yaml
-from utils.environment import num_cpus
-from utils.evaluation import Evaluation, Evaluator
-from utils.model import build_model, load_checkpoint_module, load_into, save_checkpoint, to_arrays
-from utils.run_dir import load_arrays, read_csv
-from utils.server import FederationError, RoundResult, Server
+from federated_yolo.checks.federation import checked
+from federated_yolo.client.yolo_client import YoloClient
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.environment import num_cpus
+from federated_yolo.common.errors import FederationError, InputError
+from federated_yolo.config.schema import Config
+from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
+from federated_yolo.protocol.records import from_record, to_record
+from federated_yolo.server import final_evaluation
+from federated_yolo.server.results import RoundResult
+from federated_yolo.server.server import Server
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoint
+from federated_yolo.yolo.evaluator import Evaluation, Evaluator
+from federated_yolo.yolo.model import build_model, load_into, to_arrays
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 EVERY_MODEL = {"every": 1, "cross_client": True}

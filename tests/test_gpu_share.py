@@ -12,11 +12,8 @@ from rich.console import Console
 from test_checks import config_of
 from test_exactness import TRAIN
 
-from utils import terminal
-from utils.checks import checked
-from utils.config import Config, InputError
-from utils.data import DataSummary
-from utils.gpu_share import (
+from federated_yolo.checks.federation import checked
+from federated_yolo.checks.gpu_sharing import (
     GIB,
     ClientMemory,
     as_share,
@@ -24,8 +21,12 @@ from utils.gpu_share import (
     largest_client,
     with_gpu_share,
 )
-from utils.model import Architecture
-from utils.run_dir import RunDir
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.schema import Config
+from federated_yolo.data.summary import DataSummary
+from federated_yolo.runtime import terminal
+from federated_yolo.storage.run_dir import RunDir
+from federated_yolo.yolo.class_branch import Architecture
 
 
 @dataclass

@@ -11,16 +11,15 @@ from helpers import make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
 
-from utils.config import InputError
-from utils.history import recall, remember
-from utils.run_dir import read_csv
-from utils.server import FederationError
+from federated_yolo.client.history import recall, remember
+from federated_yolo.common.errors import FederationError, InputError
+from federated_yolo.storage.run_dir import read_csv
 
 NOTING = """
 from dataclasses import replace
 from pathlib import Path
-from utils.attempts import AbortedError
-from utils.client import YoloClient
+from federated_yolo import AbortedError
+from federated_yolo import YoloClient
 
 LOG = Path(__file__).with_suffix(".log")
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.arrays import Arrays, Layout, checksum
-from utils.config import CodecConfig
-from utils.increments import Encoding, HeldArrays, LackingArraysError, Residuals
+from federated_yolo.client.kept_arrays import HeldArrays, Residuals
+from federated_yolo.common.arrays import Arrays, Layout, checksum
+from federated_yolo.config.schema import CodecConfig
+from federated_yolo.protocol.delta import Encoding, LackingArraysError
 
 PARAMETERS = frozenset({"weight", "bias"})
 TOPK = CodecConfig(name="topk", fraction=0.1)

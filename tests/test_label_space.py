@@ -14,13 +14,16 @@ from test_exactness import TRAIN, assert_identical, federation, final_arrays
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 
-from utils.arrays import Arrays
-from utils.client import from_record
-from utils.config import InputError
-from utils.data import build_dataset, in_label_space, label_space, read_data
-from utils.model import class_row_names
-from utils.run_dir import load_arrays, read_csv
-from utils.trainer import AnnotatedClassesLoss
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.errors import InputError
+from federated_yolo.data.data_yaml import read_data
+from federated_yolo.data.datasets import build_dataset
+from federated_yolo.data.label_space import in_label_space, label_space
+from federated_yolo.protocol.records import from_record
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo.losses import AnnotatedClassesLoss
+from federated_yolo.yolo.model import class_row_names
 
 
 def renumber(source: Path, target: Path, order: Sequence[str], names: Sequence[str]) -> Path:

@@ -21,11 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_exactness import TRAIN, Silent
 from ultralytics.utils import SETTINGS
 
-from utils import loggers as loggers_module
-from utils.checks import checked
-from utils.config import Config, InputError, load_config, resume_problems
-from utils.environment import SETTINGS_OFF, prepare_environment
-from utils.loggers import (
+from federated_yolo.checks.federation import checked
+from federated_yolo.common.environment import SETTINGS_OFF, prepare_environment
+from federated_yolo.common.errors import FederationError, InputError
+from federated_yolo.config.loading import load_config
+from federated_yolo.config.resume import resume_problems
+from federated_yolo.config.schema import Config
+from federated_yolo.runtime.startup import make_server
+from federated_yolo.server import tracking as loggers_module
+from federated_yolo.server.tracking import (
     LOGGERS,
     Loggers,
     State,
@@ -33,9 +37,7 @@ from utils.loggers import (
     logger_problems,
     loggers_of_settings,
 )
-from utils.run_dir import RunDir, read_csv
-from utils.server import FederationError
-from utils.simulation import make_server
+from federated_yolo.storage.run_dir import RunDir, read_csv
 
 Series = dict[str, list[tuple[int, float]]]  # by name: rounds and values, in order
 TENSORBOARD: dict[str, Any] = {"loggers": ["tensorboard"]}

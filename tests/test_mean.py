@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import identify_process
 
-from utils.arrays import CHUNK, Arrays, Layout, cast_to, distance
-from utils.config import StrategyConfig
-from utils.mean import RunningMean, Share, limited
-from utils.strategies import STRATEGIES, Aggregation, Update, abstain
+from federated_yolo.aggregation.aggregator import Aggregation, Update, abstain
+from federated_yolo.aggregation.mean import RunningMean, Share, limited
+from federated_yolo.aggregation.strategies import STRATEGIES
+from federated_yolo.common.arrays import CHUNK, Arrays, Layout, cast_to, distance
+from federated_yolo.config.schema import StrategyConfig
 
 STREAMING = [name for name, entry in STRATEGIES.items() if not entry.needs_all]
 CLASSES = "head"  # an array of class rows

@@ -13,17 +13,17 @@ from local_grid import LocalGrid
 from rich.console import Console
 from test_exactness import TRAIN, Silent
 
-from utils import client as client_module
-from utils import deployment
-from utils import greeting as greeting_module
-from utils.checks import checked
-from utils.config import Config
-from utils.data import DataSummary
-from utils.greeting import Hello, Introduction, hello
-from utils.members import Members, Unfit
-from utils.run_dir import RunDir, read_csv
-from utils.server import RunResult
-from utils.simulation import make_server
+from federated_yolo.checks.federation import checked
+from federated_yolo.client import workspace as client_module
+from federated_yolo.config.schema import Config
+from federated_yolo.data.summary import DataSummary
+from federated_yolo.protocol import handshake as greeting_module
+from federated_yolo.protocol.handshake import Hello, Introduction, hello
+from federated_yolo.runtime import deployment
+from federated_yolo.runtime.startup import make_server
+from federated_yolo.server.registry import Members, Unfit
+from federated_yolo.server.results import RunResult
+from federated_yolo.storage.run_dir import RunDir, read_csv
 
 SETTINGS: dict[str, Any] = {"base_model": "yolov8n.yaml", "num_rounds": 2, "train": TRAIN}
 
@@ -184,7 +184,7 @@ def without_folders_after_round_1(
     def lose(result: Any) -> None:
         if result.round == 1:
             shutil.rmtree(folder / "private" / "north")
-            client_module._clients.clear()  # a SuperNode's process ends with each message
+            client_module.held_clients.clear()  # a SuperNode's process ends with each message
 
     display.round_done = lose  # type: ignore[method-assign]
     result, _ = run(grid, folder, display, num_rounds=3, **settings)
@@ -300,7 +300,9 @@ def test_a_site_with_other_packages_is_refused_here_and_there(
         return {**real, "torch": "1.0"} if asked == 2 else real  # the first is the server's
 
     monkeypatch.setattr(greeting_module, "versions", versions)
-    monkeypatch.setattr("utils.members.ASK_AGAIN_S", 0.0)  # until it has been mended
+    monkeypatch.setattr(
+        "federated_yolo.server.registry.ASK_AGAIN_S", 0.0
+    )  # until it has been mended
     _, said = run(grid, tmp_path, num_rounds=1)
     expected = f"torch is 1.0 here and {real['torch']} at the server; install what the server has"
     assert expected in said

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ultralytics.utils.nms import TorchNMS
 
-from utils.nms import BLOCK, nms
+from federated_yolo.common.torchvision_nms import BLOCK, nms
 
 
 @pytest.mark.parametrize("num_boxes", [0, 1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 700])

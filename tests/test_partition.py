@@ -22,24 +22,19 @@ from hypothesis import strategies as st
 from processes import ROOT, clean_environment, finished, wait_until
 from ultralytics.data.utils import check_cls_dataset, img2label_paths
 
-from utils import partition
-from utils.checks import checked
-from utils.config import load_config
-from utils.data import check_dataset
-from utils.duplicates import (
+from federated_yolo.checks.federation import checked
+from federated_yolo.config.loading import load_config
+from federated_yolo.data.duplicates import (
     MAX_DISTANCE,
     exact_duplicates,
     near_duplicates,
     nearest_duplicate,
     perceptual_hashes,
 )
-from utils.partition_schemes import (
-    NO_CLASS,
-    SCHEMES,
-    Images,
-    _deal,
-    rarest_classes,
-)
+from federated_yolo.data.scan import check_dataset
+from federated_yolo.partitioning import command as command_module
+from federated_yolo.partitioning import source as source_module
+from federated_yolo.partitioning.schemes import NO_CLASS, SCHEMES, Images, _deal, rarest_classes
 
 NUM_TRAIN, NUM_VAL = 12, 6
 
@@ -52,7 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, list[str]]:
     """Run the command in this process: exit code, stdout, lines of stderr."""
-    code = partition.main([str(argument) for argument in arguments])
+    code = command_module.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err.splitlines()
 
@@ -350,7 +345,7 @@ def test_every_kind_of_label_goes_with_its_image(
     assert (summary.num_train, summary.class_counts) == (6, (0, 6, 0))
     assert summary.kpt_shape == ((2, 3) if task == "pose" else None)
     base = yaml.safe_load((output / "federated.yaml").read_text())["base_model"]
-    assert base == partition.BASE_MODELS[task]
+    assert base == source_module.BASE_MODELS[task]
 
 
 @pytest.mark.parametrize("boxes", ["train", "val", "train/0.txt"])
@@ -1219,7 +1214,7 @@ def test_what_cannot_be_finished_is_removed(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(partition, "draw_partitions", fail)
+    monkeypatch.setattr(command_module, "draw_partitions", fail)
     output = tmp_path / "parts"
     output.mkdir()
     found, _, errors = run(capsys, source, "-o", output, "--clients", 2)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.arrays import Arrays, Layout
-from utils.plausible import (
+from federated_yolo.common.arrays import Arrays, Layout
+from federated_yolo.server.plausible import (
     Numbers,
     Size,
     Work,

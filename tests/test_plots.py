@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from recorded_runs import PNG, write_table
 
-from utils.plots import write_pictures
-from utils.run_dir import read_csv
-from utils.run_record import read_run
+from federated_yolo.reporting.plots import write_pictures
+from federated_yolo.reporting.run_record import read_run
+from federated_yolo.storage.run_dir import read_csv
 
 
 def test_class_names_that_matplotlib_would_read_as_formulas_are_drawn(run_dir: Path) -> None:

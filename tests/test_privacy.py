@@ -13,21 +13,17 @@ from helpers import make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, federation
 
-from utils.arrays import Arrays, Layout, distance
-from utils.client import from_record
-from utils.config import Config, PrivacyConfig
-from utils.model import build_model, moved_names
-from utils.privacy import (
-    ServerPrivacy,
-    clipped_change,
-    epsilon,
-    noise_of_mean,
-    privacy_problems,
-    privatised,
-)
-from utils.run_dir import load_arrays, read_csv
-from utils.run_page import headline
-from utils.run_record import read_run
+from federated_yolo.aggregation.privacy import ServerPrivacy, epsilon
+from federated_yolo.checks.setting_rules import privacy_problems
+from federated_yolo.common.arrays import Arrays, Layout, distance
+from federated_yolo.config.schema import Config, PrivacyConfig
+from federated_yolo.protocol.clipping import clipped_change, noise_of_mean, privatised
+from federated_yolo.protocol.records import from_record
+from federated_yolo.reporting.run_page import headline
+from federated_yolo.reporting.run_record import read_run
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo.model import build_model, moved_names
 
 needs_accountant = pytest.mark.skipif(
     importlib.util.find_spec("dp_accounting") is None, reason='needs pip install -e ".[dp]"'

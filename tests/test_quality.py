@@ -16,9 +16,10 @@ from processes import finished
 
 from benchmarks import quality
 from benchmarks.quality import Job, Setup
-from utils.config import InputError
-from utils.data import class_names, read_data_yaml, scan_split
-from utils.run_dir import read_csv
+from federated_yolo.common.errors import InputError
+from federated_yolo.data.data_yaml import class_names, read_data_yaml
+from federated_yolo.data.scan import scan_split
+from federated_yolo.storage.run_dir import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -400,7 +401,7 @@ def test_a_small_benchmark_comes_to_its_table_and_repeats_only_what_failed(tmp_p
     raising = tmp_path / "raising.py"
     raising.write_text(
         "import os\n"
-        "from utils.client import YoloClient\n\n\n"
+        "from federated_yolo import YoloClient\n\n\n"
         "class Raising(YoloClient):\n"
         "    def train(self, *arguments):\n"
         "        if 'MENDED' not in os.environ:\n"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import ROOT
 from recorded_runs import (
     HOSTILE_CLASS,
     HOSTILE_NOTE,
@@ -19,13 +20,13 @@ from recorded_runs import (
     write_table,
 )
 
-from utils import report
-from utils.comparison_page import comparison_page
-from utils.page import Mark
-from utils.run_dir import read_csv
-from utils.run_numbers import cross_client_grid, lines_of
-from utils.run_page import run_page
-from utils.run_record import read_run, read_runs
+from federated_yolo.reporting import draw as report
+from federated_yolo.reporting.comparison_page import comparison_page
+from federated_yolo.reporting.page import Mark
+from federated_yolo.reporting.run_numbers import cross_client_grid, lines_of
+from federated_yolo.reporting.run_page import run_page
+from federated_yolo.reporting.run_record import read_run, read_runs
+from federated_yolo.storage.run_dir import read_csv
 
 
 def make_old(run_dir: Path) -> None:
@@ -410,13 +411,14 @@ def test_the_command_redraws_one_run_and_names_what_it_wrote(
 def test_the_script_works_from_any_directory_and_starts_without_drawing_libraries(
     run_dir: Path, tmp_path: Path
 ) -> None:
-    script = Path(report.__file__)
+    script = ROOT / "utils" / "report.py"
     command = [sys.executable, str(script), "nowhere"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr.startswith("error: nowhere: no such directory")
     code = (
-        f"import sys; sys.path.insert(0, {str(script.parents[1])!r}); import utils.report; "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import federated_yolo.reporting.draw\n"
         "sys.exit(bool({'matplotlib', 'plotly', 'jinja2', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from recorded_runs import DATA, HOSTILE_CLASS, HOSTILE_NOTE
 
-from utils import report
+from federated_yolo.reporting import draw as report
 
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_ARGUMENTS = (

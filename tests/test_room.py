@@ -19,9 +19,9 @@ from local_grid import LocalGrid, identify_process
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from utils import client as client_module
-from utils.room import Room, device_name, with_room
-from utils.run_dir import read_csv
+from federated_yolo.client import app as client_module
+from federated_yolo.client.device_slots import Room, device_name, with_room
+from federated_yolo.storage.run_dir import read_csv
 
 CUDA_ERROR = "CUDA out of memory. Tried to allocate 20.00 MiB."
 

@@ -14,18 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from utils.arrays import Arrays, Layout, checksum
-from utils.config import InputError
-from utils.run_dir import (
-    RoundMeta,
-    RunDir,
-    _load_layout,
-    load_arrays,
-    load_headers,
-    read_csv,
-    save_arrays,
-    write_atomically,
-)
+from federated_yolo.common.arrays import Arrays, Layout, checksum
+from federated_yolo.common.errors import InputError
+from federated_yolo.common.files import write_atomically
+from federated_yolo.storage.archive import RoundMeta, load_arrays, load_headers, save_arrays
+from federated_yolo.storage.run_dir import RunDir, _load_layout, read_csv
 
 META = RoundMeta(round=3, names=("cat", "dög"), task="detect", base_model="yolo11n.pt")
 
@@ -89,7 +82,7 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
 def test_a_round_of_a_later_format_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.run_dir.FORMAT", 2)
+    monkeypatch.setattr("federated_yolo.storage.archive.FORMAT", 2)
     save_arrays(tmp_path / "round3.npz", {"a": np.ones(2)}, META)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"round3\.npz: format 2, this version reads 1"):

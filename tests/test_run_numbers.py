@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from recorded_runs import write_table
 
-from utils.run_numbers import best_local, lines_of, look_of
-from utils.run_record import read_run
+from federated_yolo.reporting.run_numbers import best_local, lines_of, look_of
+from federated_yolo.reporting.run_record import read_run
 
 
 def test_without_server_data_the_best_local_model_has_the_best_weighted_mean(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from recorded_runs import write_table
 
-from utils.run_dir import read_csv
-from utils.run_record import read_run
+from federated_yolo.reporting.run_record import read_run
+from federated_yolo.storage.run_dir import read_csv
 
 
 def test_the_best_round_goes_by_fitness_and_the_latest_of_equals(run_dir: Path) -> None:

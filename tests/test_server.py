@@ -15,18 +15,22 @@ from local_grid import LocalGrid
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
 from ultralytics import YOLO
 
-from utils import client as client_module
-from utils import server as server_module
-from utils.arrays import Arrays
-from utils.client import from_record, to_record
-from utils.config import CodecConfig, PrivacyConfig, SharedConfig
-from utils.environment import ensure_torchvision_nms
-from utils.greeting import Seat
-from utils.model import Architecture, load_into, to_arrays
-from utils.run_dir import RoundMeta, RunDir, load_arrays, read_csv
-from utils.server import FederationError
-from utils.strategies import Update
-from utils.updates import Inbox
+from federated_yolo.aggregation.aggregator import Update
+from federated_yolo.aggregation.inbox import Inbox
+from federated_yolo.client import app as client_app
+from federated_yolo.client import workspace as workspace_module
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.errors import FederationError
+from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
+from federated_yolo.config.schema import CodecConfig, PrivacyConfig, SharedConfig
+from federated_yolo.protocol import instructions as instructions_module
+from federated_yolo.protocol.handshake import Seat
+from federated_yolo.protocol.records import from_record, to_record
+from federated_yolo.server import server as server_module
+from federated_yolo.storage.archive import RoundMeta, load_arrays
+from federated_yolo.storage.run_dir import RunDir, read_csv
+from federated_yolo.yolo.class_branch import Architecture
+from federated_yolo.yolo.model import load_into, to_arrays
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +156,10 @@ def test_federated_metrics_are_those_of_yolo_val(tmp_path: Path) -> None:
     Its boxes are 15 strides wide wherever they are: 120 pixels, here in images of 128. Few images:
     NMS has a time limit for a batch, which so many boxes reach on a busy machine.
     """
-    from utils.data import read_data_yaml, write_private_yaml
-    from utils.evaluation import Evaluator
-    from utils.model import build_model, save_checkpoint
+    from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
+    from federated_yolo.yolo.checkpoint import save_checkpoint
+    from federated_yolo.yolo.evaluator import Evaluator
+    from federated_yolo.yolo.model import build_model
 
     ensure_torchvision_nms()
     path = make_dataset(tmp_path / "data", num_train=2, num_val=6, size=128)
@@ -296,10 +301,10 @@ def test_a_worker_that_holds_one_client_at_a_time_gives_the_same_bits(
 ) -> None:
     data = [make_dataset(tmp_path / f"c{i}", num_train=4, seed=i) for i in range(2)]
     usual = federation(data, tmp_path / "usual", TRAIN, num_rounds=2)
-    monkeypatch.setattr(client_module, "MAX_CLIENTS", 1)
-    client_module._clients.clear()
+    monkeypatch.setattr(workspace_module, "MAX_CLIENTS", 1)
+    workspace_module.held_clients.clear()
     bounded = federation(data, tmp_path / "bounded", TRAIN, num_rounds=2)
-    assert len(client_module._clients) == 1
+    assert len(workspace_module.held_clients) == 1
     assert_identical(final_arrays(bounded), final_arrays(usual))
 
 
@@ -398,17 +403,15 @@ def test_a_client_with_another_model_is_refused_before_round_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_dataset(tmp_path / "data", num_train=2)
-    original = client_module.build_model
-    monkeypatch.setattr(
-        client_module, "build_model", lambda _, *rest: original("yolo11n.yaml", *rest)
-    )
+    original = client_app.build_model
+    monkeypatch.setattr(client_app, "build_model", lambda _, *rest: original("yolo11n.yaml", *rest))
     with pytest.raises(FederationError, match=r"'c0' builds another model than the server"):
         federation([data], tmp_path / "runs", TRAIN)
     assert not (tmp_path / "runs" / "run" / "weights" / "round1.npz").exists()
 
 
 def test_instructions_survive_json() -> None:
-    instructions = client_module.Instructions(
+    instructions = instructions_module.Instructions(
         run_id="r",
         start_id="s",
         architecture=Architecture(
@@ -435,7 +438,7 @@ def test_instructions_survive_json() -> None:
         codec=CodecConfig(name="topk", fraction=0.5),
         privacy=PrivacyConfig(mode="local", clipping_norm=0.1, noise_multiplier=1e-3),
     )
-    assert client_module.Instructions.from_json(instructions.to_json()) == instructions
+    assert instructions_module.Instructions.from_json(instructions.to_json()) == instructions
     seat = Seat(3, "north", 2, "/data.yaml", ("b",), 3, "/run/north")
     assert Seat.from_json(seat.to_json()) == seat
 

@@ -18,20 +18,22 @@ from test_exactness import (
 )
 from ultralytics import RTDETR, YOLO
 
-from utils import trainer as trainer_module
-from utils.arrays import Arrays
-from utils.client import from_record
-from utils.config import InputError, SharedConfig
-from utils.export_federated import export
-from utils.model import (
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.schema import SharedConfig
+from federated_yolo.protocol.records import from_record
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo import slice_mixin as trainer_module
+from federated_yolo.yolo.checkpoint import load_checkpoint_module
+from federated_yolo.yolo.model import (
     batchnorm_arrays,
     build_model,
-    load_checkpoint_module,
     part_of_arrays,
     shared_names,
     to_arrays,
 )
-from utils.run_dir import load_arrays, read_csv
+from federated_yolo.yolo.rebuild import export
 
 # Model -> last layer of the backbone, first of the neck with arrays, the head; from their YAMLs.
 FAMILIES = {

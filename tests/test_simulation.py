@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.config import Config
-from utils.simulation import _local_backend
+from federated_yolo.config.schema import Config
+from federated_yolo.runtime.simulation import _local_backend
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 3, 40])

@@ -9,11 +9,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from helpers import make_dataset
 from local_grid import LocalGrid
 
-from utils import client
-from utils.app import client_app
-from utils.config import InputError
-from utils.data import check_dataset
-from utils.site import is_site, paths_at, read_site, without_paths
+from federated_yolo.app import client_app
+from federated_yolo.client import app as client
+from federated_yolo.client.redaction import paths_at, without_paths
+from federated_yolo.client.site import is_site, read_site
+from federated_yolo.common.errors import InputError
+from federated_yolo.data.scan import check_dataset
 
 
 def test_a_site_is_named_after_its_folder_and_keeps_to_itself_by_default(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_of_an_error_before_a_message_is_handled_only_the_kind_leaves_a_site(
     def fail() -> None:
         raise FileNotFoundError("No usable temporary directory found in ['/home/jane']")
 
-    monkeypatch.setattr("utils.environment.prepare_environment", fail)
+    monkeypatch.setattr("federated_yolo.common.environment.prepare_environment", fail)
     anything: Any = None
     with pytest.raises(RuntimeError) as error:
         client_app(anything, anything)

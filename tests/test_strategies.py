@@ -7,9 +7,11 @@ import pytest
 from flwr.app import ConfigRecord
 from local_grid import identify_process
 
-from utils.arrays import Arrays, Layout, cast_to
-from utils.config import InputError, StrategyConfig
-from utils.strategies import STRATEGIES, Aggregation, Update, abstain, strategy_problems
+from federated_yolo.aggregation.aggregator import Aggregation, Update, abstain
+from federated_yolo.aggregation.strategies import STRATEGIES, strategy_problems
+from federated_yolo.common.arrays import Arrays, Layout, cast_to
+from federated_yolo.common.errors import InputError
+from federated_yolo.config.schema import StrategyConfig
 
 # "w" is trainable; "var" stands for BatchNorm's statistics and "count" for its counter.
 PARAMETERS = frozenset({"w"})

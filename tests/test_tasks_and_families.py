@@ -32,25 +32,29 @@ from test_exactness import (
 from ultralytics import YOLO
 from ultralytics.utils import ROOT
 
-from utils.data import read_data, write_private_yaml
-from utils.evaluation import Evaluator
-from utils.export_federated import convert, export
-from utils.model import (
+from federated_yolo.data.data_yaml import read_data, write_private_yaml
+from federated_yolo.reporting.draw import draw_report
+from federated_yolo.runtime.run_tables import rounds_table
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.yolo.checkpoint import (
     TEXT_HEADS,
-    build_model,
-    class_row_names,
     head_of,
     load_checkpoint_module,
-    load_into,
-    part_of_arrays,
     save_checkpoint,
     structure_of,
     task_of,
+)
+from federated_yolo.yolo.convert import convert
+from federated_yolo.yolo.evaluator import Evaluator
+from federated_yolo.yolo.model import (
+    build_model,
+    class_row_names,
+    load_into,
+    part_of_arrays,
     to_arrays,
 )
-from utils.report import draw_report
-from utils.run_dir import load_arrays, read_csv
-from utils.terminal import rounds_table
+from federated_yolo.yolo.rebuild import export
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # One model of each family, and of each task.

@@ -9,12 +9,12 @@ from helpers import make_dataset
 from rich.console import Console
 from rich.text import Text
 
-from utils import terminal
-from utils.checks import checked
-from utils.config import Config
-from utils.run_dir import RunDir
-from utils.server import RoundResult, RunResult
-from utils.terminal import rounds_table
+from federated_yolo.checks.federation import checked
+from federated_yolo.config.schema import Config
+from federated_yolo.runtime import terminal
+from federated_yolo.runtime.run_tables import rounds_table
+from federated_yolo.server.results import RoundResult, RunResult
+from federated_yolo.storage.run_dir import RunDir
 
 
 def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:

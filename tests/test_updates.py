@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from utils.arrays import Arrays, Shortened
-from utils.client import to_record
-from utils.strategies import Update
-from utils.updates import Inbox, StoredArrays, views
+from federated_yolo.aggregation.aggregator import Update
+from federated_yolo.aggregation.inbox import Inbox, StoredArrays
+from federated_yolo.common.arrays import Arrays, Shortened
+from federated_yolo.protocol.records import to_record, views
 
 ARRAYS: Arrays = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),

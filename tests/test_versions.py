@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from processes import ROOT
 
-from utils.environment import ensure_torchvision_nms
+from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 [TESTED] = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -78,7 +78,7 @@ SEEN = {
 # `# unstable: PLACE`, what this project uses that a new version may change without a word; with
 # `says 'TEXT'` where it is text of the source.
 MARK = re.compile(r"# unstable: ([\w.]+)(?: says '(.+)')?$", re.MULTILINE)
-FILES = [ROOT / "federated.py", *sorted(ROOT.glob("utils/*.py"))]
+FILES = sorted((ROOT / "federated_yolo").rglob("*.py"))
 MARKS = {path: MARK.findall(path.read_text()) for path in FILES if "# unstable" in path.read_text()}
 PLACES = sorted({mark for marks in MARKS.values() for mark in marks})
 
@@ -158,7 +158,7 @@ def _overridden(path: Path, tree: ast.AST) -> Iterator[str]:
     for node in classes:
         names = {x.id for base in node.bases for x in ast.walk(base) if isinstance(x, ast.Name)}
         bases = filter(inspect.isclass, (getattr(module, name, None) for name in names))
-        foreign = [base for base in bases if not base.__module__.startswith("utils")]
+        foreign = [base for base in bases if not base.__module__.startswith("federated_yolo")]
         methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
         for name in filter(_is_private, methods):
             if any(hasattr(base, name) for base in foreign):

@@ -1,118 +1,13 @@
-"""Pictures and pages of runs, drawn from their directories alone.
+"""Draw runs again, or compare them: `federated-yolo report`, from a clone.
 
-    python utils/report.py RUN_DIR                  results.png, ..., report.html in RUN_DIR
-    python utils/report.py RUN_DIR RUN_DIR ... [-o comparison.html]    one page that compares them
-
-To compare, directories of `yolo train` are taken too, as centralised runs. What a run directory
-lacks (it was not evaluated, an older version made it) is left out of its pictures and pages.
-
-Exit codes: 0 done, 1 the files could not be written, 2 wrong input (nothing was written),
-130 interrupted.
+python utils/report.py --help
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from utils.command import Parser, show_problems
-from utils.comparison_page import comparison_page
-from utils.config import InputError
-from utils.page import write_page
-from utils.plots import write_pictures
-from utils.run_page import run_page
-from utils.run_record import Run, read_run, read_runs
-
-REPORT = "report.html"
-
-
-def draw_report(run_dir: Path) -> None:
-    """Write the pictures and report.html of a run.
-
-    Raises InputError when the directory holds no finished round, or a damaged table.
-    """
-    _draw(read_run(run_dir))
-
-
-def _draw(run: Run) -> list[Path]:
-    """Write them and return their paths."""
-    page = run.path / REPORT
-    pictures = write_pictures(run)
-    write_page(run_page(run), page)
-    return [*pictures, page]
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line. Raises InputError."""
-    parser = Parser(
-        prog="report.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="page of a comparison (default: comparison.html)"
-    )
-    options = parser.parse_args(arguments)
-    if options.output is not None and len(options.run_dirs) == 1:
-        raise InputError(
-            f"--output {options.output}: it is the page of a comparison; one run's {REPORT} "
-            "stays in its directory, so leave it out or name another run"
-        )
-    return options
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code."""
-    try:
-        options = parse(arguments)
-        runs = read_runs(options.run_dirs)
-        if len(runs) == 1:
-            written = _draw_one(runs[0])
-        else:
-            written = [_compare(runs, options.output or Path("comparison.html"))]
-        for path in written:
-            print(path)
-    except InputError as error:
-        return _fail(error.problems, 2)
-    except OSError as error:  # a full disk, a directory that may not be written to
-        return _fail([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)
-    except KeyboardInterrupt:
-        return _fail(["interrupted"], 130)
-    except Exception as error:  # tables that were edited can hold what no check thought of
-        reason = f"{type(error).__name__}: {error}"
-        return _fail([f"{' '.join(arguments)}: cannot be drawn ({reason}); restore the files"], 2)
-    return 0
-
-
-def _draw_one(run: Run) -> list[Path]:
-    if not run.is_federated:
-        raise InputError(
-            f"{run.path}: a run of yolo train, which has pictures of its own; name it beside a "
-            "federated run to compare them"
-        )
-    return _draw(run)
-
-
-def _compare(runs: Sequence[Run], output: Path) -> Path:
-    if not output.parent.is_dir() or (output.exists() and not output.is_file()):
-        raise InputError(
-            f"--output {output}: expected a file in a directory that is there; make the "
-            "directory, or choose another"
-        )
-    if output.suffix != ".html":
-        raise InputError(f"--output {output}: expected a name that ends in .html; choose another")
-    write_page(comparison_page(runs), output)
-    return output
-
-
-def _fail(problems: Sequence[str], code: int) -> int:
-    show_problems(problems)
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from federated_yolo.cli import script
+
+    script("report")

@@ -32,7 +32,7 @@ from typing import Any
 
 from processes import clean_environment, process_ids_with, wait_until
 
-from utils.test_certificates import make_certificates
+from federated_yolo.runtime.certificates import make_certificates
 
 COMPLETED = "finished:completed"
 FAILED = "finished:failed"

@@ -9,8 +9,8 @@ from helpers import assert_same, assert_same_training, make_checkpoint, make_dat
 from loopback import COMPLETED, LOCAL, Deployment, Run, deployment
 from processes import ROOT, federated, wait_until
 
-from utils.run_dir import read_csv
-from utils.test_certificates import make_certificates
+from federated_yolo.runtime.certificates import make_certificates
+from federated_yolo.storage.run_dir import read_csv
 
 pytestmark = [
     pytest.mark.slow,

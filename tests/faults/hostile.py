@@ -19,8 +19,8 @@ import torch
 import yaml
 from helpers import make_checkpoint, make_class_folders, make_dataset
 
-from utils.model import build_model, to_arrays
-from utils.run_dir import RoundMeta, save_arrays
+from federated_yolo.storage.archive import RoundMeta, save_arrays
+from federated_yolo.yolo.model import build_model, to_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 FEDERATED, EXPORT = "federated.py", "utils/export_federated.py"
@@ -558,7 +558,7 @@ def class_with_code(folder: Path) -> str:
     """A client's class, whose file makes the mark."""
     (folder / "theirs.py").write_text(
         f"from pathlib import Path\nPath({str(folder / MARKER)!r}).touch()\n"
-        "from utils.client import YoloClient as Mine\n"
+        "from federated_yolo import YoloClient as Mine\n"
     )
     return f"{folder / 'theirs.py'}:Mine"
 

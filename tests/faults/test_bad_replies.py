@@ -13,11 +13,12 @@ from helpers import make_dataset
 from local_grid import LocalGrid
 from test_exactness import TRAIN, Silent, assert_identical, federation, final_arrays
 
-from utils import server as server_module
-from utils.arrays import Arrays
-from utils.client import from_record, to_record
-from utils.run_dir import load_arrays, read_csv
-from utils.server import FederationError
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.errors import FederationError
+from federated_yolo.protocol.records import from_record, to_record
+from federated_yolo.server import server as server_module
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
 
 pytestmark = pytest.mark.slow
 

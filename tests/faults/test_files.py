@@ -6,8 +6,14 @@ import pytest
 import yaml
 from hostile import SPECIAL, laughs
 
-from utils import files
-from utils.files import SpecialFileError, read_yaml, read_yaml_text, special_files, special_kind
+from federated_yolo.common import files
+from federated_yolo.common.files import (
+    SpecialFileError,
+    read_yaml,
+    read_yaml_text,
+    special_files,
+    special_kind,
+)
 
 
 @pytest.mark.parametrize("kind", SPECIAL)

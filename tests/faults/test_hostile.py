@@ -6,10 +6,10 @@ import pytest
 from hostile import CASES, EXPORT, command, verdict
 from processes import finished
 
-import federated
-from utils import export_federated
-from utils.command import show_problems
-from utils.config import InputError
+from federated_yolo import cli
+from federated_yolo.common.command_line import show_problems
+from federated_yolo.common.errors import InputError
+from federated_yolo.yolo import export_command
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +26,9 @@ REAL_PROCESSES = (  # a few as the user's own commands; benchmarks/faults.py doe
 
 
 def federated_here(arguments: list[str]) -> int:
-    """`federated.main` in the environment that the tests have prepared."""
+    """`cli.main` in the environment that the tests have prepared."""
     try:
-        return federated.run(federated.parse(arguments))
+        return cli.run(cli.parse(arguments))
     except InputError as error:
         show_problems(error.problems)
         return 2
@@ -42,7 +42,7 @@ def test_it_is_refused(
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     if script == EXPORT:
-        code = export_federated.main(arguments)
+        code = export_command.main(arguments)
     else:
         code = federated_here(arguments)
     shown = capsys.readouterr()

@@ -11,13 +11,24 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from helpers import file_digests
 from test_members import node_config, run, sites
 
-from utils import client as client_module
-from utils.instruction_checks import client_problems, model_yaml_problems
-from utils.model import Architecture, structure_of, without_downloads
+from federated_yolo.client import (
+    app as app_module,
+)
+from federated_yolo.client import (
+    custom_class as custom_class_module,
+)
+from federated_yolo.client import (
+    workspace as workspace_module,
+)
+from federated_yolo.client.instruction_checks import client_problems, model_yaml_problems
+from federated_yolo.yolo.checkpoint import structure_of
+from federated_yolo.yolo.class_branch import Architecture, without_downloads
 
 pytestmark = pytest.mark.slow
 
-TOUCH = "from pathlib import Path\nPath({marker!r}).touch()\nfrom utils.client import YoloClient\n"
+TOUCH = (
+    "from pathlib import Path\nPath({marker!r}).touch()\nfrom federated_yolo import YoloClient\n"
+)
 
 
 class Site:
@@ -45,8 +56,8 @@ class Site:
         message = Message(content, honest.metadata.dst_node_id, kind)
         message.metadata.__dict__["_message_id"] = "changed"
         context = Context(1, honest.metadata.dst_node_id, self.config, RecordDict(), {})
-        client_module._clients.clear()
-        reply = client_module.app(message, context)
+        workspace_module.held_clients.clear()
+        reply = app_module.app(message, context)
         return str(reply.error.reason) if reply.has_error() else ""
 
 
@@ -147,7 +158,7 @@ def test_a_site_refuses_what_no_server_tells_and_both_are_told_so(
 def test_a_site_runs_no_class_but_of_the_bundle(form: str, site: Site, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     (tmp_path / "evil.py").write_text(TOUCH.format(marker=str(marker)))
-    out = "../" * (len(client_module.ROOT.parts) - 1)
+    out = "../" * (len(custom_class_module.ROOT.parts) - 1)
     file = f"{tmp_path}/evil.py" if form == "an absolute path" else f"{out}{tmp_path}/evil.py"
     answer = site.answer("query", lambda i, _: i.update(client=f"{file}:YoloClient"))
     assert not marker.exists()
@@ -179,7 +190,7 @@ def test_a_hello_of_another_task_is_refused(site: Site) -> None:
     told["task"] = "semantic"
     content = RecordDict({"config": ConfigRecord({"hello": json.dumps(told)})})
     context = Context(1, 1, site.config, RecordDict(), {})
-    reply = client_module.app(Message(content, 1, "query.hello"), context)
+    reply = app_module.app(Message(content, 1, "query.hello"), context)
     assert "told by the server: task 'semantic'; refused" in str(reply.error.reason)
 
 

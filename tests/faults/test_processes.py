@@ -14,7 +14,8 @@ from processes import federated, started, wait_until, working_since
 from test_command import write_config
 from test_exactness import TRAIN
 
-from utils.run_dir import load_arrays, read_csv
+from federated_yolo.storage.archive import load_arrays
+from federated_yolo.storage.run_dir import read_csv
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +25,7 @@ pytestmark = [
 
 HANGING = """
 import threading
-from utils.client import YoloClient
+from federated_yolo import YoloClient
 
 
 class Hanging(YoloClient):
@@ -86,7 +87,7 @@ def test_a_client_that_hangs_is_left_out_and_named_and_comes_back(tmp_path: Path
     assert [rows[r, "north"]["num_examples"] for r in ("1", "3")] == ["20", "20"]
     assert reason in output
     stack = (run_dir / "clients" / "north" / "hang.txt").read_text()
-    assert "utils/client.py" in stack
+    assert "client/yolo_client.py" in stack
 
 
 def kill_at(event: Callable[[], bool], delay_s: float, config: Path, folder: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from helpers import assert_same, make_dataset, outcome
 from test_exactness import TRAIN, federation
 
-from utils.config import InputError
-from utils.run_dir import RunDir
+from federated_yolo.common.errors import InputError
+from federated_yolo.storage.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from helpers import make_dataset
 from processes import ROOT, finished
 from test_command import write_config
 
-from utils.run_dir import load_arrays
+from federated_yolo.storage.archive import load_arrays
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +21,11 @@ class Swish(torch.nn.SiLU):
 """
 MAKE = """
 import sys; sys.path.insert(0, {root!r})
-from utils.environment import prepare_environment, remove_private_settings
+from federated_yolo.common.environment import prepare_environment, remove_private_settings
 prepare_environment(trust_checkpoints=True)
 import own_layers
-from utils.model import build_model, save_checkpoint
+from federated_yolo.yolo.model import build_model
+from federated_yolo.yolo.checkpoint import save_checkpoint
 model = build_model("yolov8n.yaml", "detect", {{"names": {{0: "a", 1: "b", 2: "c"}}, "nc": 3}})
 model.model[0].act = own_layers.Swish()
 save_checkpoint(__import__("pathlib").Path("own.pt"), model)

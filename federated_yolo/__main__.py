@@ -1,0 +1,6 @@
+"""`python -m federated_yolo`: the same as the command `federated-yolo`."""
+
+from federated_yolo.cli import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,116 @@
+"""A round's updates on their way into the mean: in a fixed order, and not in memory.
+
+Sums in float64 depend on their order in the last bits, and results must not depend on who answers
+first, or fails and answers later. So updates are added in the order of the clients' names; one that
+comes before its turn waits on disk.
+"""
+
+import errno
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from federated_yolo.aggregation.aggregator import Update
+
+
+class _Place(NamedTuple):
+    """Where the values of an array stand in a file, and what they are."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    checksum: int
+
+
+class StoredArrays(Mapping[str, np.ndarray]):
+    """Named arrays in a file of raw values, each read when it is asked for.
+
+    For the process that wrote it: all but the values is kept in memory, so that nothing in the file
+    is trusted. Raises OSError when values are missing or are not those that were written.
+    """
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the arrays."""
+        self.path = path
+        self._places: dict[str, _Place] = {}
+        with path.open("wb") as file:
+            for name, array in arrays.items():
+                values = np.ascontiguousarray(array)  # makes 0-d arrays 1-d
+                place = _Place(file.tell(), array.shape, array.dtype, zlib.crc32(values.data))
+                self._places[name] = place
+                file.write(values.data)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        place = self._places[name]
+        size = math.prod(place.shape)
+        with self.path.open("rb") as file:
+            file.seek(place.offset)
+            array = np.fromfile(file, place.dtype, size)
+        if array.size != size or zlib.crc32(array.data) != place.checksum:
+            raise OSError(
+                errno.EIO,
+                f"{name}: damaged while it waited on disk; check the disk, then resume the run, "
+                "which does the round again",
+                str(self.path),
+            )
+        return array.reshape(place.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class Inbox:
+    """Takes in a round's updates. Holds their numbers, by client, and whose turn it is.
+
+    updates: their arrays are empty once they are added; until then they are on disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Let updates wait in this folder, which is there only while they do."""
+        self.folder = folder
+        self.updates: dict[str, Update] = {}
+        self._turns: list[str] = []
+        self._add: Callable[[Update], None] | None = None
+
+    def start(self, names: Iterable[str], add: Callable[[Update], None] | None) -> None:
+        """Begin a round. names: of the clients that take part. add: None lets all updates wait."""
+        self.updates = {}
+        self._turns = sorted(names)
+        self._add = add
+
+    def put(self, update: Update) -> None:
+        """Add an update, and those that waited for it; or let it wait. Raises OSError."""
+        if self._add is None or self._turns[:1] != [update.name]:
+            self.folder.mkdir(exist_ok=True)
+            stored = StoredArrays(self._path(update.name), update.arrays)
+            self.updates[update.name] = replace(update, arrays=stored)
+            return
+        self._take(update)
+        while self._turns and self._turns[0] in self.updates:
+            waiting = self.updates[self._turns[0]]
+            self._take(waiting)
+            self._path(waiting.name).unlink()
+
+    def close(self) -> None:
+        """End the round: remove what has waited, and let go of the server."""
+        self._add = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _take(self, update: Update) -> None:
+        assert self._add is not None
+        self._add(update)
+        self.updates[update.name] = replace(update, arrays={})
+        del self._turns[0]
+
+    def _path(self, name: str) -> Path:
+        # Named as all temporary files of a run directory, which are removed when it is reopened.
+        return self.folder / f".{name}.tmp"

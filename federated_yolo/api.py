@@ -1,0 +1,94 @@
+"""A federation from Python: a config in, a result out. docs/python.md shows it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federated_yolo.common.environment import prepare_environment
+from federated_yolo.common.errors import InputError
+from federated_yolo.config import loading as config_module
+from federated_yolo.config.schema import Config
+
+if TYPE_CHECKING:
+    from federated_yolo.checks.federation import Federation
+    from federated_yolo.server.results import RunResult
+
+__all__ = ["Config", "InputError", "check", "load_config", "run"]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A config from a YAML file and `key=value` overrides. Raises InputError with every problem."""
+    if not isinstance(path, str | Path) or isinstance(overrides, str):
+        raise InputError(
+            f"load_config: found {type(path).__name__}, {type(overrides).__name__}; expected the "
+            'path of a YAML file and a list: load_config("config.yaml", ["num_rounds=5"])'
+        )
+    path, overrides = Path(path), list(overrides)
+    _prepare(trust_checkpoints=config_module.trusts_checkpoint(path, overrides))
+    return config_module.load_config(path, overrides)
+
+
+def check(config: Config) -> "Federation":
+    """Check a federation as `run` does before it starts; nothing is trained or written.
+
+    Returns what the checks found: classes, images of each client, the model before round 1.
+    Raises InputError with all problems.
+    """
+    _prepare_for(config, "check")
+    from federated_yolo.checks.federation import checked, with_demo_data
+
+    with checked(with_demo_data(config)) as federation:
+        return federation
+
+
+def run(config: Config, *, show: bool = False) -> "RunResult":
+    """Check a federation, simulate it on this machine in a directory of its own, and report it.
+
+    show: print what the command prints meanwhile; clients that were left out are also in the run's
+    clients.csv.
+    Raises InputError with all problems before anything is started, and FederationError
+    (server/server.py) when the run cannot go on.
+    """
+    _prepare_for(config, "run")
+    from rich.console import Console
+
+    from federated_yolo.checks.federation import checked, with_demo_data
+    from federated_yolo.common.errors import FederationError
+    from federated_yolo.runtime import terminal
+    from federated_yolo.runtime.simulation import simulate
+    from federated_yolo.storage.run_dir import RunDir
+
+    console = Console(file=sys.stdout, highlight=False, quiet=not show)
+    with checked(with_demo_data(config)) as federation:
+        run_dir = RunDir.create(Path(federation.config.save_dir), config.name)
+        try:
+            return terminal.show_run(console, federation, run_dir, simulate)
+        except FederationError:
+            terminal.draw(run_dir)  # what is there
+            raise
+
+
+def _prepare_for(config: Config, function: str) -> None:
+    if not isinstance(config, Config):
+        raise InputError(
+            f"{function}: found {type(config).__name__}, expected a Config: "
+            f"{function}(load_config(...))"
+        )
+    _prepare(trust_checkpoints=config.trust_checkpoint)
+
+
+def _prepare(*, trust_checkpoints: bool) -> None:
+    """Prepare the environment, which Ultralytics reads once, while it is imported."""
+    is_imported = "ultralytics" in sys.modules
+    prepare_environment(trust_checkpoints=trust_checkpoints)
+    from ultralytics.utils import SAFE_LOAD, SETTINGS_FILE
+
+    private = Path(os.environ["YOLO_CONFIG_DIR"])
+    if is_imported and (trust_checkpoints == SAFE_LOAD or private not in SETTINGS_FILE.parents):
+        raise InputError(
+            "Ultralytics was imported before load_config was called, or with another "
+            "trust_checkpoint, and has its settings from then; call load_config first, in a new "
+            "process"
+        )

@@ -1,0 +1,270 @@
+"""The command `federated-yolo`, which `python federated.py` and `python -m federated_yolo` are too.
+
+`main` tells the subcommands apart, `parse` what is asked of a run, and `run` is the whole of it:
+load config -> check -> simulate -> say where the results are.
+"""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+USAGE = """Federated fine-tuning of an Ultralytics YOLO model with Flower.
+
+    {name} [CONFIG.yaml] [key=value ...]            train; without a config, the demo
+    {name} check [CONFIG.yaml] [key=value ...]      look at all data, without training
+    {name} resume [RUN_DIR] [key=value ...]         go on with a stopped run, or the newest
+    {name} demo [key=value ...]                     a small federation on data made for it
+    {name} export BASE ROUND.npz [-o model.pt]      a round as a .pt, ONNX, TensorRT, ...
+    {name} partition SOURCE --clients N -o DIR      one data set becomes many clients
+    {name} report RUN_DIR [RUN_DIR ...]             draw a run again, or compare runs
+    {name} --version
+
+Examples:
+
+    {name} my_config.yaml num_rounds=50 train.imgsz=640
+    {name} check my_config.yaml
+    {name} resume runs/federated/train2 num_rounds=100
+    {name} export yolo11n.pt runs/federated/train/weights/round50.npz --format onnx
+
+`{name} COMMAND --help` tells more of export, partition and report. run CONFIG.yaml is the same as
+CONFIG.yaml alone, and resume=RUN_DIR the same as resume RUN_DIR; resume=true is the newest run.
+
+Exit codes: 0 done, 1 failed while running (finished rounds stay usable), 2 wrong input (nothing was
+started), 130 interrupted (or SIGTERM).
+"""
+PACKAGE = Path(__file__).resolve().parent
+# Commands with a parser of their own, by the module that has their `main`.
+COMMANDS = {
+    "export": "federated_yolo.yolo.export_command",
+    "partition": "federated_yolo.partitioning.command",
+    "report": "federated_yolo.reporting.draw",
+    "certificates": "federated_yolo.runtime.certificates",
+}
+RUN_COMMANDS = ("run", "check", "resume", "demo")
+
+
+def main(arguments: list[str], grid: "Grid | None" = None) -> int:
+    """Run the command that these arguments name, and return the exit code.
+
+    grid: the nodes to run on, in a Flower app; without it, a simulation is started here.
+    """
+    from federated_yolo.common.command_line import failed
+    from federated_yolo.common.environment import prepare_environment, remove_private_settings
+    from federated_yolo.common.errors import InputError
+    from federated_yolo.common.processes import exit_on_interrupt
+
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            exit_on_interrupt()  # imports take seconds, and some would swallow an exception
+            prepare_environment(trust_checkpoints="--trust-checkpoint" in arguments)
+            module = importlib.import_module(COMMANDS[arguments[0]])
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            return module.main(arguments[1:])
+        if {"-h", "--help"} & set(arguments):
+            print(USAGE.format(name=called()))
+            return 0
+        if arguments == ["--version"]:
+            print(versions())
+            return 0
+        command = parse(arguments)
+        prepare_environment(trust_checkpoints=command.trusts_checkpoint())
+        return run(command, grid)
+    except InputError as error:
+        return failed(error.problems, 2)
+    finally:
+        remove_private_settings()
+
+
+def run(command: "Command", grid: "Grid | None" = None) -> int:
+    """Load config -> check -> simulate -> say where the results are."""
+    from rich.console import Console
+
+    from federated_yolo.checks.check_command import check_and_show
+    from federated_yolo.checks.federation import checked, with_demo_data
+    from federated_yolo.common.command_line import show_problems
+    from federated_yolo.common.errors import FederationError
+    from federated_yolo.config.loading import load_config
+    from federated_yolo.runtime import terminal
+    from federated_yolo.runtime.deployment import run_on, wait_for_sites
+    from federated_yolo.runtime.simulation import simulate
+    from federated_yolo.storage.run_dir import RunDir
+
+    console = Console(file=sys.stdout, highlight=False)
+    run_dir = None
+    try:
+        config = load_config(command.config_file, command.overrides)
+        if command.only_checks:
+            check_and_show(console, config)
+            return 0
+        if command.run_dir is not None:
+            run_dir = RunDir.reopen(command.run_dir)
+            # Where the run was made does not matter any more; it may have been moved.
+            config = config.model_copy(update={"save_dir": str(run_dir.path.parent)})
+        meet = partial(wait_for_sites, grid, console) if grid else None
+        with checked(with_demo_data(config), meet, resumed=run_dir) as federation:
+            run_dir = run_dir or RunDir.create(Path(federation.config.save_dir), config.name)
+            terminal.show_run(
+                console, federation, run_dir, partial(run_on, grid) if grid else simulate
+            )
+        return 0
+    except (FederationError, OSError) as error:
+        show_problems([str(error)])
+        code = 1
+    except KeyboardInterrupt:
+        show_problems(["interrupted"])
+        code = 130
+    terminal.show_what_is_done(run_dir, over_network=grid is not None)
+    return code
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the arguments ask for. run_dir: of the run to go on with, None for a new one.
+
+    only_checks: look at the data, and start nothing.
+    """
+
+    config_file: Path
+    overrides: list[str]
+    run_dir: Path | None = None
+    only_checks: bool = False
+
+    def trusts_checkpoint(self) -> bool:
+        """Whether base models may hold anything; the environment has to know first."""
+        from federated_yolo.config.loading import trusts_checkpoint
+
+        return trusts_checkpoint(self.config_file, self.overrides)
+
+
+def parse(arguments: list[str]) -> Command:
+    """Tell the config file, `resume=` and the overrides of a run apart. Raises InputError."""
+    from federated_yolo.common.errors import InputError
+    from federated_yolo.common.files import at_home
+
+    command, arguments = _split_command(arguments)
+    values = dict(a.split("=", 1) for a in arguments if a.startswith(("resume=", "save_dir=")))
+    files = [a for a in arguments if "=" not in a or "/" in a.partition("=")[0]]
+    overrides = [a for a in arguments if a not in files and not a.startswith("resume=")]
+    for option in (a for a in arguments if a.startswith("-")):
+        bare = option.lstrip("-").replace("-", "_")
+        raise InputError(
+            f"'{option}': unknown option; settings are key=value, e.g. {bare.partition('=')[0]}=..."
+        )
+    if len(files) > 1:
+        raise InputError(
+            f"found {len(files)} config files ({', '.join(files)}), expected one; overrides "
+            "are key=value without spaces"
+        )
+    if command == "demo" and files:
+        raise InputError(f"demo {files[0]}: the demo has a config of its own; leave the file out")
+    resume = values.get("resume", "false")
+    if command == "resume" and resume == "false":
+        resume, files = files[0] if files else "true", []
+    if resume.lower() in ("false", "null"):
+        config_file = Path(at_home(files[0])) if files else demo_config()
+        return Command(config_file, overrides, only_checks=command == "check")
+    if command == "check":
+        raise InputError(f"resume={resume}: check looks at data before a run; leave it out")
+    return _resumed(resume, files, overrides, values.get("save_dir"))
+
+
+def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command and what follows it; without one, it is "run"."""
+    from federated_yolo.common.errors import InputError, nearest
+
+    first = arguments[0] if arguments else ""
+    if first in RUN_COMMANDS:
+        return first, arguments[1:]
+    if first.isidentifier() and not Path(first).exists():
+        raise InputError(
+            f"'{first}': found neither a command nor a file"
+            f"{nearest(first, [*RUN_COMMANDS, *COMMANDS])}; expected CONFIG.yaml, "
+            "check CONFIG.yaml or key=value"
+        )
+    return "run", arguments
+
+
+def _resumed(resume: str, files: list[str], overrides: list[str], save_dir: str | None) -> Command:
+    """The command that goes on with a run: `resume` is its directory, or "true" for the newest."""
+    from federated_yolo.common.errors import InputError
+    from federated_yolo.common.files import at_home
+    from federated_yolo.config.resume import resume_problems, trust_problems
+    from federated_yolo.config.schema import DEFAULT_SAVE_DIR
+    from federated_yolo.storage.run_dir import CONFIG_FILE, find_run
+
+    if files:
+        raise InputError(
+            f"resume={resume}: a resumed run has its settings in its {CONFIG_FILE}; leave "
+            f"{files[0]} out"
+        )
+    if resume.lower() == "true":  # save_dir says where to look
+        overrides = [a for a in overrides if not a.startswith("save_dir=")]
+    problems = resume_problems(overrides)
+    if problems:
+        raise InputError(problems)
+    run_dir = find_run(at_home(resume), Path(at_home(save_dir or DEFAULT_SAVE_DIR)))
+    if problems := trust_problems(run_dir / CONFIG_FILE, overrides):
+        raise InputError(problems)
+    return Command(run_dir / CONFIG_FILE, overrides, run_dir)
+
+
+def demo_config() -> Path:
+    """configs/demo.yaml, which an installed package has inside it, and a clone beside it."""
+    inside = PACKAGE / "configs" / "demo.yaml"
+    return inside if inside.is_file() else PACKAGE.parent / "configs" / "demo.yaml"
+
+
+def called() -> str:
+    """What the user types to start this command."""
+    script = Path(sys.argv[0]).name
+    if script.endswith(".py"):
+        return "python federated.py" if script == "federated.py" else "python -m federated_yolo"
+    return "federated-yolo"
+
+
+def versions() -> str:
+    """One line with the versions of this package and of what it stands on."""
+    from importlib.metadata import version
+
+    from federated_yolo import __version__
+
+    packages = ("flwr", "ultralytics-opencv-headless", "torch", "ray")
+    return f"federated-yolo {__version__} ({', '.join(f'{p} {version(p)}' for p in packages)})"
+
+
+def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Run a command and end this process with its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a scheduler: as Ctrl-C
+    try:
+        exit_code = function(arguments)
+    except KeyboardInterrupt:  # while the libraries are imported, or a second one
+        print("error: interrupted", file=sys.stderr)
+        exit_code = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if exit_code in (1, 130):
+        # Flower's threads may wait for ever for workers that are gone, and Python for the threads.
+        from federated_yolo.common.processes import kill_children
+
+        kill_children()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
+def entry() -> None:
+    """What `federated-yolo` starts."""
+    start(main, sys.argv[1:])
+
+
+def script(command: str) -> None:
+    """What a script in utils/ starts: one command, with the script's arguments."""
+    start(main, [command, *sys.argv[1:]])

@@ -1,0 +1,97 @@
+"""One client's work on one message, in a worker that may be killed or hang at any moment.
+
+Ray starts a worker again that died, and gives it the message again. The client's folder remembers
+the attempt, so that the second one knows of the first, and a third reports instead of trying.
+"""
+
+import faulthandler
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from federated_yolo.common.errors import LostWorkerError
+from federated_yolo.common.files import write_atomically
+
+MAX_ATTEMPTS = 2
+LOCK_TIMEOUT_S = 60.0
+
+TRACE = "attempt.json"  # there while a client works
+STACK = "stack.txt"  # there while a client works with a time limit; filled when time is up
+HANG = "hang.txt"  # the stack of the last time that this happened
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """message: id of what is worked on. number: of the attempt, from 1."""
+
+    message: str
+    number: int
+
+
+@contextmanager
+def attempt(folder: Path, message: str, timeout_s: float | None) -> Iterator[int]:
+    """Work on a message alone; gives the number of this attempt, from 1.
+
+    folder: the client's, where the lock keeps out a worker that an earlier run has left behind.
+    timeout_s: seconds after which the process ends itself, whatever it does; None is no limit.
+    Raises LostWorkerError when earlier attempts took too long or died MAX_ATTEMPTS times, and
+    TimeoutError when another process is still working for this client.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / "lock", timeout=LOCK_TIMEOUT_S).acquire()
+    except Timeout as error:
+        raise TimeoutError(f"another process has been at work in {folder} for a minute") from error
+    with lock:
+        number = _number_of_attempt(folder, message, timeout_s)
+        trace = json.dumps(asdict(_Trace(message, number)))
+        write_atomically(folder / TRACE, lambda file: file.write(trace.encode()))
+        try:
+            with _time_limit(folder / STACK, timeout_s):
+                yield number
+        finally:  # also after an exception, which the client reports itself
+            (folder / TRACE).unlink(missing_ok=True)
+
+
+def _number_of_attempt(folder: Path, message: str, timeout_s: float | None) -> int:
+    try:
+        before = _Trace(**json.loads((folder / TRACE).read_text()))
+    except FileNotFoundError:
+        return 1
+    if before.message != message:  # of a run that was stopped
+        return 1
+    stack, hang = folder / STACK, folder / HANG
+    if stack.exists() and stack.stat().st_size:
+        stack.replace(hang)
+        (folder / TRACE).unlink()
+        raise LostWorkerError(
+            f"no answer within round_timeout_s ({timeout_s:g} s), its worker was stopped; "
+            f"{hang} says where it stood; a longer time can be given when resuming, too"
+        )
+    if before.number >= MAX_ATTEMPTS:
+        (folder / TRACE).unlink()
+        raise LostWorkerError(
+            f"its worker died {before.number} times while it worked (killed, or out of memory); "
+            "lower train.batch, or raise client_resources so that fewer clients work at once"
+        )
+    return before.number + 1
+
+
+@contextmanager
+def _time_limit(path: Path, timeout_s: float | None) -> Iterator[None]:
+    """End the process after so many seconds, with its stack in this file."""
+    if timeout_s is None:
+        yield
+        return
+    with path.open("w") as file:
+        # A thread of C, which a hang in native code that holds Python's lock cannot stop.
+        faulthandler.dump_traceback_later(timeout_s, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    path.unlink()

@@ -1,0 +1,148 @@
+"""How many clients work on a device at once, and what happens when its memory is short.
+
+The workers of a simulation are fixed when it starts. So when a client runs out of memory, fewer of
+them are let in at once from then on, and it does its work again with the device to itself. Places
+on a device are file locks, which the system releases however a worker ends.
+"""
+
+import gc
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+
+from federated_yolo.common.files import write_atomically
+from federated_yolo.common.text import reason_of
+
+POLL_S = 0.1
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Room:
+    """The places on one device. folder: the same for all workers. run_id: of the simulation.
+
+    num_places: as many as clients could ever be there at once.
+    """
+
+    folder: Path
+    run_id: str
+    num_places: int
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Wait for a place, and have it."""
+        while True:
+            for lock in self._locks()[: self.limit()]:
+                if not _taken(lock):
+                    try:
+                        yield
+                    finally:
+                        lock.release()
+                    return
+            time.sleep(POLL_S)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for all places, and have them."""
+        with ExitStack() as places:
+            # Everyone takes them in this order: two that wait for all cannot stop each other.
+            for lock in self._locks():
+                places.enter_context(lock)
+            yield
+
+    def limit(self) -> int:
+        """How many are let in at once."""
+        try:
+            run_id, limit = json.loads((self.folder / "limit.json").read_text())
+        except FileNotFoundError:
+            return self.num_places
+        return limit if run_id == self.run_id else self.num_places
+
+    def lower_limit(self) -> int:
+        """Let in fewer than have been there with the caller, who has left; gives how many."""
+        with FileLock(self.folder / "limit.lock"):
+            num_others = 0
+            for lock in self._locks():
+                if _taken(lock):
+                    num_others += 1
+                else:
+                    lock.release()
+            limit = max(1, min(num_others, self.limit() - 1))
+            text = json.dumps([self.run_id, limit])
+            write_atomically(self.folder / "limit.json", lambda file: file.write(text.encode()))
+        return limit
+
+    def _locks(self) -> list[FileLock]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return [FileLock(self.folder / f"{i}.lock") for i in range(self.num_places)]
+
+
+def _taken(lock: FileLock) -> bool:
+    """Whether another has the lock; if not, the caller has it now."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    return False
+
+
+def device_name(device: str) -> str:
+    """A name for this process's device ("cpu" or "0") that no other device has."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    where = "cpu" if device == "cpu" else f"gpu-{visible}"
+    return f"{socket.gethostname()}-{where}".replace("/", "_")
+
+
+def with_room(
+    room: Room, work: Callable[[], Result], forget: Callable[[], None]
+) -> tuple[Result, str]:
+    """Do the work beside others, and again alone if memory is short; gives its result and a note.
+
+    work: starts from what is on disk, so that it can be done again. forget: let go of what this
+    process keeps from one call to the next. note: says what happened, if anything did.
+    Raises MemoryError when the work does not fit even alone.
+    """
+    try:
+        with room.place():
+            result = work()
+            # Once memory has been short, nothing is kept any more from one call to the next.
+            _leave_memory(forget if room.limit() < room.num_places else None)
+            return result, ""
+    except OUT_OF_MEMORY as error:
+        # Leave the block before anything else: the traceback holds on to what takes the memory.
+        reason = reason_of(error)
+    limit = room.lower_limit()
+    with room.alone():
+        _leave_memory(forget)
+        try:
+            result = work()
+        except OUT_OF_MEMORY as error:
+            raise MemoryError(
+                "also with no other client at work on its device; lower train.batch or "
+                f"train.imgsz ({reason_of(error)})"
+            ) from error
+        _leave_memory(forget)
+    return result, (
+        f"out of memory ({reason}); it did the work again with no other client on its device, "
+        f"where from now on at most {limit} at once are at work"
+    )
+
+
+def _leave_memory(forget: Callable[[], None] | None) -> None:
+    """Leave the device's memory to others; PyTorch would keep what its last peak took."""
+    if forget is not None:
+        forget()
+        gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,259 @@
+"""The client: `YoloClient(NumPyClient)` does the work, the ClientApp carries messages to it.
+
+Subclass `YoloClient` to change what a client does (its hooks are `prepare`, `train`, `evaluate` and
+`finish`), and name the class in the config as `client: FILE.py:CLASS`. The handlers below it only
+unpack named arrays from a message, call it, and pack the reply.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from flwr.client import NumPyClient
+
+from federated_yolo.client.device_slots import OUT_OF_MEMORY
+from federated_yolo.client.history import recall
+from federated_yolo.common.arrays import Arrays, select
+from federated_yolo.common.errors import AbortedError
+from federated_yolo.common.files import write_atomically
+from federated_yolo.common.text import reason_of
+from federated_yolo.data.data_yaml import read_data_yaml
+from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoint
+from federated_yolo.yolo.evaluator import Evaluation, Evaluator
+from federated_yolo.yolo.model import build_model, load_into, moved_names, shared_names, to_arrays
+from federated_yolo.yolo.slice_mixin import SliceSettings
+from federated_yolo.yolo.trainer import SliceResult, SliceTrainer
+
+LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
+
+
+# unstable: flwr.client.NumPyClient
+class YoloClient(NumPyClient):
+    """Trains and evaluates a YOLO model on one data set, slice by slice.
+
+    Parameters and results are lists of arrays in the order of `names`, which are those that are
+    shared. Holds the trainer and the evaluator, so that data sets, loaders and optimiser live
+    through the run.
+
+    A subclass may override these and nothing else; each has something of use to call by `super()`:
+
+        prepare()    when it has been made: in each process that works for this client, and again
+                     when it had to give way to others, or its data.yaml has changed
+        train()      the epochs of a round; again if memory was short
+        evaluate()   the score of the global model, or of this client's own
+        finish()     after the run; again when a finished run is resumed
+
+    Raise AbortedError (client/attempts.py) in any of them to leave this client out of the round.
+    state: Flower's `Context.state`, for whatever should live from round to round; `history` is in
+    it. A run that is resumed begins with an empty one. notes: what the server is told with the next
+    reply beside its numbers, for clients.csv.
+    """
+
+    def __init__(self, name: str, settings: SliceSettings, *, show_images: int = 0) -> None:
+        self.name = name
+        self.settings = settings
+        self.show_images = show_images
+        self.keeps_models = False  # also those that are not its own
+        self.trainer = SliceTrainer(settings)
+        self.data = read_data_yaml(settings.data, where=f"client '{name}'")
+        self.state = RecordDict()
+        self.notes: list[str] = []
+        self.source: dict[str, Any] = {}  # the data as it was read when this object was made
+
+    def prepare(self) -> None:
+        """Get ready; called when this object has been made, which may happen more than once.
+
+        A process holds a few clients and makes the others anew when it needs them, so that what
+        should live on belongs into `state`.
+        """
+
+    def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
+        """Train the epochs of this round, starting from these global arrays; config as for `fit`.
+
+        A subclass may change the result, or call this with other arrays. It has to call it, or
+        raise AbortedError: what the next round needs (optimiser, private arrays) is kept here.
+        """
+        proximal_mu = float(config.get("proximal-mu", 0.0))
+        return self.trainer.train(round_number, arrays, proximal_mu)
+
+    def finish(self) -> None:
+        """Clean up; called after the last round, in any one process."""
+
+    def abort(self, reason: str) -> None:
+        """Leave this client out of the round that it is training, after the present batch.
+
+        The server is told the reason and asks it again in the next round. It may be called from a
+        callback (`add_callback`), from another thread or a signal handler.
+        """
+        self.trainer.abort(reason)
+
+    def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
+        """Call a function of Ultralytics' trainer at an event, such as "on_train_batch_end".
+
+        For `prepare`. Ultralytics' own page lists the events; those of validation and saving do not
+        occur in a client.
+        """
+        self.trainer.add_callback(event, function)
+
+    def history(self, kind: str) -> dict[str, list[float]]:
+        """Numbers of all rounds so far that this client took part in, oldest first.
+
+        kind: "train" (losses, seconds, ...) or "evaluate" (metrics on the val split, "fitness").
+        Returns a list for each name, with NaN where a round has no such number, and "round".
+        """
+        return recall(self.state, kind)
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The model to evaluate with, on the CPU; not the one in training."""
+        s = self.settings
+        return build_model(s.architecture, s.task, self.data, s.train, s.seed)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores models on this client's data."""
+        s = self.settings
+        return Evaluator(self.data, s.task, s.train, s.private_dir, s.device, s.num_threads)
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether some arrays stay here, so that the model is this client's own."""
+        return len(self.names) < len(self.model.state_dict())
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the arrays in the lists below."""
+        return shared_names(self.model, self.settings.shared)
+
+    @property
+    def moved_names(self) -> list[str]:
+        """Those of `names` that training moves."""
+        moved = moved_names(self.model, self.settings.train.get("freeze"))
+        return [name for name in self.names if name in moved]
+
+    def get_parameters(self, config: dict[str, Any]) -> list[np.ndarray]:
+        """Arrays of the model as it would start."""
+        return list(select(to_arrays(self.model), self.names).values())
+
+    def fit(
+        self, parameters: list[np.ndarray], config: dict[str, Any]
+    ) -> tuple[list[np.ndarray], int, dict[str, Any]]:
+        """Train the slice of round `config["server-round"]` from these global arrays.
+
+        config: "proximal-mu" is FedProx's, if there. "keep-local": score the trained model, and
+        keep the best of all rounds as local_best.pt.
+        Returns the trained arrays, the number of training images, and the mean losses of the
+        slice ("train/box_loss", ...) with its "num-steps" of the optimiser, "seconds", and the
+        scores asked for ("local/fitness", ...); `notes` say why there are none.
+        """
+        started = time.perf_counter()
+        round_number = int(config["server-round"])
+        arrays = dict(zip(self.names, parameters, strict=True))
+        try:
+            result: Any = self.train(round_number, arrays, config)
+            if not isinstance(result, SliceResult):
+                raise TypeError(
+                    f"{type(self).__name__}.train returned {type(result).__name__}, expected the "
+                    "SliceResult of super().train(...)"
+                )
+        except AbortedError:
+            self.trainer.forget(round_number)
+            raise
+        self.notes += result.notes
+        seconds = time.perf_counter() - started
+        metrics = {**result.losses, "num-steps": result.num_steps, "seconds": seconds}
+        if config.get("keep-local"):
+            try:
+                metrics.update(self._score_local_model(round_number, result.arrays))
+            except (AbortedError, *OUT_OF_MEMORY):  # the latter is done again with more room
+                raise
+            except Exception as error:  # whatever it is, the training was good
+                self.notes.append(f"its local model was not scored: {reason_of(error)}")
+        return [result.arrays[name] for name in self.names], result.num_examples, metrics
+
+    def evaluate(
+        self, parameters: list[np.ndarray], config: dict[str, Any]
+    ) -> tuple[float, int, dict[str, Any]]:
+        """Evaluate these global arrays, with the client's private ones.
+
+        config: "split" is "val" or "test". Where there are private arrays, the model is the
+        client's own, and it keeps the last and the best by its val split; so does a site.
+        Returns 1 - fitness (Ultralytics' validator computes no loss here), the number of images,
+        and Ultralytics' metrics, per class too, with "fitness" and "seconds".
+        """
+        started = time.perf_counter()
+        round_number, split = int(config["server-round"]), str(config.get("split", "val"))
+        self._load(dict(zip(self.names, parameters, strict=True)), round_number)
+        result = self.evaluator(self.model, split, round_number)
+        self.notes += result.notes
+        if (self.is_personal or self.keeps_models) and split == "val":
+            save_checkpoint(self.settings.private_dir / "last.pt", self.model, self.settings.train)
+            self._keep_best("best", round_number, result.fitness)
+        return _as_reply(result, started)
+
+    def evaluate_whole(self, arrays: Arrays) -> tuple[float, int, dict[str, Any]]:
+        """Evaluate a whole model of anyone's on the val split; returns as `evaluate`."""
+        started = time.perf_counter()
+        load_into(self.model, arrays)
+        return _as_reply(self.evaluator(self.model), started)
+
+    def local_model(self) -> Arrays:
+        """The best model of this client straight after its own epochs. ValueError without one."""
+        path = self.settings.private_dir / f"{LOCAL_BEST}.pt"
+        if not path.exists():
+            raise ValueError(
+                f"client '{self.name}' has no {path.name}: it has not trained in a round that was "
+                "evaluated"
+            )
+        return to_arrays(load_checkpoint_module(str(path), where=f"client '{self.name}'"))
+
+    def personal_model(self, parameters: list[np.ndarray], round_number: int) -> Arrays:
+        """These global arrays with the client's private ones: the model that is its own."""
+        self._load(dict(zip(self.names, parameters, strict=True)), round_number)
+        return to_arrays(self.model)
+
+    def draw(self, versions: Mapping[str, Arrays]) -> bytes:
+        """A JPEG of the val images that others may see, with predictions of whole models.
+
+        versions: their arrays by the title above the predictions. Raises ValueError when no image
+        may be seen.
+        """
+        if not self.show_images:
+            raise ValueError(f"client '{self.name}' shows no images: its show_images is 0")
+        return self.evaluator.draw(self.model, versions, self.show_images)
+
+    def _load(self, shared: Arrays, round_number: int) -> None:
+        """Put these arrays, and the private ones as of this round, into `model`."""
+        load_into(self.model, shared, self.names)
+        if self.is_personal:
+            private = self.trainer.private_arrays(round_number)
+            load_into(self.model, private, private)
+
+    def _score_local_model(self, round_number: int, trained: Arrays) -> dict[str, float]:
+        self._load(trained, round_number)
+        result = self.evaluator(self.model)
+        self._keep_best(LOCAL_BEST, round_number, result.fitness)
+        scores = {**result.metrics, "fitness": result.fitness}
+        return {f"local/{name}": value for name, value in scores.items()}
+
+    def _keep_best(self, stem: str, round_number: int, fitness: float) -> None:
+        """Write STEM.pt if no round before scored higher; STEM.json remembers by what."""
+        folder = self.settings.private_dir
+        record = folder / f"{stem}.json"
+        best = json.loads(record.read_text()) if record.exists() else None
+        if best is None or fitness >= best["fitness"] or best["round"] >= round_number:
+            save_checkpoint(folder / f"{stem}.pt", self.model, self.settings.train)
+            text = json.dumps({"round": round_number, "fitness": fitness})
+            write_atomically(record, lambda file: file.write(text.encode()))
+
+
+def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str, Any]]:
+    """What `NumPyClient.evaluate` returns."""
+    seconds = time.perf_counter() - started
+    metrics = {**result.metrics, **result.per_class, "fitness": result.fitness, "seconds": seconds}
+    return 1.0 - result.fitness, result.num_examples, metrics

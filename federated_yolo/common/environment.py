@@ -1,0 +1,155 @@
+"""The process environment in which Ultralytics, Flower and Ray run: quiet, offline, private.
+
+All three read environment variables while they are imported, so `prepare_environment` must be
+called first. Ray's workers on this machine inherit the variables.
+"""
+
+import atexit
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+# Whoever sets one of these before starting is obeyed.
+DEFAULTS = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns that it will stop hiding GPUs
+    # A worker's last call races with Ray's own end, which would put a line on stderr now and then.
+    "RAY_enable_output_error_log_if_still_retry": "0",
+    "RAY_worker_niceness": "0",  # Ray 2.55's is 15: a run would yield to all else on the machine
+    "YOLO_OFFLINE": "1",  # no look-up of weights, fonts or package updates
+    "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
+    "YOLO_VERBOSE": "false",
+    "KMP_WARNINGS": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # MLflow's 7 let a server that is gone hold up
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # a round for many minutes
+}
+
+SETTINGS_OFF = (
+    "sync",
+    "clearml",
+    "comet",
+    "dvc",
+    "mlflow",
+    "raytune",
+    "tensorboard",
+    "wandb",
+    "vscode_msg",
+    "openvino_msg",
+)
+
+
+def prepare_environment(*, trust_checkpoints: bool = False) -> None:
+    """Set the variables above and give Ultralytics a private settings folder. Idempotent.
+
+    trust_checkpoints: a .pt is a pickle, which can run any code while it is loaded, and a model
+    YAML is partly evaluated; Ultralytics loads known classes only and evaluates nothing unless this
+    is true. A variable in the user's shell does not decide it.
+
+    The user's own Ultralytics settings keep their folders (`datasets_dir`, ...); the copy only
+    switches off what would reach the network. Fonts are taken from Matplotlib, because
+    Ultralytics would download one to draw class names.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.pop("RAY_ADDRESS", None)  # the setting ray.address says which Ray
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
+    if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
+        return
+    folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
+    atexit.register(remove_private_settings)  # of the processes that Flower starts, too
+    os.environ["FEDERATED_YOLO_USER_SETTINGS"] = str(_user_settings_file())
+    _write_settings(folder / "Ultralytics", user_settings())
+    os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
+
+
+def worker_variables() -> dict[str, str]:
+    """What `prepare_environment` has set for workers that do not inherit it; but for folders."""
+    names = (*DEFAULTS, "ULTRALYTICS_SAFE_LOAD")
+    return {name: os.environ[name] for name in names}
+
+
+def num_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def remove_private_settings() -> None:
+    """Delete the folder that `prepare_environment` made, if this process made it."""
+    folder = os.environ.get("FEDERATED_YOLO_CONFIG", "")
+    if f"federated-yolo-{os.getpid()}-" in folder:
+        del os.environ["FEDERATED_YOLO_CONFIG"], os.environ["YOLO_CONFIG_DIR"]
+        del os.environ["FEDERATED_YOLO_USER_SETTINGS"]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_verbosity(*, verbose: bool) -> None:
+    """Show the log lines of Ultralytics, Flower and Ray, or keep them off the screen.
+
+    Failures are shown by this project either way. Call it before workers start: they inherit it.
+    """
+    if verbose:
+        os.environ["YOLO_VERBOSE"] = "true"
+        logging.getLogger("ultralytics").setLevel(logging.INFO)
+        return
+    for name in ("flwr", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def quiet_stdout(*, verbose: bool) -> Iterator[None]:
+    """Drop what Ray prints from its own threads, such as its news of a worker that died.
+
+    Ray 2.55 has no switch for it: `log_to_driver` is about the workers' output. A rich Console made
+    before with `file=sys.stdout` goes on printing.
+    """
+    if verbose:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+# unstable: ultralytics.utils says 'USER_CONFIG_DIR / "settings.json"'
+def _user_settings_file() -> Path:
+    """Where the user's own Ultralytics settings are, before they have a private folder."""
+    config_home = os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))
+    parent = Path(os.environ.get("YOLO_CONFIG_DIR", config_home))
+    return parent / "Ultralytics" / "settings.json"
+
+
+def user_settings() -> dict[str, object]:
+    """The user's own Ultralytics settings as they are on disk, not those of the private folder."""
+    try:
+        return json.loads(Path(os.environ["FEDERATED_YOLO_USER_SETTINGS"]).read_text())
+    except (OSError, ValueError):  # no settings yet: Ultralytics' defaults are as good
+        return {}
+
+
+# unstable: ultralytics.utils.SettingsManager.__init__ says '"settings_version": version'
+def _write_settings(folder: Path, user: dict[str, object]) -> None:
+    import matplotlib
+
+    folder.mkdir(parents=True)
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    for name in ("Arial.ttf", "Arial.Unicode.ttf"):
+        shutil.copyfile(font, folder / name)
+    settings: dict[str, object] = {
+        "settings_version": "0.0.8",
+        "datasets_dir": str(Path.cwd() / "datasets"),
+        "weights_dir": str(Path.cwd() / "weights"),
+        "runs_dir": str(Path.cwd() / "runs"),
+        "uuid": "0" * 64,
+        "api_key": "",
+        "openai_api_key": "",
+    }
+    settings.update((key, user[key]) for key in settings if key in user)
+    settings.update((key, False) for key in SETTINGS_OFF)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2))

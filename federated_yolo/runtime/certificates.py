@@ -1,0 +1,184 @@
+"""Certificates and keys for tests and trials of a deployment: a CA of one's own, keys of sites.
+
+    python runtime/certificates.py FOLDER [--hosts localhost 127.0.0.1] [--sites north south]
+
+    FOLDER/ca.crt               the CA's certificate: for the sites and the operator
+    FOLDER/server.pem, .key     of the SuperLink, or of the proxy before it, valid for the hosts
+    FOLDER/north, north.pub     key pair of a SuperNode, as `ssh-keygen -t ecdsa -b 384` makes it
+
+The CA's own key is not kept, so that nobody can make more certificates that a site would trust;
+other hosts take another folder. They are for tests and trials: all private keys come into being on
+one machine, while in earnest each site makes its own. docs/deployment.md tells how, and where
+ca.crt and server.pem may stay (between a SuperLink and a proxy on one machine; `--sites` alone
+makes no keys).
+
+Exit codes: 0 done, 1 the files could not be written, 2 wrong input (nothing was written).
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from federated_yolo.common.command_line import failed, parser_of
+from federated_yolo.common.errors import InputError
+
+VALIDITY = timedelta(days=365)
+CLOCK_DIFFERENCE = timedelta(days=1)  # a site's clock may be behind
+SITE = re.compile(r"[A-Za-z0-9_-]+")  # no dot: the names of the other files have one
+HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+
+
+def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str]) -> list[Path]:
+    """Write the files named above and return their paths.
+
+    hosts: names and addresses by which the server is reached.
+    Raises InputError when a host or a site cannot be named so, or a file is there already.
+    """
+    problems = [
+        f"--hosts {host}: expected a name or an IP address, without scheme or port"
+        for host in hosts
+        if not (HOST_NAME.fullmatch(host) or _is_address(host))
+    ]
+    problems += [
+        f"--sites {site}: expected letters, digits, - and _; choose another name"
+        for site in sites
+        if not SITE.fullmatch(site)
+    ]
+    if problems:
+        raise InputError(problems)
+    files = _site_files(sites) | _server_files(hosts)
+    problems = [
+        f"{folder / name}: is there already and is not overwritten; choose another folder"
+        for name in files
+        if (folder / name).exists()
+    ]
+    if problems:
+        raise InputError(problems)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        _write_new(folder / name, content, is_private=b"PRIVATE KEY" in content)
+    return [folder / name for name in files]
+
+
+def _site_files(sites: Sequence[str]) -> dict[str, bytes]:
+    """Key pairs of SuperNodes; Flower reads OpenSSH's formats, of NIST curves."""
+    files = {}
+    for site in sites:
+        key = ec.generate_private_key(ec.SECP384R1())
+        files[site] = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        files[f"{site}.pub"] = public + f" {site}\n".encode()
+    return files
+
+
+def _server_files(hosts: Sequence[str]) -> dict[str, bytes]:
+    """A CA's certificate, and the server's with its private key."""
+    authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test CA, not for production")])
+    server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SuperLink")])
+    own = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
+    authority_certificate = (
+        _unsigned(authority, authority, authority_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(is_authority=True), critical=True)
+        .add_extension(own, critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    server_certificate = (
+        _unsigned(server, authority, server_key.public_key())
+        .add_extension(x509.SubjectAlternativeName(map(_alternative_name, hosts)), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(is_authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), critical=False
+        )
+        .sign(authority_key, hashes.SHA256())
+    )
+    return {
+        "ca.crt": authority_certificate.public_bytes(Encoding.PEM),
+        "server.pem": server_certificate.public_bytes(Encoding.PEM),
+        "server.key": server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    }
+
+
+def _unsigned(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return x509.CertificateBuilder(
+        issuer_name=issuer,
+        subject_name=subject,
+        public_key=key,
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - CLOCK_DIFFERENCE,
+        not_valid_after=now + VALIDITY,
+    )
+
+
+def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_authority,
+        key_cert_sign=is_authority,
+        crl_sign=is_authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative_name(host: str) -> x509.GeneralName:
+    if _is_address(host):
+        return x509.IPAddress(ipaddress.ip_address(host))
+    return x509.DNSName(host)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _write_new(path: Path, content: bytes, *, is_private: bool) -> None:
+    """Write a file that must not be there yet; a private one is never readable by others."""
+    mode = 0o600 if is_private else 0o644
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    parser = parser_of("certificates", __doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--hosts", nargs="+", default=["localhost", "127.0.0.1"])
+    parser.add_argument("--sites", nargs="*", default=["north", "south"])
+    try:
+        options = parser.parse_args(arguments)
+        for path in make_certificates(options.folder, options.hosts, options.sites):
+            print(path)
+    except InputError as error:
+        return failed(error.problems, 2)
+    except OSError as error:
+        return failed([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)
+    print("For tests and trials: in earnest, each site makes its own key. See docs/deployment.md.")
+    return 0

@@ -1,0 +1,84 @@
+"""The server's side of a federation whose clients are SuperNodes, before its first round."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from federated_yolo.checks.federation import Federation
+from federated_yolo.checks.resolve import fraction_of
+from federated_yolo.config.schema import Config
+from federated_yolo.protocol.handshake import hello
+from federated_yolo.runtime.startup import make_server
+from federated_yolo.server.final_evaluation import finish, is_finished
+from federated_yolo.server.registry import Members
+from federated_yolo.server.results import Display, RunResult
+from federated_yolo.server.transport import exchange
+from federated_yolo.storage.run_dir import RunDir
+
+JOIN_WAIT_S = 300.0  # after the last of them has come
+POLL_S = 1.0
+SETTLE_S = 15.0  # SuperNodes that were started together are there within this
+
+
+def run_on(grid: Grid, federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
+    """Run the federation on nodes that are there. Raises FederationError as `simulate`."""
+    server = make_server(federation, display, run_dir)
+    try:
+        if not (server.is_done and is_finished(server)):
+            server.run(grid)
+            finish(server, grid)
+        return server.result
+    finally:
+        server.finish_loggers()
+
+
+def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> Members:
+    """Wait for the sites that the config lists, or for those that come; what they hold is known.
+
+    Listed sites are waited for JOIN_WAIT_S; then, and where any site may come, `min_clients` of
+    them are enough.
+    """
+    is_open = config.datasets == "supernodes" or config.new_clients
+    members = Members(
+        config.clients, hello(task, fraction_of(config)), is_open=is_open, has_sites=True
+    )
+    members.names = tuple(config.names) if config.names else None
+
+    def tell(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    def ask(messages: Iterable[Message]) -> Iterator[Message]:
+        return exchange(grid, messages, config.round_timeout_s, time.sleep, poll_s=POLL_S)
+
+    waits_for_all = bool(config.clients)
+    told: list[str] | None = None
+    last_change = time.monotonic()
+    while True:
+        before = members.present
+        for who, reason in members.refresh(grid, ask):
+            tell(f"{who} is refused: {reason}")
+        members.forget_absent()
+        present = members.present
+        for name in sorted(set(present) - set(before)):
+            tell(f"site '{name}' is there: node {members.by_name[name].node}")
+        if present != before:
+            last_change = time.monotonic()
+        patience_s = JOIN_WAIT_S if waits_for_all else SETTLE_S
+        is_enough = len(present) >= config.min_clients
+        if waits_for_all and not members.missing:
+            return members
+        if is_enough and time.monotonic() - last_change > patience_s:
+            if not waits_for_all:
+                members.order_seats()
+            return members
+        if told != present:
+            told = present
+            expected = ", ".join(members.missing) or (
+                f"{config.min_clients} SuperNodes (min_clients), found {len(present)}"
+            )
+            if members.missing or not is_enough:
+                tell(f"waiting for {expected}")
+        time.sleep(POLL_S)

@@ -1,0 +1,187 @@
+"""From a checked federation to a server that can run."""
+
+import json
+import math
+import platform
+import uuid
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import ultralytics
+
+from federated_yolo.aggregation.aggregator import Aggregation
+from federated_yolo.checks.federation import SERVER_CACHES, Federation, as_at_start, server_data
+from federated_yolo.common.arrays import Layout
+from federated_yolo.common.environment import num_cpus
+from federated_yolo.common.errors import FederationError, InputError
+from federated_yolo.config.schema import ClientData
+from federated_yolo.data.data_yaml import write_private_yaml
+from federated_yolo.data.label_space import selected_classes
+from federated_yolo.data.scan import move_caches
+from federated_yolo.data.summary import form_of, form_problems
+from federated_yolo.protocol.handshake import hello
+from federated_yolo.protocol.instructions import Instructions
+from federated_yolo.server.registry import Members
+from federated_yolo.server.results import Display
+from federated_yolo.server.server import Server
+from federated_yolo.server.tracking import LoggerError, start_loggers
+from federated_yolo.storage.archive import RoundMeta
+from federated_yolo.storage.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RunDir
+from federated_yolo.yolo.class_branch import without_downloads
+from federated_yolo.yolo.evaluator import Evaluator
+from federated_yolo.yolo.model import class_row_names, parameter_names, to_arrays
+
+
+def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Server:
+    """A server whose `run(grid)` runs this federation, and what it needs in the run directory.
+
+    In the directory of an earlier run it goes on after the last complete round. Raises InputError
+    when that is not possible, and FederationError when a logger cannot start.
+    """
+    config = federation.config
+    for data in () if config.has_sites else config.clients:
+        move_caches(federation.caches / data.name, run_dir.client_dir(data.name) / "caches")
+    server = Server(
+        config,
+        _instructions(federation, _run_id(run_dir)),
+        federation.model,
+        RoundMeta(0, federation.names, federation.task, Path(config.base_model).name),
+        Aggregation(
+            config.strategy, parameter_names(federation.model), class_row_names(federation.model)
+        ),
+        run_dir,
+        display,
+        federation.members or _listed(federation),
+        _server_evaluator(federation, run_dir),
+    )
+    server.summaries = as_at_start(federation.summaries, run_dir)
+    server.members.names = tuple(config.names or ())
+    server.members.classes = selected_classes(config.train, server.members.names)
+    server.restore()
+    run_dir.write_text(CONFIG_FILE, config.to_yaml())
+    if not (run_dir.path / DESCRIPTION_FILE).exists():  # of the start, also when it is resumed
+        run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
+    try:
+        server.loggers = start_loggers(config, run_dir, display.notice)
+    except LoggerError as error:
+        raise FederationError(str(error)) from error
+    return server
+
+
+def _listed(federation: Federation) -> Members:
+    """The clients whose data is on this machine."""
+    return Members(
+        federation.config.clients, hello(federation.task), is_open=False, has_sites=False
+    )
+
+
+def _run_id(run_dir: RunDir) -> str:
+    """A name for the run that no other one has; clients keep what they have for it below this."""
+    path = run_dir.server / "id"
+    if not path.exists():
+        run_dir.write_text("server/id", f"{run_dir.path.name}-{uuid.uuid4().hex[:12]}")
+    return path.read_text()
+
+
+def describe(federation: Federation) -> dict[str, Any]:
+    """What a report says about a run before its first round: model, data counts, versions."""
+    config = federation.config
+    packages = ("flwr", "ray", "torch", "numpy")
+    return {
+        "name": config.name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": federation.task,
+        "base_model": Path(config.base_model).name,
+        "num_parameters": sum(p.numel() for p in federation.model.parameters()),
+        "names": list(federation.names),
+        "device": "cuda" if config.client_resources.num_gpus else "cpu",
+        "versions": {
+            "ultralytics": ultralytics.__version__,  # its distribution has more than one name
+            **{name: version(name) for name in packages},
+            "python": platform.python_version(),
+        },
+        "clients": {
+            data.name: _counts(data, federation)
+            for data in config.clients
+            if data.name in federation.summaries
+        },
+    }
+
+
+def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
+    """Images of a client, and its boxes of each class; None where it does not annotate one.
+
+    A classifier's images take the place of boxes, and are of no other class than their own.
+    """
+    summary = federation.summaries[data.name]
+    absent = 0 if federation.task == "classify" else None
+    boxes: dict[str, int | None] = dict(zip(summary.names, summary.class_counts, strict=True))
+    boxes.update(dict.fromkeys(data.not_annotated))
+    if federation.config.train.get("single_cls"):
+        boxes = dict.fromkeys(federation.names, sum(summary.class_counts))
+    return {
+        "train_images": summary.num_train,
+        "val_images": summary.num_val,
+        "test_images": summary.num_test,
+        "boxes": {name: boxes.get(name, absent) for name in federation.names},
+    }
+
+
+def _instructions(federation: Federation, run_id: str) -> Instructions:
+    config = federation.config
+    # Weights come from the server, and so does what `pretrained` has put into them. If it is false,
+    # a classifier's trainer draws its weights anew, and with them the random numbers that follow.
+    train = {k: v for k, v in config.train.items() if k != "pretrained" or v is False}
+    architecture = federation.architecture
+    return Instructions(
+        run_id=run_id,
+        start_id=uuid.uuid4().hex,
+        architecture=without_downloads(architecture) if config.has_sites else architecture,
+        task=federation.task,
+        digest=Layout.of(to_arrays(federation.model)).digest,
+        names=tuple(config.names or ()),
+        shared=config.shared,
+        keep_optimizer=config.local_optimizer == "keep",
+        train=train,
+        num_rounds=config.num_rounds,
+        local_epochs=config.local_epochs,
+        seed=config.seed,
+        num_clients=len(config.clients),
+        device="0" if config.client_resources.num_gpus else "cpu",
+        num_threads=max(1, math.floor(config.client_resources.num_cpus)),
+        round_timeout_s=config.round_timeout_s,
+        cross_client=config.evaluate.cross_client,
+        client=config.client or "",
+        privacy=config.privacy,
+        incremental=config.codec.name != "none" or (config.has_sites and not config.server_ema),
+        codec=config.codec,
+    )
+
+
+def _server_evaluator(federation: Federation, run_dir: RunDir) -> Evaluator | None:
+    data = federation.server_data
+    if data is None:
+        return None
+    move_caches(federation.caches / SERVER_CACHES, run_dir.server / "caches")
+    write_private_yaml(data, run_dir.server)
+    config, form = federation.config, form_of(data)
+
+    def read_again() -> dict[str, Any]:
+        now = server_data(config, federation.task, has_test="test" in data)
+        problems = form_problems(form_of(now), {"its data at the start": form})
+        if problems:
+            raise InputError(f"evaluate.data: {problem}" for problem in problems)
+        return now
+
+    return Evaluator(
+        data,
+        federation.task,
+        config.train,
+        run_dir.server,
+        "0" if torch.cuda.is_available() else "cpu",
+        num_cpus(),
+        read_again,
+    )

@@ -1,0 +1,99 @@
+"""What the server sends of the global arrays: to each node what it lacks of them.
+
+With a codec, the global arrays themselves take the step that is sent: what encoding leaves out of
+an aggregate is kept for the next one, and no party ever has other arrays than another.
+"""
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from federated_yolo.common.arrays import Arrays, checksum
+from federated_yolo.protocol.delta import Encoding
+from federated_yolo.protocol.records import LACKS_ARRAYS, to_record
+
+INCREMENT, RESIDUAL, BEFORE = "increment/", "residual/", "before"  # in the state
+
+
+class Downloads:
+    """Holds the last increment and its residual, and which node holds which global arrays.
+
+    Arrays are told apart by their checksums.
+    """
+
+    def __init__(self, encoding: Encoding, arrays: Arrays) -> None:
+        self.encoding = encoding
+        self.arrays = arrays
+        self._residual: Arrays = {}
+        self._held: dict[int, str] = {}
+        self._presumed = ""  # held by a node that has not answered yet
+        self._place(arrays, before="", increment={})
+
+    def advance(self, aggregated: Arrays) -> Arrays:
+        """The next global arrays, which are those that an increment towards these leads to."""
+        increment, self._residual = self.encoding.increment(aggregated, self.arrays, self._residual)
+        arrays = self.encoding.rebuilt(increment, self.arrays)
+        self._place(arrays, before=self._checksum, increment=increment)
+        return arrays
+
+    def addressed(self, message: Message) -> Message:
+        """The message with what its node lacks of the global arrays, in place of any arrays."""
+        held = self._held.get(message.metadata.dst_node_id, self._presumed)
+        if held == self._checksum:
+            return self._carrying(message, ArrayRecord())
+        if self._increment and held == self._before:
+            return self._carrying(message, to_record(self._increment))
+        return self.whole(message)
+
+    def whole(self, message: Message) -> Message:
+        """The message with all of the global arrays."""
+        if self._whole is None:
+            self._whole = to_record(self.encoding.whole(self.arrays))
+        return self._carrying(message, self._whole)
+
+    def confirm(self, message: Message, reply: Message) -> bool:
+        """Learn from a reply what its node holds; False if it lacked what the message built on."""
+        if reply.has_error() or "encoded" not in message.content:
+            return True
+        node = message.metadata.dst_node_id
+        was_whole = message.content["encoded"] is self._whole
+        about = reply.content.config_records.get("client", {})
+        if about.get(LACKS_ARRAYS) and not was_whole:
+            self._held[node] = ""
+            return False
+        self._held[node] = self._checksum
+        return True
+
+    def state(self) -> Arrays:
+        """All that a resumed run needs of this."""
+        return {
+            **{f"{INCREMENT}{name}": array for name, array in self._increment.items()},
+            **{f"{RESIDUAL}{name}": array for name, array in self._residual.items()},
+            BEFORE: np.array(self._before),
+        }
+
+    def restore(self, state: Arrays, arrays: Arrays) -> None:
+        """Go on from a `state` and the global arrays of that round.
+
+        Most nodes will have these or those of the round before; one that has not will say so.
+        """
+        self._residual = _starting_with(RESIDUAL, state)
+        self._presumed = str(state[BEFORE])
+        self._place(arrays, self._presumed, _starting_with(INCREMENT, state))
+
+    def _place(self, arrays: Arrays, before: str, increment: Arrays) -> None:
+        self.arrays = arrays
+        self._checksum = checksum(arrays)
+        self._before = before
+        self._increment = increment
+        self._whole: ArrayRecord | None = None
+
+    def _carrying(self, message: Message, encoded: ArrayRecord) -> Message:
+        content = {name: record for name, record in message.content.items() if name != "arrays"}
+        config = ConfigRecord({**message.content.config_records["config"]})
+        config["checksum"] = self._checksum
+        record = RecordDict({**content, "config": config, "encoded": encoded})
+        return Message(record, message.metadata.dst_node_id, message.metadata.message_type)
+
+
+def _starting_with(prefix: str, arrays: Arrays) -> Arrays:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

@@ -1,0 +1,267 @@
+"""What is done once, after the last round: test splits, the cross-client matrix, pictures.
+
+The test splits are scored by the models that a run leaves: of its best round and of its last. All
+else is of the last. The matrix is that of cross-site validation: every model on every client's val
+split.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from federated_yolo.common.arrays import Arrays, Layout
+from federated_yolo.common.files import write_atomically
+from federated_yolo.common.text import reason_of
+from federated_yolo.protocol.records import to_record, views
+from federated_yolo.server.replies import Score, checked_arrays
+from federated_yolo.server.server import Server
+from federated_yolo.storage.run_dir import JPEG, SERVER
+from federated_yolo.yolo.evaluator import class_metrics
+from federated_yolo.yolo.model import to_arrays
+
+TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
+FINISHED = "server/finished"
+
+
+def is_finished(server: Server) -> bool:
+    """Whether `finish` has come to its end in this run directory, or has nothing to do."""
+    never = not server.config.evaluate.every
+    return never or (server.run_dir.path / FINISHED).exists()
+
+
+def finish(server: Server, grid: Grid) -> None:
+    """Do all of it; the files are written when all is known.
+
+    Where a client has failed, a resumed run does it again. Then the clients are told of the end.
+    """
+    if not is_finished(server):
+        _evaluate(server, grid)
+    if server.config.client:
+        _end_clients(server, grid)
+
+
+def _end_clients(server: Server, grid: Grid) -> None:
+    """Let the clients' `finish` run."""
+    record = RecordDict({"config": server.config_record()})
+    for reply in server.exchange(grid, server.messages(record, server.nodes, "query.finish")):
+        server.checked(reply, lambda _, reply: reply)
+
+
+def _evaluate(server: Server, grid: Grid) -> None:
+    server.failed.clear()
+    with server.disk_errors("after the last round"):
+        evaluate_on_test(server, grid)
+        if server.config.evaluate.cross_client:
+            evaluate_across_clients(server, grid)
+        if server.has_model:
+            draw_predictions(server, grid)
+        if not server.failed:
+            server.run_dir.write_text(FINISHED, "")
+            return
+    names = ", ".join(sorted(server.failed))
+    server.display.notice(f"the final evaluation lacks {names}; a resumed run tries again")
+
+
+def evaluate_on_test(server: Server, grid: Grid) -> None:
+    """Score best.pt's and last.pt's model on the test splits that there are, and write test.csv.
+
+    For each model and split there is a row for all classes, then one for each. Where clients have
+    models of their own, it is those of the last round: earlier private arrays are not kept.
+    """
+    is_on_server = server.evaluator is not None and "test" in server.evaluator.data
+    if not (server.nodes_with_test or is_on_server):
+        return
+    rows = []
+    for round_number, arrays in _kept_models(server).items():
+        scores = _scores_on_test(server, grid, round_number, arrays)
+        if server.evaluator and is_on_server:
+            scores += _scores_here(server, server.deployed if arrays is None else arrays, "test")
+        rows += [row for score in scores for row in _test_rows(server, round_number, score)]
+    if rows:
+        server.run_dir.append_rows(TEST, rows)
+
+
+def _kept_models(server: Server) -> dict[int, Arrays | None]:
+    """Arrays of best.pt and last.pt by their rounds; None for those that are deployed now."""
+    best, last = server.best, server.config.num_rounds
+    if best is None or best.round == last or not server.has_model:
+        return {last: None}
+    arrays = _arrays_of(server, best.round)
+    if arrays is None:
+        server.display.notice(
+            f"{TEST}: without best.pt: the arrays of its round {best.round} are no longer there"
+        )
+        return {last: None}
+    return {best.round: arrays, last: None}
+
+
+def _arrays_of(server: Server, round_number: int) -> Arrays | None:
+    """What was deployed in a round, unless a user has made room, or the file is damaged."""
+    try:
+        return server.load_deployed(round_number)
+    except ValueError as error:
+        server.display.notice(str(error))
+        return None
+
+
+def _scores_on_test(
+    server: Server, grid: Grid, round_number: int, arrays: Arrays | None
+) -> list[Score]:
+    """Scores of the clients that have a test split. arrays: None for those deployed now."""
+    nodes = server.nodes_with_test
+    if not nodes:
+        return []
+    server.display.step(round_number, "test", _names(server, nodes))
+    if arrays is None:
+        return server.scores(grid, round_number, nodes, "test")
+    config = server.config_record()
+    config.update({"server-round": round_number, "split": "test"})
+    record = RecordDict({"arrays": to_record(arrays), "config": config})
+    return server.read_scores(grid, server.messages(record, nodes, "evaluate"))
+
+
+def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict[str, object]]:
+    """The rows of test.csv of one model on one split."""
+    start = {"round": round_number, "client": score.name}
+    metrics = {name: value for name, value in score.metrics.items() if name != "fitness"}
+    yield {**start, "class": "", "num_examples": score.num_examples, **metrics}
+    output = "" if server.meta.task == "classify" else "(B)"
+    for name in server.meta.names:
+        values = {
+            f"metrics/{metric}{output}": score.per_class.get(f"class/{name}/{metric}")
+            for metric in class_metrics(server.meta.task)
+        }
+        yield {**start, "class": name, **values}
+
+
+def evaluate_across_clients(server: Server, grid: Grid) -> None:
+    """Score every model on every client's val split, and on the server's; one model at a time."""
+    rows: list[dict[str, object]] = []
+    empty: list[dict[str, object]] = []
+    for model, owner, arrays in _models(server, grid):
+        if arrays is None:
+            names = _names(server, server.nodes)
+            empty.extend({"model": model, "owner": owner, "data": name} for name in names)
+            continue
+        server.display.step(
+            server.config.num_rounds,
+            f"evaluate the {model} model{f' of {owner}' if owner else ''}",
+            _names(server, server.nodes),
+        )
+        record = RecordDict({"arrays": to_record(arrays), "config": server.config_record()})
+        messages = server.messages(record, server.nodes, "evaluate.whole")
+        scores = server.read_scores(grid, messages)
+        if server.evaluator:
+            scores += _scores_here(server, arrays, "val")
+        rows += [
+            {
+                "model": model,
+                "owner": owner,
+                "data": score.name,
+                "num_examples": score.num_examples,
+                **score.metrics,
+            }
+            for score in scores
+        ]
+    server.run_dir.append_rows(CROSS_CLIENT, [*rows, *empty])
+
+
+def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | None]]:
+    """Kind, owner and arrays of each model: the global one, or the clients' own; local ones.
+
+    Arrays are None of a client that has no local model, since it was never drawn in a round that
+    was evaluated.
+    """
+    layout = Layout.of(to_arrays(server.model))
+    kinds = ["local"]
+    if server.has_model:
+        yield "global", "", server.deployed
+    else:
+        kinds.append("personal")
+
+    def read(_: str, reply: Message) -> Arrays:
+        arrays = views(reply.content.array_records["arrays"])
+        return checked_arrays(arrays, layout, "model was")
+
+    rows = server.run_dir.rows("clients.csv")
+    config = server.config
+    have_local = {
+        row["client"]
+        for row in rows
+        if row.get("num_examples") and config.evaluate.is_due(int(row["round"]), config.num_rounds)
+    }
+    for kind in kinds:
+        for node in server.nodes:
+            name = server.names_by_node[node]
+            if kind == "local" and name not in have_local:
+                yield kind, name, None
+                continue
+            server.display.step(server.config.num_rounds, f"fetch the {kind} model", [name])
+            config = server.config_record()
+            config["server-round"] = server.config.num_rounds
+            record = RecordDict({"config": config})
+            if kind == "personal":
+                record["arrays"] = to_record(server.deployed)
+            for reply in server.exchange(grid, server.messages(record, [node], f"query.{kind}")):
+                arrays = server.checked(reply, read)
+                if arrays is not None:
+                    yield kind, name, arrays
+
+
+def draw_predictions(server: Server, grid: Grid) -> None:
+    """Draw predictions of the first and the last round beside the labels, where that is allowed."""
+    num_images = server.config.evaluate.show_images
+    on_server = server.evaluator if num_images else None
+    nodes = server.nodes_with_pictures
+    if not nodes and on_server is None:
+        return
+    first = _arrays_of(server, 1)
+    arrays = {"round 1": first} if first else {}
+    arrays[f"round {server.config.num_rounds}"] = server.deployed
+    if on_server is not None:
+        try:
+            picture = on_server.draw(server.model, arrays, num_images)
+        except Exception as error:  # of Ultralytics' drawing; no reason to call the run a failure
+            server.display.notice(f"predictions.jpg: not drawn: {reason_of(error)}")
+        else:
+            _write_picture(server, "predictions.jpg", picture)
+    if nodes:
+        server.display.step(server.config.num_rounds, "draw predictions", _names(server, nodes))
+        record = RecordDict({title: to_record(values) for title, values in arrays.items()})
+        record["config"] = server.config_record()
+
+        def read(_: str, reply: Message) -> bytes:
+            return _jpeg(reply.content.config_records["picture"]["jpeg"])
+
+        for reply in server.exchange(grid, server.messages(record, nodes, "query.pictures")):
+            picture = server.checked(reply, read)
+            if picture is not None:
+                name = server.names_by_node[reply.metadata.src_node_id]
+                server.display.client_done(name, "drawn")
+                _write_picture(server, f"predictions_{name}.jpg", picture)
+
+
+def _jpeg(data: Any) -> bytes:
+    """The bytes of a picture, which a report will show."""
+    if not isinstance(data, bytes) or not data.startswith(JPEG):
+        raise ValueError("its picture was refused: not a JPEG")
+    return data
+
+
+def _write_picture(server: Server, name: str, picture: bytes) -> None:
+    write_atomically(server.run_dir.path / name, lambda file: file.write(picture))
+
+
+def _scores_here(server: Server, arrays: Arrays, split: str) -> list[Score]:
+    """The score of a whole model on the server's data; none where that cannot be used now."""
+    result = server.score_here(arrays, split)
+    if result is None:
+        return []
+    metrics = {**result.metrics, "fitness": result.fitness}
+    return [Score(SERVER, result.num_examples, metrics, result.per_class)]
+
+
+def _names(server: Server, nodes: Any) -> list[str]:
+    return sorted(server.names_by_node[node] for node in nodes)

@@ -1,0 +1,121 @@
+"""Messages out, replies in, over Flower's grid."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import httpx
+from flwr.app import ArrayRecord, Error, Message
+from flwr.serverapp import Grid
+
+from federated_yolo.protocol.records import CLIENT_ERROR
+
+Again = Callable[[Message, Message], Message | None]
+
+POLL_S = 0.1
+
+SITE_POLL_S = 1.0  # over a network
+
+TTL_S = 10 * 365 * 86400.0  # Flower's own lets a message expire after 12 hours
+GRACE_S = 60.0  # beyond round_timeout_s, within which a client's worker answers by itself
+
+
+def exchange(
+    grid: Grid,
+    messages: Iterable[Message],
+    timeout_s: float | None,
+    pause: Callable[[float], object],
+    poll_s: float = POLL_S,
+    again: Again = lambda message, reply: None,
+) -> Iterator[Message]:
+    """Send messages and yield each reply when it arrives; an error stands for one that does not.
+
+    timeout_s: that all of them may take, after which workers end themselves; the limit here is for
+    one that cannot even do that. pause: waits so many seconds, or raises to stop. poll_s: between
+    two looks for replies. again: gives what to send in place of a message, if its reply asks for
+    that.
+    """
+    waiting = _push(grid, messages)
+    latest = float("inf") if timeout_s is None else timeout_s + GRACE_S
+    started = time.monotonic()
+    while waiting:
+        before = set(waiting)
+        _drop_uncalled(grid)
+        for message_id in before:
+            pause(0)
+            # Alone: asked for all, the grid would give all that have come, however many.
+            yield from _pull(grid, message_id, waiting, again)
+        if waiting and time.monotonic() - started > latest:
+            error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
+            yield from [Message(error, reply_to=message) for message in waiting.values()]
+            return
+        pause(poll_s if waiting.keys() == before else 0)
+
+
+def _drop_uncalled(grid: Grid) -> None:
+    """Take away what nodes have sent to the ServerApp unasked.
+
+    It would come with the next reply, which would be lost with it if it cannot be unpacked.
+    """
+    _, unreadable = _unpacked(grid, [])
+    if unreadable:
+        logging.getLogger(__name__).warning(
+            "a message that nobody asked for is not readable: %s", unreadable
+        )
+
+
+def _unpacked(grid: Grid, message_ids: list[str]) -> tuple[list[Message], str]:
+    """Replies that have come; or none, and the kind of error of what cannot be unpacked.
+
+    Flower 1.41 unpacks what a node has sent without looking whether it can.
+    """
+    try:
+        return list(grid.pull_messages(message_ids)), ""
+    except (httpx.HTTPError, OSError):  # of the SuperLink, not of what it has
+        raise
+    except Exception as error:  # of any kind: bytes that are no protobuf, JSON, record, ...
+        return [], type(error).__name__
+
+
+def _pull(
+    grid: Grid, message_id: str, waiting: dict[str, Message], again: Again
+) -> Iterator[Message]:
+    """The reply to a message, if it has come; or send what stands in place of the message.
+
+    Flower 1.41 hands out whatever is addressed to the ServerApp, so a node can slip in a message
+    that answers nothing.
+    """
+    message = waiting[message_id]
+    replies, unreadable = _unpacked(grid, [message_id])
+    if unreadable:
+        reason = f"its reply is not readable ({unreadable})"
+        replies = [Message(Error(CLIENT_ERROR, reason), reply_to=message)]
+    for reply in replies:
+        if reply.metadata.reply_to_message_id != message_id or message_id not in waiting:
+            continue
+        if reply.has_error():  # one that Flower makes, for a node that has gone, names no node
+            reply = Message(reply.error, reply_to=message)
+        elif reply.metadata.src_node_id != message.metadata.dst_node_id:
+            continue
+        del waiting[message_id]
+        other = again(message, reply)
+        if other is None:
+            yield reply
+        else:
+            waiting.update(_push(grid, [other]))
+
+
+def _push(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
+    """Send messages; by the ids that replies will refer to."""
+    messages = list(messages)
+    for message in messages:
+        message.metadata.ttl = TTL_S
+    return dict(zip(grid.push_messages(messages), messages, strict=True)) if messages else {}
+
+
+def num_bytes(message: Message) -> int:
+    """Bytes of all arrays of a message."""
+    if not message.has_content():
+        return 0
+    records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())

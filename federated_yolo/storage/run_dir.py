@@ -1,0 +1,296 @@
+"""The run directory: rounds as .npz, the resolved config, CSV rows, private client folders.
+
+Every file is written to a temporary file in its folder, flushed and renamed into place, so that
+a reader (or a run that was killed) sees the whole old file or the whole new one.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from federated_yolo.common.arrays import Arrays, Layout, layout_problems, select
+from federated_yolo.common.errors import InputError
+from federated_yolo.common.files import refuse_special, special_kind, write_atomically
+from federated_yolo.storage.archive import RoundMeta, load_arrays, load_headers, save_arrays
+
+# What a spreadsheet takes for the start of a formula, also after the mark that says it is none.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+
+CONFIG_FILE = "args.yaml"
+SPLITS = ("train", "val", "test")
+DESCRIPTION_FILE = "run.json"  # what is known before round 1: model, data counts, versions
+SERVER = "(server)"  # in the place of a client's name, which none can have
+JPEG = b"\xff\xd8\xff"  # how a picture of predictions begins
+RESULTS = "results.csv"  # a round is complete once its row stands here: it is written last
+TABLES = (RESULTS, "clients.csv", "classes.csv")
+
+
+class RunDir:
+    """Paths and files of one run. Holds its CSV rows, so that columns may appear late, and a lock.
+
+    The lock keeps other processes from going on with the run at the same time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "weights"
+        self.clients = path / "clients"
+        self.server = path / "server"
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._lock = FileLock(self.server / "lock", timeout=0)
+
+    @classmethod
+    def create(cls, save_dir: Path, name: str) -> "RunDir":
+        """Make `save_dir/name`, or name2, name3, ... if that is taken, as Ultralytics does.
+
+        `mkdir` decides, so two runs that start together get two directories.
+        Raises InputError where nothing can be made.
+        """
+        try:
+            save_dir.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise InputError(
+                f"save_dir {str(save_dir)!r}: cannot be made: {error}; choose another save_dir"
+            ) from error
+        number = 1
+        while True:
+            run_dir = cls(save_dir.resolve() / (name if number == 1 else f"{name}{number}"))
+            try:
+                run_dir.path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            for folder in (run_dir.weights, run_dir.clients, run_dir.server):
+                folder.mkdir()
+            run_dir._lock.acquire()
+            return run_dir
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunDir":
+        """Take over the directory of a run that has ended, to go on with it.
+
+        Rows of a round that was not complete are dropped; it will be run again. It may be somebody
+        else's, so label caches, which are pickles, go without being read.
+        Raises InputError for the directory of a run that is still going on, and for one that holds
+        links to elsewhere, or what is no file.
+        """
+        run_dir = cls(path.resolve())
+        if problems := list(run_dir._foreign_entries()):
+            raise InputError(f"resume={path}: {problem}" for problem in problems)
+        try:
+            for folder in (run_dir.weights, run_dir.clients, run_dir.server):
+                folder.mkdir(exist_ok=True)
+            run_dir._lock.acquire()
+            for left in run_dir.path.rglob(".*.tmp"):  # of writes that were killed
+                left.unlink(missing_ok=True)
+            for folder in (run_dir.clients, run_dir.server):
+                for cache in (*folder.rglob("*.cache"), *folder.rglob("*.npy")):
+                    cache.unlink(missing_ok=True)
+        except Timeout as error:
+            raise InputError(
+                f"resume={path}: another process is at work on this run; wait for it or stop it"
+            ) from error
+        except OSError as error:
+            raise InputError(f"resume={path}: {error}; the run cannot go on there") from error
+        tables = {name: _rows_by_round(run_dir.path / name) for name in TABLES}
+        last = max((number for number, _ in tables[RESULTS]), default=0)
+        for name, table in tables.items():
+            rows = [row for number, row in table if number <= last]
+            if not any(row.get("note") for row in rows):  # it came with the round that is dropped
+                rows = [{k: v for k, v in row.items() if k != "note"} for row in rows]
+            run_dir._rows[name] = rows
+        found = [int(row["round"]) for row in run_dir._rows[RESULTS]]
+        if found != list(range(1, len(found) + 1)):
+            raise InputError(f"{run_dir.path / RESULTS}: found rounds {found}, some are missing")
+        return run_dir
+
+    def _foreign_entries(self) -> Iterator[str]:
+        """Say what would be read or written outside of the directory, or would block."""
+        kept = (*self.weights.rglob("*"), *self.clients.rglob("*"), *self.server.rglob("*"))
+        for entry in (*self.path.glob("*"), *kept):
+            where = entry.relative_to(self.path)
+            if entry.is_symlink() and not entry.resolve().is_relative_to(self.path):
+                yield f"{where}: leads out of it; put there what it leads to"
+            elif kind := special_kind(entry):
+                yield f"{where}: is {kind}, expected an ordinary file; remove it"
+
+    def last_round(self) -> int:
+        """Number of the last complete round; 0 before the first."""
+        path = self.path / RESULTS
+        return max((int(row["round"]) for row in read_csv(path)), default=0) if path.exists() else 0
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a CSV so far: as they were appended, or strings if the run was reopened."""
+        return list(self._rows.get(name, []))
+
+    def client_dir(self, name: str) -> Path:
+        """Private folder of one client."""
+        return self.clients / name
+
+    def images_at_start(self) -> dict[str, dict[str, int]]:
+        """Images that each client had when the run was started: by `num_train`, `num_val`, ...
+
+        Empty for a run that was stopped before it had written them down.
+        Raises InputError for a file that is damaged.
+        """
+        path = self.path / DESCRIPTION_FILE
+        try:
+            clients = json.loads(path.read_text(encoding="utf-8"))["clients"]
+            return {
+                name: {f"num_{split}": int(counts[f"{split}_images"]) for split in SPLITS}
+                for name, counts in clients.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"resume: {path}: damaged ({type(error).__name__}); put it back, or remove it"
+            ) from error
+
+    def round_path(self, round_number: int) -> Path:
+        """Path of the global arrays after this round; 0 is the initial model."""
+        return self.weights / f"round{round_number}.npz"
+
+    def save_round(self, arrays: Arrays, meta: RoundMeta) -> Path:
+        """Write the global arrays of `meta.round` and return the path."""
+        path = self.round_path(meta.round)
+        save_arrays(path, arrays, meta)
+        return path
+
+    def load_round(self, round_number: int, layout: Layout) -> Arrays:
+        """Read the global arrays of a round of this run, in the order of the layout.
+
+        Raises ValueError, naming the file, when it is damaged or of another layout.
+        """
+        return _load_layout(self.round_path(round_number), layout)
+
+    def average_path(self, round_number: int) -> Path:
+        """Path of the moving average of the global arrays after this round."""
+        return self.weights / f"ema{round_number}.npz"
+
+    def save_average(self, arrays: Arrays, meta: RoundMeta) -> None:
+        """Write the moving average of the global arrays after `meta.round`."""
+        save_arrays(self.average_path(meta.round), arrays, meta)
+
+    def load_average(self, round_number: int, layout: Layout) -> Arrays:
+        """Read it. Raises as `load_round`."""
+        return _load_layout(self.average_path(round_number), layout)
+
+    def _state_path(self, what: str, round_number: int) -> Path:
+        return self.server / f"{what}{round_number}.npz"
+
+    def save_state(self, what: str, state: Arrays, meta: RoundMeta) -> None:
+        """Write what the server carries from round to round; the last two rounds' are kept.
+
+        what: "strategy" or "downloads", whose state it is.
+        """
+        save_arrays(self._state_path(what, meta.round), state, meta)
+        self._state_path(what, meta.round - 2).unlink(missing_ok=True)
+
+    def load_state(self, what: str, round_number: int) -> Arrays:
+        """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
+        return load_arrays(self._state_path(what, round_number))[0]
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a small text file and return its path."""
+        path = self.path / name
+        write_atomically(path, lambda file: file.write(text.encode()))
+        return path
+
+    def append_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Append rows to a CSV: one header, missing values empty, columns in order of arrival.
+
+        Texts are safe in a spreadsheet, see `as_cell`; `read_csv` gives them as they were.
+        """
+        table = self._rows.setdefault(name, [])
+        table.extend(dict(row) for row in rows)
+        columns = list(dict.fromkeys(column for row in table for column in row))
+
+        def write(file: BinaryIO) -> None:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow([as_cell(column) for column in columns])
+            writer.writerows([as_cell(row.get(c, "")) for c in columns] for row in table)
+            text.detach()
+
+        write_atomically(self.path / name, write)
+
+
+def as_cell(value: Any) -> Any:
+    """A value of a CSV; a text that a spreadsheet would run as a formula gets a leading '.
+
+    Clients write notes, and names of classes and numbers. Numbers stay as they are.
+    """
+    if isinstance(value, str) and FORMULA.match(value) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def from_cell(text: str) -> str:
+    """The text of which `as_cell` made this one."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _rows_by_round(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV with their rounds; none without the file. Raises InputError on damage."""
+    try:
+        return [(int(row["round"]), row) for row in read_csv(table)] if table.exists() else []
+    except (KeyError, ValueError, TypeError, OSError, csv.Error) as error:
+        raise InputError(f"{table}: damaged ({error}); the run cannot go on") from error
+
+
+def _load_layout(path: Path, layout: Layout) -> Arrays:
+    for load in (load_headers, load_arrays):  # the headers first, since they may promise anything
+        arrays, _ = load(path)
+        problems = layout_problems(arrays, layout)
+        if problems:
+            raise ValueError(f"{path}: not of this model: {'; '.join(problems[:3])}")
+    return select(arrays, layout.names)
+
+
+def find_run(where: str, save_dir: Path) -> Path:
+    """Directory of the run to go on with.
+
+    where: the directory or a file in it, or "true" for the newest run below save_dir.
+    Raises InputError when there is none.
+    """
+    if where.lower() == "true":
+        configs = save_dir.glob(f"*/{CONFIG_FILE}") if save_dir.is_dir() else ()
+        found = max(configs, key=lambda path: path.stat().st_mtime_ns, default=None)
+        if found is None:
+            raise InputError(f"resume=true: found no run in {save_dir}; give resume=RUN_DIR")
+        return found.parent
+    path = Path(where)
+    try:
+        for folder in path.absolute().parents[:2] if path.is_file() else [path]:
+            if (folder / CONFIG_FILE).is_file():
+                return folder
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise InputError(f"resume={where}: {error}; expected the directory of a run") from error
+    reason = f"has no {CONFIG_FILE}, so no run has begun there" if path.exists() else "not there"
+    raise InputError(f"resume={where}: {reason}; expected the directory of a run")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV of this project; empty strings are missing values."""
+    refuse_special(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a mark
+        reader = csv.DictReader(file)
+        reader.fieldnames = [from_cell(name) for name in reader.fieldnames or ()]
+        return [
+            {n: from_cell(t) if isinstance(t, str) else t for n, t in r.items()} for r in reader
+        ]

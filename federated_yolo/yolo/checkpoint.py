@@ -1,0 +1,198 @@
+"""Checkpoints and model YAMLs of Ultralytics: what they are, read with and without trust."""
+
+import copy
+import re
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import ultralytics
+from ultralytics.cfg import get_cfg
+from ultralytics.nn.tasks import guess_model_task, torch_safe_load, yaml_model_load
+from ultralytics.utils import DEFAULT_CFG_DICT, SAFE_LOAD
+from ultralytics.utils.torch_utils import unwrap_model
+
+from federated_yolo.common.errors import InputError
+from federated_yolo.common.files import read_yaml, special_kind, write_atomically
+from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
+
+TASKS = ("detect", "segment", "pose", "obb", "classify")
+CLASSIFY_IMGSZ = 224  # pixels; Ultralytics' default for this task
+MODEL_YAML = "model.yaml"  # stands for a base model that is no file
+# Heads that take their classes from texts, of YOLO-World and YOLOE.
+TEXT_HEADS = ("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26")
+
+
+def task_of(base_model: str) -> str:
+    """Task of a base model (a .pt or a model YAML), after checking that it can be used.
+
+    Raises InputError when the file is missing, no checkpoint, not safe to load, or of a task
+    that this toolkit does not train.
+    """
+    where = f"base_model '{base_model}'"
+    structure = structure_of(base_model, where=where)
+    if head_of(structure) in TEXT_HEADS:
+        raise InputError(
+            f"{where}: its classes come from text prompts (YOLO-World, YOLOE), which are not "
+            "trained here; use a model that has its own, e.g. yolo11n.yaml"
+        )
+    task = task_of_structure(structure)
+    if task not in TASKS:
+        raise InputError(f"{where}: task '{task}'; expected one of {', '.join(TASKS)}")
+    return task
+
+
+def structure_of(base_model: str, *, where: str) -> dict[str, Any]:
+    """What a model YAML holds, or a checkpoint says that it was built from. Raises InputError."""
+    suffix = Path(base_model).suffix.lower()
+    if suffix == ".pt":
+        module: Any = load_checkpoint_module(base_model, where=where)
+        if not isinstance(getattr(module, "yaml", None), dict):
+            raise InputError(f"{where}: not a model of Ultralytics' own; it has no YAML")
+        return module.yaml
+    if suffix in {".yaml", ".yml"}:
+        return _load_model_yaml(base_model, where)
+    raise InputError(f"{where}: expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml")
+
+
+def head_of(structure: Mapping[str, Any]) -> str:
+    """Name of the module that predicts, the last one of a model YAML; "" where there is none."""
+    try:
+        return str(structure["head"][-1][-2])
+    except (KeyError, IndexError, TypeError):  # found when the model is built, with the reason
+        return ""
+
+
+def is_rtdetr(structure: Mapping[str, Any]) -> bool:
+    """Whether a model is an RT-DETR: it detects, with a trainer, validator and data set of its own.
+
+    structure: what a model YAML holds.
+    """
+    return head_of(structure) == "RTDETRDecoder"
+
+
+def task_of_structure(structure: Mapping[str, Any]) -> str:
+    """Ultralytics' task of a model by its YAML; "unknown" for none."""
+    return "detect" if is_rtdetr(structure) else guess_model_task(dict(structure)) or "unknown"
+
+
+def load_checkpoint_module(
+    path: str, *, where: str, is_trusted: bool | None = None
+) -> torch.nn.Module:
+    """The module inside an Ultralytics checkpoint, read by the restricted loader.
+
+    is_trusted: whether to read it by one that runs what it holds; None is as `trust_checkpoint` has
+    it for this process, see common/environment.py. Raises InputError; `where` starts its line.
+    """
+    checkpoint = _load_checkpoint(path, where, is_trusted)
+    module = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"{where}: the file holds no model; expected an Ultralytics checkpoint")
+    return module
+
+
+def train_args_of_base(base_model: str) -> dict[str, Any]:
+    """Train arguments that `yolo train` takes from a base model where it is not told others.
+
+    They are those of `Model._reset_ckpt_args` (Ultralytics 8.4) that shape training: none of a
+    model YAML. Raises InputError.
+    """
+    if Path(base_model).suffix.lower() != ".pt":
+        return {}
+    checkpoint = _load_checkpoint(base_model, f"base_model '{base_model}'")
+    found = checkpoint.get("train_args")
+    found = {**DEFAULT_CFG_DICT, **(found if isinstance(found, dict) else {})}
+    return {name: found[name] for name in ("imgsz", "single_cls")}
+
+
+def _load_checkpoint(path: str, where: str, is_trusted: bool | None = None) -> dict[str, Any]:
+    """What a checkpoint holds; arguments as of `load_checkpoint_module`."""
+    try:
+        exists = Path(path).is_file()
+    except OSError:  # e.g. the name is too long
+        exists = False
+    if kind := special_kind(path):
+        raise InputError(f"{where}: is {kind}, expected a .pt checkpoint")
+    if not exists:
+        raise InputError(
+            f"{where}: no such file; weights are not downloaded, so put the .pt there or train "
+            "from a model YAML such as yolo11n.yaml"
+        )
+    ensure_torchvision_nms()  # classification checkpoints hold torchvision transforms
+    try:
+        with warnings.catch_warnings():
+            # PyTorch's remarks on the pickle's version; what cannot be loaded raises.
+            warnings.simplefilter("ignore")
+            safe_only = SAFE_LOAD if is_trusted is None else not is_trusted
+            checkpoint, _ = torch_safe_load(path, safe_only=safe_only)
+    except Exception as error:  # any damage to a pickle surfaces as any kind of error
+        raise InputError(
+            f"{where}: not an Ultralytics checkpoint that is safe to load: {_why_not(error)}"
+        ) from error
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+# unstable: torch._weights_only_unpickler says 'GLOBAL {full_path} was not an allowed'
+def _why_not(error: Exception) -> str:
+    """What keeps a checkpoint from being loaded, in one line."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error.__cause__))
+    if foreign:
+        return (
+            f"it refers to {foreign[1]}, which is no part of a model and could run any code; if "
+            "you trust whoever made it, set trust_checkpoint (the exporter: --trust-checkpoint)"
+        )
+    return next((x for x in str(error).splitlines() if x.strip()), type(error).__name__)
+
+
+def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
+    try:
+        # As yaml_model_load looks for it: a size is taken out of the name where no file has it.
+        for file in (name, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", name)):
+            if Path(file).exists():
+                read_yaml(Path(file))
+                break
+        loaded = yaml_model_load(name)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{where}: no such file, and no model of that name comes with Ultralytics"
+        ) from error
+    except Exception as error:  # a YAML of any shape meets Ultralytics' parser here
+        text = next((x for x in str(error).splitlines() if x.strip()), type(error).__name__)
+        raise InputError(f"{where}: not a model YAML: {text}") from error
+    if not isinstance(loaded, dict) or "backbone" not in loaded or "head" not in loaded:
+        raise InputError(f"{where}: not a model YAML; expected 'backbone' and 'head'")
+    return loaded
+
+
+def save_checkpoint(
+    path: Path, model: torch.nn.Module, train_args: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model as an Ultralytics checkpoint with its float32 weights, atomically.
+
+    `YOLO(path)` predicts, validates, exports and trains on from it. (Ultralytics' own
+    `YOLO.save` would round the weights to half precision.)
+    """
+    module: Any = copy.deepcopy(unwrap_model(model)).float().eval()
+    module.task = task_of_structure(module.yaml)
+    default = {"imgsz": CLASSIFY_IMGSZ} if module.task == "classify" else {}
+    module.args = vars(get_cfg(overrides={**default, **(train_args or {}), "task": module.task}))
+    module.criterion = None  # the loss is rebuilt when training starts
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    checkpoint = {
+        "epoch": -1,  # training is over: nothing for `resume` to go on from
+        "best_fitness": None,
+        "model": module,
+        "ema": None,
+        "updates": None,
+        "optimizer": None,
+        "train_args": module.args,
+        "date": datetime.now(UTC).isoformat(),
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0 (https://ultralytics.com/license)",
+        "docs": "https://docs.ultralytics.com",
+    }
+    write_atomically(path, lambda file: torch.save(checkpoint, file))

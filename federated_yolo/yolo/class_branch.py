@@ -1,0 +1,193 @@
+"""The class branch of a head, whose shapes a model YAML and the number of classes do not define."""
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from ultralytics.nn.modules import Conv, Detect
+from ultralytics.utils.torch_utils import unwrap_model
+
+from federated_yolo.yolo.checkpoint import load_checkpoint_module
+
+CLASS_BRANCHES = ("cv3", "one2one_cv3")  # of all YOLO heads; the second of end-to-end ones
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model is built from on any machine: all of it but its weights, without a pickle.
+
+    yaml: what a model YAML holds. class_branch: shapes of the convolutions of the head's class
+    branches by the names of their arrays; empty for those that the YAML alone gives. A base of
+    other classes passes on its own (`BaseModel.load`, Ultralytics 8.4.180 to 8.4.190), and no YAML
+    shows that. new_class_rows: whether the rows of the classes were drawn anew then.
+    """
+
+    yaml: Mapping[str, Any]
+    class_branch: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    new_class_rows: bool = False
+
+
+def architecture_of(
+    model: torch.nn.Module, base_model: str = "", train: Mapping[str, Any] | None = None
+) -> Architecture:
+    """What a model that `build_model` made is built from.
+
+    base_model, train: as it was made with; they say which random numbers were drawn.
+    """
+    unwrapped: Any = unwrap_model(model)
+    arrays = {name: tuple(tensor.shape) for name, tensor in unwrapped.state_dict().items()}
+    return Architecture(
+        json.loads(json.dumps(unwrapped.yaml)),
+        class_branch_in(unwrapped, arrays),
+        _draws_class_rows(unwrapped, base_model, (train or {}).get("pretrained", True)),
+    )
+
+
+def _weights_of(base_model: str, pretrained: Any) -> str:
+    """The checkpoint whose weights training starts from; empty for new ones."""
+    source = pretrained if isinstance(pretrained, str) else base_model
+    return source if pretrained is not False and source.lower().endswith(".pt") else ""
+
+
+def _draws_class_rows(model: Any, base_model: str, pretrained: Any) -> bool:
+    """Whether weights came from a head of another number of classes."""
+    source = _weights_of(base_model, pretrained)
+    if not source:
+        return False
+    module: Any = load_checkpoint_module(source, where=f"'{source}'")
+    layers: list[Any] = [getattr(m, "model", [None]) for m in (module, model)]
+    rows = [x[-1].cv3[0][-1].out_channels for x in layers if isinstance(x[-1], Detect)]
+    return len(rows) == 2 and rows[0] != rows[1]
+
+
+def class_change(base_model: str, train: Mapping[str, Any], names: Iterable[str]) -> str:
+    """What becomes of the classes of the weights that training starts from; empty if nothing.
+
+    By `BaseModel._remap_cls_by_names`: rows go by name, upper and lower case being the same.
+    """
+    source = _weights_of(base_model, train.get("pretrained", True))
+    found = (
+        getattr(load_checkpoint_module(source, where=f"'{source}'"), "names", {}) if source else {}
+    )
+    before, after = (
+        list(dict(enumerate(found) if isinstance(found, list) else found).values()),
+        [*names],
+    )
+    if not before or before == after:
+        return ""
+    text = f"{len(before)} classes before, {len(after)} now"
+    if train.get("cls_remap", True):
+        known = {str(name).strip().lower() for name in before}
+        num_kept = sum(name.strip().lower() in known for name in after)
+        text += f"; {num_kept} of them are known by name" + (
+            ", and keep their rows" if num_kept else ", so their rows start anew"
+        )
+    return text
+
+
+def class_branch_in(
+    model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Those of the shapes that are of the convolutions of this model's class branches, by name.
+
+    shapes: of arrays by name; they may be of another model.
+    """
+    head = f"model.{len(unwrap_model(model).model) - 1}."  # pyright: ignore[reportArgumentType]
+    starts = tuple(f"{head}{attribute}." for attribute in CLASS_BRANCHES)
+    return {n: s for n, s in shapes.items() if n.startswith(starts) and len(s) == 4}
+
+
+def model_of(architecture: Architecture, trainer: Any) -> Any:
+    """The model that this Ultralytics trainer trains, with new weights.
+
+    The random numbers are those that `yolo train` would have drawn to get it from its base model:
+    copying weights draws none. Raises ValueError for a class branch that fits no such model.
+    """
+    model = trainer.get_model(cfg=copy.deepcopy(dict(architecture.yaml)), verbose=False)
+    set_class_branch(model, architecture.class_branch, draw_rows=architecture.new_class_rows)
+    return model
+
+
+def set_class_branch(
+    model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], *, draw_rows: bool = False
+) -> None:
+    """Give a new model class branches of these shapes, if it has others, as `BaseModel.load` does.
+
+    shapes: as of `class_branch_in`; none leave the model as it is. draw_rows: draw the random
+    numbers of new rows. Raises ValueError for shapes that do not join the neck to the classes.
+    """
+    unwrapped: Any = unwrap_model(model)
+    found = class_branch_in(unwrapped, {n: tuple(t.shape) for n, t in model.state_dict().items()})
+    if not shapes or {n: tuple(s) for n, s in shapes.items()} == found:
+        return
+    index, head = len(unwrapped.model) - 1, unwrapped.model[-1]
+    if {name.split(".")[2] for name in shapes} != {name.split(".")[2] for name in found}:
+        raise ValueError(f"class branches {sorted(shapes)[:2]}, ... are of another kind of head")
+    num_built = 0
+    rebuilt: dict[str, list[torch.nn.Module]] = {}
+    for attribute in (name for name in CLASS_BRANCHES if getattr(head, name, None) is not None):
+        rebuilt[attribute] = []
+        for i, (old, box) in enumerate(zip(getattr(head, attribute), head.cv2, strict=True)):
+            start = f"model.{index}.{attribute}.{i}."
+            own = {n.removeprefix(start): s for n, s in shapes.items() if n.startswith(start)}
+            num_built += len(own)
+            with torch.random.fork_rng(devices=[]):
+                new, channels = _branch(own, box[0].conv.in_channels, old)
+            last = new[-1] if isinstance(new, torch.nn.Sequential) else None
+            if not isinstance(last, torch.nn.Conv2d) or channels != old[-1].out_channels:
+                raise ValueError(
+                    f"{start}: ends in {channels} channels, expected {old[-1].out_channels} classes"
+                )
+            if draw_rows:
+                new[-1] = torch.nn.Conv2d(last.in_channels, channels, 1)
+            rebuilt[attribute].append(new.train(old.training))
+    if num_built != len(shapes):
+        raise ValueError(f"{len(shapes) - num_built} arrays of class branches of no feature map")
+    for attribute, branches in rebuilt.items():
+        setattr(head, attribute, torch.nn.ModuleList(branches))
+
+
+def _branch(
+    shapes: Mapping[str, tuple[int, ...]], channels: int, like: torch.nn.Module
+) -> tuple[Any, int]:
+    """The modules that have convolutions of these shapes one after another; their channels out.
+
+    shapes: by name within the branch. channels: that come in. like: has the activations and the
+    BatchNorm that `Conv` modules get.
+    """
+    if not shapes:
+        raise ValueError("a class branch without convolutions")
+    if set(shapes) == {"weight"} or set(shapes) == {"conv.weight"}:
+        out, per_group, kernel, width = next(iter(shapes.values()))
+        if min(out, per_group, kernel) < 1 or kernel != width or channels % per_group:
+            raise ValueError(
+                f"a convolution of shape {(out, per_group, kernel, width)} does not take "
+                f"{channels} channels"
+            )
+        if "weight" in shapes:
+            return torch.nn.Conv2d(channels, out, kernel, groups=channels // per_group), out
+        prototype: Any = next(m for m in like.modules() if isinstance(m, Conv))
+        module = Conv(channels, out, kernel, g=channels // per_group, act=prototype.act)
+        module.bn.eps, module.bn.momentum = prototype.bn.eps, prototype.bn.momentum
+        return module, out
+    children = []
+    keys = list(dict.fromkeys(name.partition(".")[0] for name in shapes))
+    if keys != [str(i) for i in range(len(keys))]:
+        raise ValueError(f"a class branch of modules {', '.join(keys[:5])}, expected 0, 1, ...")
+    for key in keys:
+        own = {n.partition(".")[2]: s for n, s in shapes.items() if n.partition(".")[0] == key}
+        child, channels = _branch(own, channels, like)
+        children.append(child)
+    return torch.nn.Sequential(*children), channels
+
+
+def without_downloads(architecture: Architecture) -> Architecture:
+    """The same, with which building a backbone of TorchVision fetches no weights for it."""
+    structure = copy.deepcopy(dict(architecture.yaml))
+    for layer in structure["backbone"] + structure["head"]:
+        if layer[2] == "TorchVision":
+            layer[3] = [*layer[3][:2], None, *layer[3][3:]]
+    return replace(architecture, yaml=structure)

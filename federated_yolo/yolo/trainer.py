@@ -1,0 +1,294 @@
+"""One round is a slice of one Ultralytics training run.
+
+A client's trainer is set up once, for all `num_rounds * local_epochs` epochs, and each round runs
+the next `local_epochs` of them in Ultralytics' own loop. Learning-rate schedule, warm-up, closing
+of mosaic and loss schedules are therefore right by construction, and a federation of one client
+equals plain `yolo train` bit for bit.
+
+What a training run carries from epoch to epoch beside the weights (optimiser, random states,
+position of the data loader, mosaic buffer) is saved after each slice in the client's private
+folder, so that the next slice may run in another process and still be the same.
+"""
+
+import gc
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwrap_model
+
+from federated_yolo.common.arrays import Arrays, select
+from federated_yolo.common.errors import AbortedError
+from federated_yolo.common.files import write_atomically
+from federated_yolo.data.changes import SplitState, split_signature, told_changes
+from federated_yolo.data.data_yaml import CLASS_MAP
+from federated_yolo.yolo.model import load_into, shared_names, to_arrays
+from federated_yolo.yolo.slice_mixin import (
+    LossIsNotFiniteError,
+    SliceDone,
+    SliceSettings,
+    make_trainer,
+)
+from federated_yolo.yolo.slice_state import (
+    KEPT_STATES,
+    load_private_start,
+    restore_random_states,
+    restore_state,
+    saved_states,
+    state_of,
+    state_path,
+)
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """Outcome of one slice.
+
+    arrays: float32 weights (not the EMA's) and buffers; those that are shared.
+    num_examples: training images. num_steps: steps of the optimiser.
+    losses: mean over the slice's epochs, by Ultralytics' name, e.g. "train/box_loss".
+    notes: what has changed in the data since the last slice.
+    """
+
+    arrays: Arrays
+    num_examples: int
+    num_steps: int
+    losses: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+# unstable: ultralytics.engine.trainer.BaseTrainer._setup_train
+# unstable: ultralytics.engine.trainer.BaseTrainer._close_dataloader_mosaic
+class SliceTrainer:
+    """Trains one client's slices. Holds the Ultralytics trainer between rounds."""
+
+    def __init__(self, settings: SliceSettings) -> None:
+        self.settings = settings
+        self._trainer: Any = None
+        self._last_round = 0
+        self._training: Any = None  # the same, while it trains
+        self._callbacks: list[tuple[str, Callable[[Any], None]]] = []
+
+    def abort(self, reason: str) -> None:
+        """End the slice that is being trained after its present batch, by AbortedError.
+
+        From a callback, another thread or a signal handler; without effect when nothing trains.
+        """
+        trainer = self._training
+        if trainer is not None:
+            trainer.abort_reason = reason
+
+    def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
+        """Call a function at an event of Ultralytics' trainer; before the first slice."""
+        self._callbacks.append((event, function))
+
+    def forget(self, round_number: int) -> None:
+        """Go back to before this round, which has been trained, or not."""
+        self._path(round_number).unlink(missing_ok=True)
+        self._trainer = None
+
+    def train(self, round_number: int, arrays: Arrays, proximal_mu: float = 0.0) -> SliceResult:
+        """Train the slice of this round (1-based), starting from the given global arrays.
+
+        arrays: those that are shared; the private ones go on as this client's last round left them.
+        proximal_mu: FedProx's pull towards `arrays`.
+        Raises what the training raises; the next call then starts from the last saved state.
+        """
+        trainer, state = self._take_trainer(round_number)
+        shared = shared_names(trainer.model, self.settings.shared)
+        load_into(trainer.model, arrays, shared)
+        _place_schedules(trainer, round_number, self.settings.local_epochs)
+        _place_options(trainer, round_number, self.settings, shared, proximal_mu)
+        if state is not None:
+            init_seeds(trainer.args.seed, deterministic=trainer.args.deterministic)
+            restore_random_states(state["random"])
+        trainer.abort_reason = ""
+        self._training = trainer
+        try:
+            trainer.train()
+        except SliceDone:
+            if trainer.abort_reason:  # by the last batch, or after it
+                raise AbortedError(trainer.abort_reason) from None
+        else:
+            raise AssertionError("Ultralytics' loop ended before its slice")
+        finally:
+            self._training = None
+        _apply_pending_gradients(trainer)
+        trained = to_arrays(trainer.model)
+        _refuse_infinite(trained)
+        private = {name: array for name, array in trained.items() if name not in set(shared)}
+        self._save_state(state_of(trainer, private), round_number)
+        self._trainer, self._last_round = trainer, round_number
+        dataset = trainer.train_loader.dataset
+        now = SplitState(trainer.signature, len(dataset), trainer.data.get(CLASS_MAP))
+        private_dir = self.settings.private_dir
+        notes = told_changes(private_dir, "train", round_number, now, dataset.num_damaged)
+        return SliceResult(
+            arrays=select(trained, shared),
+            num_examples=len(dataset),
+            num_steps=trainer.num_steps,
+            losses=_mean_losses(trainer),
+            notes=tuple(notes),
+        )
+
+    def private_arrays(self, round_number: int) -> Arrays:
+        """The arrays that are not shared, as this client's last round up to this one left them.
+
+        Those of the base model before its first round; empty when all are shared.
+        """
+        last = max((r for r in self._saved() if r <= round_number), default=0)
+        if not last:
+            return load_private_start(self.settings.private_dir)
+        return {name: tensor.numpy() for name, tensor in self._load_state(last)["private"].items()}
+
+    def _take_trainer(self, round_number: int) -> tuple[Any, dict[str, Any] | None]:
+        """A trainer as after this client's last round before `round_number`, and that state.
+
+        The trainer kept here is used as it is if it trained that round, and brought to the saved
+        state if the client has meanwhile trained in another process or the round is tried again.
+        Where the images or their labels have changed, a new one goes on from that state.
+        """
+        last = max((r for r in self._saved() if r < round_number), default=0)
+        state = self._load_state(last) if last else None
+        trainer, self._trainer = self._trainer, None  # kept again only if the slice succeeds
+        if trainer is not None and trainer.signature != split_signature(trainer.data["train"]):
+            trainer = None
+            gc.collect()  # it is in cycles
+        if trainer is not None and self._last_round != last:
+            mosaic_open = state is not None and not state["epochs_without_mosaic"]
+            if state is None or (mosaic_open and trainer.mosaic_is_closed):
+                trainer = None  # Ultralytics cannot go back to these
+        if trainer is None:
+            trainer = make_trainer(self.settings)
+            for event, function in self._callbacks:
+                trainer.add_callback(event, function)
+            trainer._setup_train()
+            trainer.nominal_accumulate = trainer.accumulate
+            self._last_round = 0
+            start = load_private_start(self.settings.private_dir)
+            load_into(trainer.model, start, start)
+        if state is not None and self._last_round != last:
+            restore_state(trainer, state)
+        return trainer, state
+
+    def _saved(self) -> list[int]:
+        return saved_states(self.settings.private_dir)
+
+    def _path(self, round_number: int) -> Path:
+        return state_path(self.settings.private_dir, round_number)
+
+    def _load_state(self, round_number: int) -> dict[str, Any]:
+        return torch.load(self._path(round_number), weights_only=True)
+
+    def _save_state(self, state: dict[str, Any], round_number: int) -> None:
+        path = self._path(round_number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(state, file))
+        saved = self._saved()
+        kept = sorted(r for r in saved if r <= round_number)[-KEPT_STATES:]
+        for other in set(saved) - set(kept):
+            self._path(other).unlink(missing_ok=True)
+
+
+def try_batches(
+    settings: SliceSettings, num_batches: int, after_batch: Callable[[], None] = lambda: None
+) -> Any:
+    """Train at most so many batches of the first slice, with a step; for what it takes.
+
+    Returns Ultralytics' trainer. Nothing is saved.
+    """
+    trainer = make_trainer(settings)
+    batches = itertools.count(1)
+
+    def leave(_: Any) -> None:
+        after_batch()
+        if next(batches) >= num_batches:
+            raise SliceDone
+
+    trainer._setup_train()
+    trainer.nominal_accumulate = trainer.accumulate
+    shared = shared_names(trainer.model, settings.shared)
+    _place_schedules(trainer, 1, settings.local_epochs)
+    _place_options(trainer, 1, settings, shared, proximal_mu=0.0)
+    trainer.add_callback("on_train_batch_end", leave)
+    with suppress(SliceDone):
+        trainer.train()
+    _apply_pending_gradients(trainer)  # optimisers take their memory in the first step
+    return trainer
+
+
+def set_up(settings: SliceSettings) -> None:
+    """Set up a training and read its first batch, to see that it can be; nothing is kept."""
+    num_threads = torch.get_num_threads()
+    try:
+        trainer = make_trainer(settings)
+        trainer._setup_train()
+        next(iter(trainer.train_loader))
+        trainer.train_loader.close()
+    finally:
+        unset_deterministic()
+        torch.set_num_threads(num_threads)
+
+
+def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
+    """Put what Ultralytics counts by epoch where the slice of this round starts."""
+    start = (round_number - 1) * local_epochs
+    trainer.start_epoch, trainer.slice_end = start, start + local_epochs
+    trainer.stop = False
+    trainer.epoch_losses = []
+    trainer.accumulate = trainer.nominal_accumulate  # warm-up leaves it somewhere below
+    args = trainer.args
+    model: Any = unwrap_model(trainer.model)
+    if args.close_mosaic and start > trainer.epochs - args.close_mosaic:
+        # An earlier slice closed it; the loop would close it again and reset the data loader.
+        if not trainer.mosaic_is_closed:
+            trainer._close_dataloader_mosaic()
+        args.close_mosaic = 0
+    if start:
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()
+        if hasattr(model.criterion, "update"):  # the loss of end-to-end heads has a schedule
+            model.criterion.updates = start - 1
+            model.criterion.update()
+
+
+def _place_options(
+    trainer: Any, round_number: int, settings: SliceSettings, shared: list[str], proximal_mu: float
+) -> None:
+    """Put what strategy and sharing ask of this slice in place; weights are loaded already."""
+    trainer.num_steps = 0
+    names = set(shared)
+    trainer.proximal_mu = proximal_mu
+    trainer.proximal_pairs = [
+        (parameter, parameter.detach().clone())
+        for name, parameter in unwrap_model(trainer.model).named_parameters()
+        if proximal_mu and parameter.requires_grad and name in names
+    ]
+    trainer.batchnorm_is_frozen = settings.shared.batchnorm_is_frozen(
+        round_number, settings.num_rounds
+    )
+    if not settings.keep_optimizer:
+        trainer.optimizer.state.clear()
+
+
+def _apply_pending_gradients(trainer: Any) -> None:
+    """Step with what gradient accumulation (nbs > batch) has left at the end of the slice."""
+    if any(p.grad is not None for p in trainer.model.parameters()):
+        trainer.optimizer_step()
+
+
+def _refuse_infinite(arrays: Arrays) -> None:
+    """Raise before a client keeps a state from which it could never recover."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise LossIsNotFiniteError(f"the last step made {name} infinite; lower train.lr0")
+
+
+def _mean_losses(trainer: Any) -> dict[str, float]:
+    epochs = trainer.epoch_losses
+    return {f"train/{name}": sum(e[name] for e in epochs) / len(epochs) for name in epochs[0]}

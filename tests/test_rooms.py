@@ -1,0 +1,34 @@
+"""The rooms of the package import one way only: each only from floors below its own."""
+
+import ast
+
+import pytest
+from processes import ROOT
+
+PACKAGE = ROOT / "federated_yolo"
+FLOORS = (
+    "common",
+    "storage config data",
+    "yolo reporting partitioning",
+    "protocol",
+    "client aggregation",
+    "server",
+    "checks",
+    "runtime",
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.glob("*/*.py"))}
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {name.split("/")[0] for name in FILES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_only_from_its_room_and_from_floors_below(name: str) -> None:
+    own = name.split("/")[0]
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        parts = node.module.split(".") if isinstance(node, ast.ImportFrom) and node.module else []
+        if parts[:1] == ["federated_yolo"]:
+            room = parts[1] if len(parts) > 1 else f"the package itself, line {node.lineno}"
+            assert room == own or FLOOR.get(room, 99) < FLOOR[own], f"{own} imports {room}"
