@@ -21,8 +21,8 @@ from federated_yolo.yolo.model import to_arrays
 
 TELLING = """
 from pathlib import Path
-from utils import client
 from federated_yolo import YoloClient
+from federated_yolo.client.workspace import held_clients
 
 
 class Telling(YoloClient):
@@ -32,11 +32,11 @@ class Telling(YoloClient):
 
     def train(self, round_number, arrays, config):
         self.tell(f"train {round_number} {self.history('train').get('round', [])}")
-        client._clients.clear()  # as if the next message went to another worker
+        held_clients.clear()  # as if the next message went to another worker
         return super().train(round_number, arrays, config)
 
     def evaluate(self, parameters, config):
-        client._clients.clear()
+        held_clients.clear()
         return super().evaluate(parameters, config)
 
     def finish(self):

@@ -24,7 +24,9 @@ from federated_yolo.config.schema import Config
 from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
 from federated_yolo.protocol.records import from_record, to_record
 from federated_yolo.server import final_evaluation
+from federated_yolo.server import server as server_module
 from federated_yolo.server.results import RoundResult
+from federated_yolo.server.round_tables import RoundOutcome
 from federated_yolo.server.server import Server
 from federated_yolo.storage.archive import load_arrays
 from federated_yolo.storage.run_dir import read_csv
@@ -191,14 +193,14 @@ def test_the_model_of_the_last_round_is_scored_on_the_test_splits_that_there_are
 @pytest.fixture
 def first_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let earlier rounds be better, whatever their models score."""
-    summarise = Server.summarise
+    summarise = server_module.summarise
 
-    def falling(self: Server, round_number: int, *arguments: Any) -> RoundResult:
-        result = summarise(self, round_number, *arguments)
-        score = 1 / round_number
+    def falling(outcome: RoundOutcome, **settings: Any) -> RoundResult:
+        result = summarise(outcome, **settings)
+        score = 1 / outcome.round
         return replace(result, score=score, row={**result.row, "fitness": score})
 
-    monkeypatch.setattr(Server, "summarise", falling)
+    monkeypatch.setattr(server_module, "summarise", falling)
 
 
 @pytest.mark.parametrize(

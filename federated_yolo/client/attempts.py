@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from federated_yolo.common.errors import LostWorkerError
 from federated_yolo.common.files import write_atomically
+from federated_yolo.protocol.records import MAX_ATTEMPTS
 
-MAX_ATTEMPTS = 2
 LOCK_TIMEOUT_S = 60.0
 
 TRACE = "attempt.json"  # there while a client works

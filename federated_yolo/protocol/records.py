@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord
 from federated_yolo.common.arrays import Arrays
 
 CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+MAX_ATTEMPTS = 2  # of a client at one message, whose worker may die
 
 LACKS_ARRAYS, UNCHANGED = "lacks-arrays", "unchanged"  # in the "client" record of a reply
 

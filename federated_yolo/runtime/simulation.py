@@ -14,10 +14,10 @@ from flwr.serverapp import Grid, ServerApp
 from federated_yolo.checks.cluster import cpus_of_worker, joined
 from federated_yolo.checks.federation import Federation
 from federated_yolo.client import app as client_module
-from federated_yolo.client.attempts import MAX_ATTEMPTS
 from federated_yolo.common.environment import num_cpus, quiet_stdout, set_verbosity
 from federated_yolo.common.errors import FederationError
 from federated_yolo.config.schema import Config
+from federated_yolo.protocol.records import MAX_ATTEMPTS
 from federated_yolo.runtime.startup import make_server
 from federated_yolo.server.final_evaluation import finish, is_finished
 from federated_yolo.server.results import Display, RunResult

@@ -13,26 +13,33 @@ import torch
 import ultralytics
 
 from federated_yolo.aggregation.aggregator import Aggregation
+from federated_yolo.aggregation.privacy import SPENT, ServerPrivacy
 from federated_yolo.checks.federation import SERVER_CACHES, Federation, as_at_start, server_data
 from federated_yolo.common.arrays import Layout
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.common.errors import FederationError, InputError
-from federated_yolo.config.schema import ClientData
+from federated_yolo.config.schema import ClientData, Config
 from federated_yolo.data.data_yaml import write_private_yaml
 from federated_yolo.data.label_space import selected_classes
 from federated_yolo.data.scan import move_caches
 from federated_yolo.data.summary import form_of, form_problems
+from federated_yolo.protocol.delta import Encoding
 from federated_yolo.protocol.handshake import hello
 from federated_yolo.protocol.instructions import Instructions
+from federated_yolo.runtime.resume import take_up
+from federated_yolo.server.broadcast import Downloads
+from federated_yolo.server.global_model import GlobalModel
+from federated_yolo.server.messenger import Messenger
 from federated_yolo.server.registry import Members
+from federated_yolo.server.replies import ReplyReader
 from federated_yolo.server.results import Display
 from federated_yolo.server.server import Server
-from federated_yolo.server.tracking import LoggerError, start_loggers
+from federated_yolo.server.tracking import LoggerError, Loggers, start_loggers
 from federated_yolo.storage.archive import RoundMeta
 from federated_yolo.storage.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RunDir
 from federated_yolo.yolo.class_branch import without_downloads
 from federated_yolo.yolo.evaluator import Evaluator
-from federated_yolo.yolo.model import class_row_names, parameter_names, to_arrays
+from federated_yolo.yolo.model import class_row_names, parameter_names, shared_names, to_arrays
 
 
 def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Server:
@@ -44,38 +51,91 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     config = federation.config
     for data in () if config.has_sites else config.clients:
         move_caches(federation.caches / data.name, run_dir.client_dir(data.name) / "caches")
-    server = Server(
+    instructions = _instructions(federation, _run_id(run_dir))
+    aggregation = Aggregation(
+        config.strategy, parameter_names(federation.model), class_row_names(federation.model)
+    )
+    model = _global_model(federation, instructions, aggregation.parameters, run_dir)
+    encoding = Encoding(model.layout, instructions.codec, aggregation.parameters)
+    broadcast = Downloads(encoding, model.arrays) if instructions.incremental else None
+    members = _members(federation, run_dir)
+    evaluator = _server_evaluator(federation, run_dir)
+    privacy = _privacy(config, model, run_dir)
+    rounds = take_up(
+        run_dir,
+        config.base_model,
+        instructions,
+        model=model,
+        members=members,
+        aggregation=aggregation,
+        broadcast=broadcast,
+        privacy=privacy,
+    )
+    _describe_run(federation, run_dir)
+    return Server(
         config,
-        _instructions(federation, _run_id(run_dir)),
-        federation.model,
-        RoundMeta(0, federation.names, federation.task, Path(config.base_model).name),
-        Aggregation(
-            config.strategy, parameter_names(federation.model), class_row_names(federation.model)
-        ),
+        model,
+        members,
+        aggregation,
+        Messenger(members, instructions, run_dir, broadcast),
+        ReplyReader(config, instructions, model, members, encoding, aggregation.parameters),
         run_dir,
         display,
-        federation.members or _listed(federation),
-        _server_evaluator(federation, run_dir),
+        evaluator,
+        privacy,
+        rounds,
+        _loggers(config, run_dir, display),
     )
-    server.summaries = as_at_start(federation.summaries, run_dir)
-    server.members.names = tuple(config.names or ())
-    server.members.classes = selected_classes(config.train, server.members.names)
-    server.restore()
-    run_dir.write_text(CONFIG_FILE, config.to_yaml())
-    if not (run_dir.path / DESCRIPTION_FILE).exists():  # of the start, also when it is resumed
-        run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
+
+
+def _global_model(
+    federation: Federation,
+    instructions: Instructions,
+    parameters: frozenset[str],
+    run_dir: RunDir,
+) -> GlobalModel:
+    config, has_codec = federation.config, instructions.codec.name != "none"
+    return GlobalModel(
+        federation.model,
+        RoundMeta(0, federation.names, federation.task, Path(config.base_model).name),
+        shared_names(federation.model, config.shared),
+        run_dir,
+        instructions.train,
+        server_ema=config.server_ema,
+        halved_names=parameters if has_codec else frozenset(),
+    )
+
+
+def _members(federation: Federation, run_dir: RunDir) -> Members:
+    """The clients: sites that are there, or those whose data is on this machine."""
+    config = federation.config
+    members = federation.members or Members(
+        config.clients, hello(federation.task), is_open=False, has_sites=False
+    )
+    members.names = tuple(config.names or ())
+    members.classes = selected_classes(config.train, members.names)
+    members.at_start = as_at_start(federation.summaries, run_dir)
+    return members
+
+
+def _privacy(config: Config, model: GlobalModel, run_dir: RunDir) -> ServerPrivacy | None:
+    if config.privacy.mode == "none":
+        return None
+    return ServerPrivacy(config.privacy, model.trained_names, run_dir.server / SPENT)
+
+
+def _loggers(config: Config, run_dir: RunDir, display: Display) -> Loggers | None:
     try:
-        server.loggers = start_loggers(config, run_dir, display.notice)
+        return start_loggers(config, run_dir, display.notice)
     except LoggerError as error:
         raise FederationError(str(error)) from error
-    return server
 
 
-def _listed(federation: Federation) -> Members:
-    """The clients whose data is on this machine."""
-    return Members(
-        federation.config.clients, hello(federation.task), is_open=False, has_sites=False
-    )
+def _describe_run(federation: Federation, run_dir: RunDir) -> None:
+    """Write the settings, and of what the run was started."""
+    run_dir.write_text(CONFIG_FILE, federation.config.to_yaml())
+    if not (run_dir.path / DESCRIPTION_FILE).exists():  # of the start, also when it is resumed
+        run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
 
 
 def _run_id(run_dir: RunDir) -> str:

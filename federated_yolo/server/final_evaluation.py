@@ -11,15 +11,14 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from federated_yolo.common.arrays import Arrays, Layout
+from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.files import write_atomically
 from federated_yolo.common.text import reason_of
 from federated_yolo.protocol.records import to_record, views
 from federated_yolo.server.replies import Score, checked_arrays
-from federated_yolo.server.server import Server
+from federated_yolo.server.server import Server, disk_errors
 from federated_yolo.storage.run_dir import JPEG, SERVER
 from federated_yolo.yolo.evaluator import class_metrics
-from federated_yolo.yolo.model import to_arrays
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
 FINISHED = "server/finished"
@@ -44,23 +43,24 @@ def finish(server: Server, grid: Grid) -> None:
 
 def _end_clients(server: Server, grid: Grid) -> None:
     """Let the clients' `finish` run."""
-    record = RecordDict({"config": server.config_record()})
-    for reply in server.exchange(grid, server.messages(record, server.nodes, "query.finish")):
-        server.checked(reply, lambda _, reply: reply)
+    record = RecordDict({"config": server.messenger.config_record()})
+    messages = server.messenger.messages(record, server.members.nodes, "query.finish")
+    for reply in server.exchange(grid, messages):
+        server.reader.read(reply, lambda _, reply: reply, server.journal)
 
 
 def _evaluate(server: Server, grid: Grid) -> None:
-    server.failed.clear()
-    with server.disk_errors("after the last round"):
+    server.journal.failed.clear()
+    with disk_errors("after the last round", server.run_dir):
         evaluate_on_test(server, grid)
         if server.config.evaluate.cross_client:
             evaluate_across_clients(server, grid)
-        if server.has_model:
+        if server.model.is_whole:
             draw_predictions(server, grid)
-        if not server.failed:
+        if not server.journal.failed:
             server.run_dir.write_text(FINISHED, "")
             return
-    names = ", ".join(sorted(server.failed))
+    names = ", ".join(sorted(server.journal.failed))
     server.display.notice(f"the final evaluation lacks {names}; a resumed run tries again")
 
 
@@ -71,13 +71,14 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
     models of their own, it is those of the last round: earlier private arrays are not kept.
     """
     is_on_server = server.evaluator is not None and "test" in server.evaluator.data
-    if not (server.nodes_with_test or is_on_server):
+    if not (server.members.nodes_with_test or is_on_server):
         return
     rows = []
     for round_number, arrays in _kept_models(server).items():
         scores = _scores_on_test(server, grid, round_number, arrays)
         if server.evaluator and is_on_server:
-            scores += _scores_here(server, server.deployed if arrays is None else arrays, "test")
+            whole = server.model.deployed if arrays is None else arrays
+            scores += _scores_here(server, whole, "test")
         rows += [row for score in scores for row in _test_rows(server, round_number, score)]
     if rows:
         server.run_dir.append_rows(TEST, rows)
@@ -86,7 +87,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
 def _kept_models(server: Server) -> dict[int, Arrays | None]:
     """Arrays of best.pt and last.pt by their rounds; None for those that are deployed now."""
     best, last = server.best, server.config.num_rounds
-    if best is None or best.round == last or not server.has_model:
+    if best is None or best.round == last or not server.model.is_whole:
         return {last: None}
     arrays = _arrays_of(server, best.round)
     if arrays is None:
@@ -100,7 +101,7 @@ def _kept_models(server: Server) -> dict[int, Arrays | None]:
 def _arrays_of(server: Server, round_number: int) -> Arrays | None:
     """What was deployed in a round, unless a user has made room, or the file is damaged."""
     try:
-        return server.load_deployed(round_number)
+        return server.model.deployed_in(round_number)
     except ValueError as error:
         server.display.notice(str(error))
         return None
@@ -110,16 +111,18 @@ def _scores_on_test(
     server: Server, grid: Grid, round_number: int, arrays: Arrays | None
 ) -> list[Score]:
     """Scores of the clients that have a test split. arrays: None for those deployed now."""
-    nodes = server.nodes_with_test
+    nodes = server.members.nodes_with_test
     if not nodes:
         return []
-    server.display.step(round_number, "test", _names(server, nodes))
+    server.display.step(round_number, "test", server.members.names_of(nodes))
     if arrays is None:
-        return server.scores(grid, round_number, nodes, "test")
-    config = server.config_record()
+        return server.scorer.ask(grid, round_number, nodes, server.journal, "test")
+    config = server.messenger.config_record()
     config.update({"server-round": round_number, "split": "test"})
     record = RecordDict({"arrays": to_record(arrays), "config": config})
-    return server.read_scores(grid, server.messages(record, nodes, "evaluate"))
+    return server.scorer.read(
+        grid, server.messenger.messages(record, nodes, "evaluate"), server.journal
+    )
 
 
 def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict[str, object]]:
@@ -127,11 +130,11 @@ def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict
     start = {"round": round_number, "client": score.name}
     metrics = {name: value for name, value in score.metrics.items() if name != "fitness"}
     yield {**start, "class": "", "num_examples": score.num_examples, **metrics}
-    output = "" if server.meta.task == "classify" else "(B)"
-    for name in server.meta.names:
+    output = "" if server.model.meta.task == "classify" else "(B)"
+    for name in server.model.meta.names:
         values = {
             f"metrics/{metric}{output}": score.per_class.get(f"class/{name}/{metric}")
-            for metric in class_metrics(server.meta.task)
+            for metric in class_metrics(server.model.meta.task)
         }
         yield {**start, "class": name, **values}
 
@@ -142,17 +145,18 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
     empty: list[dict[str, object]] = []
     for model, owner, arrays in _models(server, grid):
         if arrays is None:
-            names = _names(server, server.nodes)
+            names = server.members.names_of(server.members.nodes)
             empty.extend({"model": model, "owner": owner, "data": name} for name in names)
             continue
         server.display.step(
             server.config.num_rounds,
             f"evaluate the {model} model{f' of {owner}' if owner else ''}",
-            _names(server, server.nodes),
+            server.members.names_of(server.members.nodes),
         )
-        record = RecordDict({"arrays": to_record(arrays), "config": server.config_record()})
-        messages = server.messages(record, server.nodes, "evaluate.whole")
-        scores = server.read_scores(grid, messages)
+        config = server.messenger.config_record()
+        record = RecordDict({"arrays": to_record(arrays), "config": config})
+        messages = server.messenger.messages(record, server.members.nodes, "evaluate.whole")
+        scores = server.scorer.read(grid, messages, server.journal)
         if server.evaluator:
             scores += _scores_here(server, arrays, "val")
         rows += [
@@ -174,10 +178,10 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | Non
     Arrays are None of a client that has no local model, since it was never drawn in a round that
     was evaluated.
     """
-    layout = Layout.of(to_arrays(server.model))
+    layout = server.model.whole_layout
     kinds = ["local"]
-    if server.has_model:
-        yield "global", "", server.deployed
+    if server.model.is_whole:
+        yield "global", "", server.model.deployed
     else:
         kinds.append("personal")
 
@@ -193,19 +197,20 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | Non
         if row.get("num_examples") and config.evaluate.is_due(int(row["round"]), config.num_rounds)
     }
     for kind in kinds:
-        for node in server.nodes:
-            name = server.names_by_node[node]
+        for node in server.members.nodes:
+            name = server.members.names_by_node[node]
             if kind == "local" and name not in have_local:
                 yield kind, name, None
                 continue
             server.display.step(server.config.num_rounds, f"fetch the {kind} model", [name])
-            config = server.config_record()
+            config = server.messenger.config_record()
             config["server-round"] = server.config.num_rounds
             record = RecordDict({"config": config})
             if kind == "personal":
-                record["arrays"] = to_record(server.deployed)
-            for reply in server.exchange(grid, server.messages(record, [node], f"query.{kind}")):
-                arrays = server.checked(reply, read)
+                record["arrays"] = to_record(server.model.deployed)
+            messages = server.messenger.messages(record, [node], f"query.{kind}")
+            for reply in server.exchange(grid, messages):
+                arrays = server.reader.read(reply, read, server.journal)
                 if arrays is not None:
                     yield kind, name, arrays
 
@@ -214,31 +219,34 @@ def draw_predictions(server: Server, grid: Grid) -> None:
     """Draw predictions of the first and the last round beside the labels, where that is allowed."""
     num_images = server.config.evaluate.show_images
     on_server = server.evaluator if num_images else None
-    nodes = server.nodes_with_pictures
+    nodes = server.members.nodes_with_pictures
     if not nodes and on_server is None:
         return
     first = _arrays_of(server, 1)
     arrays = {"round 1": first} if first else {}
-    arrays[f"round {server.config.num_rounds}"] = server.deployed
+    arrays[f"round {server.config.num_rounds}"] = server.model.deployed
     if on_server is not None:
         try:
-            picture = on_server.draw(server.model, arrays, num_images)
+            picture = on_server.draw(server.model.model, arrays, num_images)
         except Exception as error:  # of Ultralytics' drawing; no reason to call the run a failure
             server.display.notice(f"predictions.jpg: not drawn: {reason_of(error)}")
         else:
             _write_picture(server, "predictions.jpg", picture)
     if nodes:
-        server.display.step(server.config.num_rounds, "draw predictions", _names(server, nodes))
+        server.display.step(
+            server.config.num_rounds, "draw predictions", server.members.names_of(nodes)
+        )
         record = RecordDict({title: to_record(values) for title, values in arrays.items()})
-        record["config"] = server.config_record()
+        record["config"] = server.messenger.config_record()
 
         def read(_: str, reply: Message) -> bytes:
             return _jpeg(reply.content.config_records["picture"]["jpeg"])
 
-        for reply in server.exchange(grid, server.messages(record, nodes, "query.pictures")):
-            picture = server.checked(reply, read)
+        messages = server.messenger.messages(record, nodes, "query.pictures")
+        for reply in server.exchange(grid, messages):
+            picture = server.reader.read(reply, read, server.journal)
             if picture is not None:
-                name = server.names_by_node[reply.metadata.src_node_id]
+                name = server.members.names_by_node[reply.metadata.src_node_id]
                 server.display.client_done(name, "drawn")
                 _write_picture(server, f"predictions_{name}.jpg", picture)
 
@@ -256,12 +264,8 @@ def _write_picture(server: Server, name: str, picture: bytes) -> None:
 
 def _scores_here(server: Server, arrays: Arrays, split: str) -> list[Score]:
     """The score of a whole model on the server's data; none where that cannot be used now."""
-    result = server.score_here(arrays, split)
+    result = server.scorer.score_here(arrays, split, server.journal)
     if result is None:
         return []
     metrics = {**result.metrics, "fitness": result.fitness}
     return [Score(SERVER, result.num_examples, metrics, result.per_class)]
-
-
-def _names(server: Server, nodes: Any) -> list[str]:
-    return sorted(server.names_by_node[node] for node in nodes)

@@ -1,7 +1,11 @@
-"""What happened in a round: seconds, bytes, notes on clients."""
+"""What happens in a round: seconds, bytes, and what is said of clients."""
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
+
+from federated_yolo.common.text import in_one_line
+from federated_yolo.server.results import Display
 
 
 @dataclass
@@ -29,3 +33,32 @@ class Clock:
     def total(self) -> float:
         """Seconds since the start."""
         return round(time.perf_counter() - self._started, 3)
+
+
+class RoundJournal:
+    """Records one round, and shows what a user should know at once; each round has a fresh one.
+
+    notes, traffic: by client. failed: clients that were left out of a step. asked_at: when the
+    messages were sent that are being answered, by `time.monotonic`.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self.clock = Clock()
+        self.notes: dict[str, list[str]] = defaultdict(list)
+        self.failed: set[str] = set()
+        self.traffic: dict[str, Traffic] = defaultdict(Traffic)
+        self.asked_at = 0.0
+
+    def fail(self, name: str, reason: str) -> None:
+        """A client is left out of this step."""
+        reason = in_one_line(reason)
+        self.notes[name].append(reason)
+        self.failed.add(name)
+        self.display.client_failed(name, reason)
+
+    def note(self, name: str, text: str) -> None:
+        """Something about a client that is not left out."""
+        text = in_one_line(text)
+        self.notes[name].append(text)
+        self.display.notice(f"client '{name}': {text}")

@@ -1,8 +1,9 @@
 """Which node is which client: nodes say who they are, are taken or refused, go and come back."""
 
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from federated_yolo.common.errors import nearest
 from federated_yolo.common.text import in_one_line
 from federated_yolo.config.schema import CLIENT_NAME, ClientData
 from federated_yolo.data.label_space import class_problems
-from federated_yolo.data.summary import DataSummary, form_problems
+from federated_yolo.data.summary import DataSummary, form_problems, without_unlabelled_test
 from federated_yolo.protocol.handshake import Hello, Introduction
 from federated_yolo.server.plausible import MAX_IMAGES, MAX_INTRODUCTION
 
@@ -60,6 +61,8 @@ class Members:
         self.online: set[int] = set()
         self.refused: dict[int, tuple[str, float]] = {}  # why, and when to ask again
         self.moved: list[tuple[str, int, int]] = []  # names that another node has now, to be told
+        self.at_start: dict[str, DataSummary] = {}  # what each client's data was, by its name
+        self.trained: dict[str, int] = {}  # the last round that each client has trained in
         self._surplus: set[int] = set()  # nodes of a simulation that have no client
 
     @property
@@ -79,6 +82,56 @@ class Members:
         """What the sites hold, in the order of their seats."""
         found = {name: self.by_name[name].summary for name in self.present}
         return {name: summary for name, summary in found.items() if summary is not None}
+
+    @property
+    def nodes(self) -> list[int]:
+        """Nodes of the clients that are there, by name."""
+        return [self.by_name[name].node for name in sorted(self.present)]
+
+    def names_of(self, nodes: Iterable[int]) -> list[str]:
+        """Names of the clients at these nodes, sorted."""
+        return sorted(self.names_by_node[node] for node in nodes)
+
+    @property
+    def nodes_with_test(self) -> list[int]:
+        """Of these, the nodes that have a test split."""
+        return [n for n in self.nodes if self.at_start[self.names_by_node[n]].num_test]
+
+    @property
+    def nodes_with_pictures(self) -> list[int]:
+        """Of these, the nodes that let others see images."""
+        shown = {data.name for data in self.clients if data.show_images}
+        return [node for node in self.nodes if self.names_by_node[node] in shown]
+
+    def absent(self, names: Sequence[str]) -> dict[str, list[int]]:
+        """Indices of those of the federation's classes that a client does not annotate, by client.
+
+        names: the federation's classes.
+        """
+        annotated = {
+            data.name: set(self.at_start[data.name].names) - set(data.not_annotated)
+            for data in self.clients
+            if data.name in self.at_start
+        }
+        return {
+            client: [index for index, name in enumerate(names) if name not in own]
+            for client, own in annotated.items()
+        }
+
+    def sample(self, fraction: float, seed: str) -> list[int]:
+        """Nodes that take part in a round, in order of names, so that a rerun agrees.
+
+        fraction: of the clients that there are, of which at least one is drawn.
+        """
+        nodes = self.nodes
+        number = max(1, round(fraction * len(self.clients)))
+        drawn = random.Random(seed).sample(nodes, min(len(nodes), number))
+        return sorted(drawn, key=nodes.index)
+
+    def remember_summaries(self) -> None:
+        """Keep what the sites that are there have said of their data, by which they count."""
+        for name, summary in self.summaries.items():
+            self.at_start[name] = without_unlabelled_test(summary, self.classes)
 
     def order_seats(self) -> None:
         """By name, so that a run does not depend on who came first; only before it starts."""

@@ -1,26 +1,49 @@
 """A client's reply is checked against what the server knows, or its client fails."""
 
-from collections.abc import Collection, Iterable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from federated_yolo.aggregation.aggregator import Update
 from federated_yolo.common.arrays import (
     Arrays,
     Layout,
+    distance,
     layout_problems,
     negative_statistics,
     select,
 )
 from federated_yolo.config.schema import Config
+from federated_yolo.protocol.delta import Encoding
 from federated_yolo.protocol.instructions import Instructions
-from federated_yolo.server.plausible import Size, Work
+from federated_yolo.protocol.records import EXAMPLES_KEY, MAX_ATTEMPTS, STEPS_KEY, UNCHANGED, views
+from federated_yolo.server.global_model import GlobalModel
+from federated_yolo.server.journal import RoundJournal
+from federated_yolo.server.plausible import (
+    MAX_IMAGES,
+    Numbers,
+    Size,
+    Work,
+    counted,
+    counter_problems,
+    fixed_problems,
+    seconds_problem,
+    size_problem,
+    statistics_factors,
+    statistics_problems,
+)
+from federated_yolo.server.registry import Members, reason_in
 from federated_yolo.server.transport import num_bytes
+from federated_yolo.yolo.evaluator import class_metrics
 from federated_yolo.yolo.slice_mixin import smallest_imgsz
 
 RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord, MetricRecord)
+ResultT = TypeVar("ResultT")
 
 MAX_NUMBERS, MAX_NAME = 1000, 200  # of a client's losses and metrics, but for those of classes
 LARGEST_NUMBER = 1e30  # of a client's losses and metrics; means of more would be infinite
@@ -37,6 +60,165 @@ class Score:
     num_examples: int
     metrics: dict[str, float]
     per_class: dict[str, float]
+
+
+class ReplyReader:
+    """Reads replies, and fails the clients whose reply cannot be used.
+
+    Holds which names of numbers each client has used, so that tables stay small.
+    parameters: names of the trainable arrays, of whose change `update_norm` is the length.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        instructions: Instructions,
+        model: GlobalModel,
+        members: Members,
+        encoding: Encoding,
+        parameters: frozenset[str],
+    ) -> None:
+        self.config = config
+        self.instructions = instructions
+        self.model = model
+        self.members = members
+        self.encoding = encoding
+        self.parameters = parameters
+        task, names = model.meta.task, model.meta.names
+        self.work = work_of(config, instructions, model.model)
+        self.bounds = Numbers.of(task, names, class_metrics(task), config.train)
+        self.number_names: dict[str, set[str]] = defaultdict(set)  # in replies so far, by client
+
+    def update(self, reply: Message, journal: RoundJournal) -> Update | None:
+        """The update that a reply to a train message holds; None where it cannot be used."""
+        return self.read(reply, lambda name, reply: self._update(name, reply, journal), journal)
+
+    def score(self, reply: Message, journal: RoundJournal) -> Score | None:
+        """The score that a reply to an evaluate message holds; None where it cannot be used."""
+        return self.read(reply, lambda name, reply: self._score(name, reply, journal), journal)
+
+    def read(
+        self, reply: Message, parse: Callable[[str, Message], ResultT], journal: RoundJournal
+    ) -> ResultT | None:
+        """What a reply holds; None after its client has failed, where it cannot be used.
+
+        parse: takes the client's name and the reply. Raises ValueError, TypeError, KeyError or
+        OverflowError for a reply that cannot be used.
+        """
+        name = self.members.names_by_node[reply.metadata.src_node_id]  # `exchange` has seen to that
+        try:
+            if reply.has_error():
+                raise ValueError(reason_in(reply))
+            self._check_size(reply)
+            result = parse(name, reply)
+            client = record_of(reply, "client", ConfigRecord)
+            attempt = client["attempt"]
+            if attempt not in range(1, MAX_ATTEMPTS + 1):
+                raise ValueError(f"attempt: found {attempt!r}, expected 1 to {MAX_ATTEMPTS}")
+            if attempt != 1:
+                journal.note(name, "its worker died at work; it did the work again in another one")
+            if client.get("note"):
+                journal.note(name, str(client["note"]))
+            return result
+        except KeyError as error:
+            journal.fail(name, f"its reply has no {error}")
+        except (ValueError, TypeError, OverflowError) as error:
+            journal.fail(name, str(error))
+        return None
+
+    def _update(self, name: str, reply: Message, journal: RoundJournal) -> Update:
+        numbers = numbers_of(reply)
+        num_images = positive_integer(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY, MAX_IMAGES)
+        num_steps = positive_integer(numbers.pop(STEPS_KEY), STEPS_KEY)
+        seconds = numbers.pop("seconds")
+        self._check_numbers(name, numbers, seconds, journal)
+        known = self._known_images(name, num_images, ("train",), journal)
+        # A user's class may say another number, by which it is to count.
+        trained = num_images if self.work.is_plain else max(num_images, known)
+        refuse_problems([self.work.step_problem(trained, num_steps)])
+        local = {k: v for k, v in numbers.items() if k.startswith("local/")}
+        losses = {k: v for k, v in numbers.items() if k not in local}
+        arrays = checked_arrays(self._rebuilt(reply), self.model.layout, "arrays were")
+        factor = self._check_work(arrays, self.work.num_batches(trained))
+        num_examples, num_steps = counted(num_images, num_steps, known)
+        start = self.model.arrays
+        norm = distance(arrays, start, [name for name in start if name in self.parameters])
+        return Update(name, arrays, num_examples, num_steps, losses, seconds, norm, local, factor)
+
+    def _score(self, name: str, reply: Message, journal: RoundJournal) -> Score:
+        numbers = numbers_of(reply)
+        num_images = positive_integer(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY, MAX_IMAGES)
+        loss, seconds = numbers.pop("loss"), numbers.pop("seconds")
+        self._check_numbers(name, numbers, seconds, journal)
+        fitness = numbers["fitness"]  # a score without it is none
+        if not self.config.client and abs(loss - (1 - fitness)) > 1e-6:
+            raise ValueError(f"loss: found {loss:g}, expected 1 - fitness = {1 - fitness:g}")
+        per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
+        metrics = {k: v for k, v in numbers.items() if k not in per_class}
+        known = self._known_images(name, num_images, ("val", "test"), journal)
+        return Score(name, min(num_images, known), metrics, per_class)
+
+    def _check_size(self, reply: Message) -> None:
+        """Before anything in a reply is unpacked or copied."""
+        num_numbers = MAX_NUMBERS + len(self.bounds.names) * len(self.bounds.class_metrics)
+        refuse_problems([size_problem(size_of(reply), self.model.whole_layout, num_numbers)])
+
+    def _check_numbers(
+        self, name: str, numbers: Mapping[str, float], seconds: float, journal: RoundJournal
+    ) -> None:
+        """Refuse losses, metrics and a time that cannot be, and names that are not a client's."""
+        refuse_problems([seconds_problem(seconds, time.monotonic() - journal.asked_at)])
+        self._check_names(name, [key for key in numbers if not key.startswith("class/")])
+        refuse_problems(self.bounds.problems(numbers))
+
+    def _check_work(self, arrays: Arrays, num_batches: int) -> float:
+        """Refuse arrays that so many batches of training cannot have made of the global ones.
+
+        Returns by how much BatchNorm's statistics have moved at most.
+        """
+        start = self.model.arrays
+        factors = statistics_factors(arrays, start)
+        problems = statistics_problems(factors, self.config.max_statistics_factor)
+        if self.work.is_plain:
+            problems += fixed_problems(arrays, start, self.model.fixed_names)
+            problems += counter_problems(arrays, start, num_batches)
+        refuse_problems(problems, "its arrays were refused: ")
+        return max(factors.values(), default=1.0)
+
+    def _check_names(self, name: str, numbers: Collection[str]) -> None:
+        """Keep a client's numbers out of the server's own columns, and the tables small."""
+        refuse_own_names(numbers)
+        so_far = self.number_names[name] | set(numbers)
+        if len(so_far) > MAX_NUMBERS:
+            raise ValueError(
+                f"found {len(so_far)} names of numbers in its replies, expected at most "
+                f"{MAX_NUMBERS} in a run"
+            )
+        self.number_names[name] = so_far
+
+    def _known_images(
+        self, name: str, found: int, splits: tuple[str, ...], journal: RoundJournal
+    ) -> int:
+        """How many images a client had to begin with, and counts with at most.
+
+        They are its weight in means. Its data may have grown; it may also claim what it has not.
+        """
+        summary = self.members.at_start.get(name)
+        known = max(getattr(summary, f"num_{split}") for split in splits) if summary else found
+        if found > known:
+            journal.note(
+                name, f"it has {found} images now; it counts with the {known} of its start"
+            )
+        return known
+
+    def _rebuilt(self, reply: Message) -> Arrays:
+        """All arrays of an update, of which the client has sent what it has changed."""
+        start = self.model.arrays
+        if self.instructions.incremental:
+            return self.encoding.rebuilt(views(record_of(reply, "encoded", ArrayRecord)), start)
+        unchanged: Any = record_of(reply, "client", ConfigRecord).get(UNCHANGED, [])
+        arrays = {name: start[name] for name in unchanged}
+        return arrays | views(record_of(reply, "arrays", ArrayRecord))
 
 
 def checked_arrays(arrays: Arrays, layout: Layout, what: str) -> Arrays:
@@ -105,9 +287,8 @@ def refuse_own_names(numbers: Collection[str]) -> None:
             )
 
 
-def positive_integer(
-    value: float, name: str, largest: int = 2**53
-) -> int:  # above, a float skips numbers
+def positive_integer(value: float, name: str, largest: int = 2**53) -> int:
+    """A whole number of at least 1. largest: by default, above which a float skips numbers."""
     if not 0 < value <= largest or value != int(value):
         more = "" if value <= largest else f", at most {largest}"
         raise ValueError(f"{name}: found {value}, expected a positive whole number{more}")

@@ -27,8 +27,9 @@ SPLITS = ("train", "val", "test")
 DESCRIPTION_FILE = "run.json"  # what is known before round 1: model, data counts, versions
 SERVER = "(server)"  # in the place of a client's name, which none can have
 JPEG = b"\xff\xd8\xff"  # how a picture of predictions begins
+CLIENTS, CLASSES = "clients.csv", "classes.csv"
 RESULTS = "results.csv"  # a round is complete once its row stands here: it is written last
-TABLES = (RESULTS, "clients.csv", "classes.csv")
+TABLES = (RESULTS, CLIENTS, CLASSES)
 
 
 class RunDir:

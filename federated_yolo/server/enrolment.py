@@ -1,0 +1,97 @@
+"""Before and between rounds: who is there, and who has the model."""
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from federated_yolo.common.errors import FederationError
+from federated_yolo.config.schema import Config
+from federated_yolo.protocol.records import to_record
+from federated_yolo.server.global_model import GlobalModel
+from federated_yolo.server.journal import RoundJournal
+from federated_yolo.server.messenger import Messenger
+from federated_yolo.server.registry import reason_in
+from federated_yolo.server.results import Display
+from federated_yolo.server.transport import POLL_S, SITE_POLL_S
+from federated_yolo.storage.run_dir import CONFIG_FILE
+
+
+class Enrolment:
+    """Looks who is there and gives each new client the model. Holds which nodes have it."""
+
+    def __init__(
+        self, config: Config, model: GlobalModel, messenger: Messenger, display: Display
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.messenger = messenger
+        self.members = messenger.members
+        self.display = display
+        self.greeted: set[int] = set()  # nodes that have the model
+        self._num_recorded = len(config.clients)  # clients in args.yaml
+
+    def greet(self, grid: Grid) -> None:
+        """Before the first round: give the clients the model.
+
+        Those of a simulation are all there soon. Sites have been waited for
+        (runtime/deployment.py); others join later.
+        """
+        self.meet(grid)
+        while self.members.missing and not self.members.has_sites:
+            self.messenger.pause(POLL_S)
+            self.meet(grid)
+
+    def wait_for(self, num_clients: int, grid: Grid) -> None:
+        """Look who is there before a round; sites that have gone may come back."""
+        self.meet(grid)
+        if self.members.has_sites and len(self.members.present) < num_clients:
+            there = ", ".join(self.members.present) or "none"
+            self.display.notice(f"waiting: a round needs {num_clients} clients, found {there}")
+            while len(self.members.present) < num_clients:
+                self.messenger.pause(SITE_POLL_S)
+                self.meet(grid)
+
+    def meet(self, grid: Grid) -> None:
+        """Look which clients are there, and give those that are new the model.
+
+        Sites that do not fit are left out. Raises FederationError in a simulation, where a client
+        that does not fit is a mistake in the run.
+        """
+        members, journal = self.members, RoundJournal(self.display)
+        refused = list(
+            members.refresh(grid, lambda asked: self.messenger.exchange(grid, asked, journal))
+        )
+        new = [node for node in members.nodes if node not in self.greeted]
+        messages = [Message(self.greeting(node), node, "query") for node in new]
+        for reply in self.messenger.exchange(grid, messages, journal):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                name, reason = members.names_by_node[node], reason_in(reply)
+                members.refuse(grid, name, reason)
+                refused.append((f"client '{name}'", reason))
+            else:
+                self.greeted.add(node)
+        if refused and not members.has_sites:
+            raise FederationError(f"before round 1: {'; '.join(reason for _, reason in refused)}")
+        for who, reason in refused:
+            self.display.notice(f"{who} is refused: {reason}")
+        for name, before, now in members.moved:
+            self.display.notice(
+                f"client '{name}': it is node {now} now, and was node {before}: another key"
+            )
+        members.moved.clear()
+        self._record_new_clients()
+
+    def greeting(self, node: int) -> RecordDict:
+        """What a client gets before its first round: all of the model but the global arrays."""
+        record = RecordDict({"config": self.messenger.config_record(node)})
+        if not self.model.is_whole:
+            record["private"] = to_record(self.model.private)
+        return record
+
+    def _record_new_clients(self) -> None:
+        """Write down who has joined, so that a resumed run gives each the same seat."""
+        self.members.remember_summaries()
+        if len(self.members.clients) > self._num_recorded:
+            self._num_recorded = len(self.members.clients)
+            config = self.config.model_copy(update={"datasets": self.members.clients})
+            self.messenger.run_dir.write_text(CONFIG_FILE, config.to_yaml())

@@ -1,0 +1,147 @@
+"""Messages to the clients: what each has to say, who is addressed, how many bytes it has."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.errors import FederationError
+from federated_yolo.protocol.handshake import Seat
+from federated_yolo.protocol.instructions import Instructions
+from federated_yolo.server.broadcast import Downloads
+from federated_yolo.server.journal import RoundJournal, Traffic
+from federated_yolo.server.registry import Members
+from federated_yolo.server.transport import POLL_S, SITE_POLL_S, exchange, num_bytes
+from federated_yolo.storage.run_dir import RunDir
+
+
+class Messenger:
+    """Sends messages, tells each client which one it is, and counts bytes.
+
+    broadcast: sends arrays as increments; None sends them as they are.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        instructions: Instructions,
+        run_dir: RunDir,
+        broadcast: Downloads | None = None,
+    ) -> None:
+        self.members = members
+        self.instructions = instructions
+        self.run_dir = run_dir
+        self.broadcast = broadcast
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Make what waits, or is going to, raise FederationError; from any thread."""
+        self._stopping.set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long. Raises FederationError when the run is to stop."""
+        if self._stopping.wait(seconds):
+            raise FederationError("stopped")
+
+    def config_record(self, node: int | None = None) -> ConfigRecord:
+        """What every message says; with the seat of one client."""
+        record = ConfigRecord({"instructions": self.instructions.to_json()})
+        if node is not None:
+            record["seat"] = self.seat(node).to_json()
+        return record
+
+    def seat(self, node: int) -> Seat:
+        """Which client a node is."""
+        members = self.members
+        name = members.names_by_node[node]
+        index = members.seat(name)
+        data = members.clients[index]
+        seat = Seat(
+            index,
+            name,
+            members.trained.get(name, 0),
+            not_annotated=data.not_annotated,
+            summary=members.at_start.get(name),
+        )
+        if data.data is None:
+            return seat
+        return replace(
+            seat,
+            data=data.data,
+            show_images=data.show_images,
+            private_dir=str(self.run_dir.client_dir(name)),
+        )
+
+    def messages(self, content: RecordDict, nodes: Iterable[int], kind: str) -> list[Message]:
+        """The same for each of these nodes, but for the client's seat."""
+        return self._seated([Message(content, node, kind) for node in nodes])
+
+    def addressed(self, messages: Iterable[Message]) -> list[Message]:
+        """Messages with the global arrays for each client, as increments where these are used."""
+        seated = self._seated(messages)
+        if self.broadcast is None:
+            return seated
+        return [self.broadcast.addressed(message) for message in seated]
+
+    def sendable(self, arrays: Arrays) -> Arrays:
+        """What of new global arrays can be sent to the clients: with a codec, not all of it."""
+        return arrays if self.broadcast is None else self.broadcast.advance(arrays)
+
+    def exchange(
+        self, grid: Grid, messages: Iterable[Message], journal: RoundJournal
+    ) -> Iterator[Message]:
+        """Send messages and yield each reply when it arrives, counting the bytes of both."""
+        messages = list(messages)
+        journal.asked_at = time.monotonic()
+        for message in messages:
+            traffic = self._traffic(message.metadata.dst_node_id, journal)
+            traffic.download_bytes += num_bytes(message)
+
+        def again(message: Message, reply: Message) -> Message | None:
+            return self._sent_again(message, reply, journal)
+
+        replies = exchange(
+            grid,
+            messages,
+            self._limit_s(len(messages)),
+            self.pause,
+            poll_s=SITE_POLL_S if self.members.has_sites else POLL_S,
+            again=again,
+        )
+        for reply in replies:
+            self._traffic(reply.metadata.src_node_id, journal).upload_bytes += num_bytes(reply)
+            yield reply
+            del reply  # its arrays, which would stay until the next one is there
+
+    def _seated(self, messages: Iterable[Message]) -> list[Message]:
+        """Tell each client which one it is."""
+        result = []
+        for message in messages:
+            content, node = message.content, message.metadata.dst_node_id
+            config = ConfigRecord(dict(content.config_records["config"]))
+            config["seat"] = self.seat(node).to_json()
+            own = RecordDict({**dict(content), "config": config})
+            result.append(Message(own, node, message.metadata.message_type))
+        return result
+
+    def _limit_s(self, num_messages: int) -> float | None:
+        """For all answers: sites work side by side, clients of a simulation may wait in a queue."""
+        timeout_s = self.instructions.round_timeout_s
+        return timeout_s and timeout_s * (1 if self.members.has_sites else num_messages)
+
+    def _sent_again(
+        self, message: Message, reply: Message, journal: RoundJournal
+    ) -> Message | None:
+        """The message with all arrays, for a client that lacked what it builds on."""
+        if self.broadcast is None or self.broadcast.confirm(message, reply):
+            return None
+        whole = self.broadcast.whole(message)
+        self._traffic(message.metadata.dst_node_id, journal).download_bytes += num_bytes(whole)
+        return whole
+
+    def _traffic(self, node: int, journal: RoundJournal) -> Traffic:
+        return journal.traffic[self.members.names_by_node.get(node, "")]
