@@ -220,7 +220,8 @@ def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
 
 def feed_inputs(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     """Each wrong input as a command: exit code 2, lines of errors, no code run."""
-    from hostile import CASES, command, verdict
+    from hostile import command, verdict
+    from hostile_recipes import CASES
     from processes import finished
 
     lost = 0

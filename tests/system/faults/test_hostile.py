@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from hostile import CASES, EXPORT, command, verdict
+from hostile import command, verdict
+from hostile_recipes import CASES, EXPORT
 from processes import finished
 
 from federated_yolo import cli

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hostile import SPECIAL, laughs
+from hostile_recipes import SPECIAL, laughs
 
 from federated_yolo.common import files
 from federated_yolo.common.files import (
