@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from recipes import make_dataset
+from recipes import Touch, make_dataset
 
 from federated_yolo.storage.archive import RoundMeta, save_arrays
 from federated_yolo.yolo.model import build_model, to_arrays
@@ -30,16 +30,6 @@ def case(name: str) -> Callable[[Case], Case]:
         return make
 
     return add
-
-
-class Touch:
-    """Unpickling this makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:

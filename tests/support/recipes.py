@@ -192,3 +192,13 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert list(found) == list(expected)
     different = [n for n in expected if not np.array_equal(found[n], expected[n])]
     assert not different, f"{len(different)} of {len(expected)} differ, e.g. {different[:5]}"
+
+
+class Touch:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
