@@ -202,3 +202,12 @@ class Touch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.path,)
+
+
+def names_of(num_classes: int, prefix: str = "thing") -> list[str]:
+    return [f"{prefix} {i}" for i in range(num_classes)]
+
+
+def data_of(names: list[str], task: str) -> dict[str, Any]:
+    data: dict[str, Any] = {"names": dict(enumerate(names)), "nc": len(names), "channels": 3}
+    return data | ({"kpt_shape": [17, 3]} if task == "pose" else {})

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from local_grid import LocalGrid
 from recipes import make_dataset
 from rich.console import Console
@@ -39,7 +40,10 @@ def run(
     resume: Path | None = None,
     **settings: Any,
 ) -> tuple[RunResult, str]:
-    """A run on these sites, or the rest of one; and what the console said while it waited."""
+    """A run on these sites, or the rest of one; and what the console said while it met them.
+
+    All sites are there when it begins, so it waits for none.
+    """
     config = Config.model_validate(
         {"datasets": "supernodes", "save_dir": str(folder / "runs"), **SETTINGS, **settings}
     )
@@ -49,7 +53,11 @@ def run(
     def meet(config: Config, task: str) -> Any:
         return deployment.wait_for_sites(local, console, config, task)
 
-    with checked(config, meet) as federation:
-        run_dir = RunDir.reopen(resume) if resume else RunDir.create(folder / "runs", config.name)
-        result = deployment.run_on(local, federation, display or Silent(), run_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("JOIN_WAIT_S", "POLL_S", "SETTLE_S"):
+            patch.setattr(deployment, name, 0.0)
+        with checked(config, meet) as federation:
+            save_dir = folder / "runs"
+            run_dir = RunDir.reopen(resume) if resume else RunDir.create(save_dir, config.name)
+            result = deployment.run_on(local, federation, display or Silent(), run_dir)
     return result, console.export_text()

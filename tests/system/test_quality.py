@@ -392,7 +392,6 @@ def test_the_commands_of_the_docs_are_understood(tmp_path: Path) -> None:
             assert jobs[0].name == "Platelets left out of its loss"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)  # ten processes that import PyTorch, one after the other
 def test_a_small_benchmark_comes_to_its_table_and_repeats_only_what_failed(tmp_path: Path) -> None:
     one = make_dataset(tmp_path / "one", names=("a", "b"), num_train=4, seed=1)

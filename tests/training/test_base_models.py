@@ -4,7 +4,6 @@ Ultralytics lets a head keep the width of the checkpoint's class branch where th
 differ (`BaseModel.load`, 8.4.180 to 8.4.190), so that neither YAML nor classes tell the model.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 import yaml
 from pydantic import TypeAdapter
-from recipes import make_checkpoint, make_data
+from recipes import data_of, make_checkpoint, make_data, names_of
 from trainings import TRAIN, assert_identical, federation, final_arrays, plain_training
 
 from federated_yolo.checks.federation import checked
@@ -25,8 +24,6 @@ from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoi
 from federated_yolo.yolo.class_branch import (
     Architecture,
     architecture_of,
-    class_change,
-    set_class_branch,
 )
 from federated_yolo.yolo.model import architecture_problems, build_model, load_into, to_arrays
 from federated_yolo.yolo.rebuild import export
@@ -42,15 +39,6 @@ KEEPS_WIDTH = {
     *"yolov5n yolov8n yolov9t yolov10n yolo11n yolo12n yolo26n".split(),
     *"yolov8n-seg yolo11n-seg yolo26n-seg yolov8n-obb yolo11n-obb yolo26n-obb".split(),
 }
-
-
-def names_of(num_classes: int, prefix: str = "thing") -> list[str]:
-    return [f"{prefix} {i}" for i in range(num_classes)]
-
-
-def data_of(names: list[str], task: str) -> dict[str, Any]:
-    data: dict[str, Any] = {"names": dict(enumerate(names)), "nc": len(names), "channels": 3}
-    return data | ({"kpt_shape": [17, 3]} if task == "pose" else {})
 
 
 def as_sent(architecture: Architecture) -> Architecture:
@@ -217,25 +205,6 @@ def test_image_size_and_single_class_are_the_checkpoints_where_the_config_is_sil
 
 
 @pytest.mark.parametrize(
-    ("names", "train", "expected"),
-    [
-        (["x", "B", "c"], {}, "2 classes before, 3 now; 1 of them are known by name, and keep"),
-        (["x", "y", "z"], {}, "2 classes before, 3 now; 0 of them are known by name, so their"),
-        (["b", "a"], {}, "2 classes before, 2 now; 2 of them are known"),
-        (["x"], {"cls_remap": False}, "2 classes before, 1 now"),
-        (["a", "b"], {}, ""),
-        (["x", "y"], {"pretrained": False}, ""),
-    ],
-)
-def test_it_is_told_what_becomes_of_the_classes_of_the_base(
-    names: list[str], train: dict[str, Any], expected: str, tmp_path: Path
-) -> None:
-    base = make_checkpoint(tmp_path / "base.pt", ["a", "b"])
-    assert class_change(str(base), train, names)[: len(expected) or None] == expected
-    assert class_change("yolov8n.yaml", {}, names) == ""
-
-
-@pytest.mark.parametrize(
     "settings",
     [
         {"shared": {"parts": ["backbone", "neck"]}},
@@ -313,29 +282,3 @@ def test_a_base_whose_class_branch_cannot_be_described_is_refused_before_round_1
         checked(config),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"model.23.cv3.0.2.weight": (9, 80, 1, 1)}, "ends in 9 channels, expected 3 classes"),
-        ({"model.23.cv3.1.0.0.conv.weight": (128, 7, 3, 3)}, "does not take 128 channels"),
-        ({"model.23.cv3.3.2.weight": (3, 80, 1, 1)}, "of no feature map"),
-        ({"model.23.cv3.0.9.weight": (3, 3, 1, 1)}, "expected 0, 1, "),
-        ({"model.23.one2one_cv3.0.2.weight": (3, 80, 1, 1)}, "of another kind of head"),
-        ({"model.23.cv3.0.0.0.conv.weight": (0, 1, 3, 3)}, "does not take 64 channels"),
-    ],
-)
-def test_a_class_branch_that_fits_no_model_is_refused(
-    change: dict[str, tuple[int, ...]], expected: str, tmp_path: Path
-) -> None:
-    """As a client is told it by a server, or an exporter by an archive."""
-    base = make_checkpoint(tmp_path / "base.pt", names_of(80), "yolo11n.yaml")
-    data = data_of(["a", "b", "c"], "detect")
-    found = architecture_of(build_model(str(base), "detect", data), str(base))
-    model = build_model("yolo11n.yaml", "detect", data)
-    before = Layout.of(to_arrays(model))
-    with pytest.raises(ValueError, match=expected):
-        set_class_branch(model, {**found.class_branch, **change})
-    assert Layout.of(to_arrays(model)) == before
-    assert json.loads(json.dumps(found.yaml)) == found.yaml

@@ -1,15 +1,24 @@
 """Data that changes while a run goes on: each round trains and scores on what is there now."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-from local_grid import LocalGrid
+from changing_data import (
+    SMALL,
+    Change,
+    Changes,
+    ChangingGrid,
+    Stopped,
+    add,
+    in_turn,
+    put_back,
+    replace,
+    stop,
+    take,
+)
 from processes import federated
 from recipes import assert_same, file_digests, make_class_folders, make_dataset, outcome
 from sites import node_config
@@ -17,104 +26,9 @@ from sound_configs import write_config
 from trainings import TRAIN, Silent, federation
 
 from federated_yolo.client import workspace as client_module
-from federated_yolo.data.changes import SplitState, split_signature, told_changes
 from federated_yolo.server.results import RunResult
 from federated_yolo.storage.run_dir import read_csv
 from federated_yolo.yolo import slice_mixin as trainer_module
-
-SMALL: dict[str, Any] = {**TRAIN, "imgsz": 64}  # any number of images can be trained
-Change = Callable[[], object]
-Changes = dict[tuple[str, int], Change]
-
-
-class ChangingGrid(LocalGrid):
-    """Changes data just before a round's first train or evaluate message.
-
-    changes: by the kind of message and the round. forgetful: as if every message went to a new
-    process.
-    """
-
-    def __init__(
-        self,
-        num_nodes: int,
-        changes: Changes,
-        *,
-        forgetful: bool = False,
-        sites: Any = (),
-    ) -> None:
-        super().__init__(num_nodes, sites=sites)
-        self.changes = dict(changes)
-        self.forgetful = forgetful
-
-    def push_messages(self, messages: Any) -> list[str]:
-        messages = list(messages)
-        for message in messages:
-            config = message.content.config_records.get("config", {})
-            key = (message.metadata.message_type, int(config.get("server-round", 0)))
-            self.changes.pop(key, lambda: None)()
-            if self.forgetful:
-                client_module.held_clients.clear()
-        return super().push_messages(messages)
-
-
-class Stopped(Exception):
-    """As if the server's process had been killed."""
-
-
-def stop() -> None:
-    raise Stopped
-
-
-def take(data: Path, *names: str, split: str = "train") -> Change:
-    """Move images, with their labels, out of a data set."""
-
-    def change() -> None:
-        for kind, suffix in (("images", "jpg"), ("labels", "txt")):
-            (data.parent / "away" / kind).mkdir(parents=True, exist_ok=True)
-            for name in names:
-                file = data.parent / kind / split / f"{name}.{suffix}"
-                shutil.move(file, data.parent / "away" / kind / file.name)
-
-    return change
-
-
-def put_back(data: Path, split: str = "train") -> Change:
-    """Move all of them back."""
-
-    def change() -> None:
-        for file in (data.parent / "away").rglob("*.*"):
-            shutil.move(file, data.parent / file.parent.name / split / file.name)
-
-    return change
-
-
-def add(data: Path, *names: str) -> Change:
-    """Copies of image 0 of the train split, with its label."""
-
-    def change() -> None:
-        for kind, suffix in (("images", "jpg"), ("labels", "txt")):
-            folder = data.parent / kind / "train"
-            for name in names:
-                shutil.copy(folder / f"0.{suffix}", folder / f"{name}.{suffix}")
-
-    return change
-
-
-def replace(data: Path, name: str, height: int = 48, width: int = 96) -> Change:
-    """Another image of another shape under the same name, and another label."""
-
-    def change() -> None:
-        rng = np.random.default_rng(9)
-        image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-        cv2.imwrite(str(data.parent / "images" / "train" / f"{name}.jpg"), image)
-        label = data.parent / "labels" / "train" / f"{name}.txt"
-        label.write_text("2 0.5 0.5 0.25 0.75\n1 0.25 0.25 0.25 0.25\n")
-
-    return change
-
-
-def in_turn(*changes: Change) -> Change:
-    return lambda: [change() for change in changes]
 
 
 def run(
@@ -560,52 +474,6 @@ def test_data_is_only_read_while_it_changes(tmp_path: Path) -> None:
     assert file_digests(data.parent) == expected
 
 
-def test_a_signature_tells_what_ultralytics_would_read_anew(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data", num_train=3)
-    images, labels = (data.parent / kind / "train" for kind in ("images", "labels"))
-    seen = [split_signature(str(images))]
-    assert split_signature(str(images)) == seen[0]
-
-    def differs() -> bool:
-        seen.append(split_signature(str(images)))
-        return len(set(seen)) == len(seen)
-
-    (labels / "0.txt").write_text("")
-    assert differs()
-    os.utime(images / "1.jpg", ns=(0, 1))
-    assert differs()
-    (images / "deep").mkdir()
-    assert not differs()  # an empty folder
-    seen.pop()
-    shutil.move(images / "2.jpg", images / "deep" / "2.jpg")
-    assert differs()
-    images.rename(tmp_path / "gone")
-    assert differs()
-    images.mkdir()
-    assert differs()
-
-
-def test_what_is_told_compares_with_the_round_before_also_when_it_is_tried_again(
-    tmp_path: Path,
-) -> None:
-    def told(round_number: int, signature: str, num_images: int, left_out: int = 0) -> str:
-        now = SplitState(signature, num_images, None)
-        return "; ".join(told_changes(tmp_path, "train", round_number, now, left_out))
-
-    assert told(1, "a", 10) == ""
-    assert told(2, "a", 10) == ""
-    assert told(4, "b", 7) == "its train split has 7 images now, 10 before"
-    assert told(4, "b", 7) == "its train split has 7 images now, 10 before"  # again
-    assert told(4, "c", 1, 3) == (
-        "its train split has 1 image now, 10 before; 3 more cannot be used and are left out"
-    )
-    assert told(5, "c", 1, 3) == ""
-    assert told(6, "d", 1) == "its train split has changed, and has 1 image as before"
-    (tmp_path / "splits.json").write_text("{")  # as after a power failure
-    assert told(7, "e", 9) == ""
-    assert told(8, "f", 8) == "its train split has 8 images now, 9 before"
-
-
 HOOK = '''
 import shutil
 from pathlib import Path
@@ -629,7 +497,6 @@ class Losing(YoloClient):
 '''
 
 
-@pytest.mark.slow
 def test_a_simulation_goes_on_while_a_client_loses_and_regains_its_images(tmp_path: Path) -> None:
     for seed, name in enumerate(("north", "south")):
         make_dataset(tmp_path / name, num_train=4, num_val=2, seed=seed)

@@ -1,26 +1,21 @@
 """After the last round: test splits, every model on every client's data, and pictures."""
 
-import io
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from evaluated import NAMES, add_test_split, hitting_arrays, whole_image_dataset
 from flwr.app import Message, RecordDict
 from local_grid import LocalGrid
-from PIL import Image
 from recipes import assert_same, make_dataset, outcome
 from trainings import TRAIN, Silent, assert_identical, federation, final_arrays
 
-from federated_yolo.checks.federation import checked
 from federated_yolo.client.yolo_client import YoloClient
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.environment import num_cpus
-from federated_yolo.common.errors import FederationError, InputError
-from federated_yolo.config.schema import Config
+from federated_yolo.common.errors import FederationError
 from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
 from federated_yolo.protocol.records import from_record, to_record
 from federated_yolo.server import final_evaluation
@@ -32,38 +27,7 @@ from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoi
 from federated_yolo.yolo.evaluator import Evaluation, Evaluator
 from federated_yolo.yolo.model import build_model, load_into, to_arrays
 
-NAMES = {0: "a", 1: "b", 2: "c"}
 EVERY_MODEL = {"every": 1, "cross_client": True}
-
-
-def whole_image_dataset(folder: Path, labels: list[int], seed: int = 0) -> Path:
-    """A data set whose val labels are boxes of the whole image: an untrained model hits those."""
-    path = make_dataset(folder, num_train=4, num_val=len(labels), size=128, seed=seed)
-    for number, label in enumerate(labels):
-        (folder / "labels" / "val" / f"{number}.txt").write_text(f"{label} 0.5 0.5 1 1\n")
-    return path
-
-
-def add_test_split(data: Path, num_images: int, *, labelled: bool = True) -> Path:
-    """Copy the first val images of a data set to a test split."""
-    folder = data.parent
-    for kind in ("images", "labels"):
-        (folder / kind / "test").mkdir()
-    for number in range(num_images):
-        shutil.copy(folder / "images" / "val" / f"{number}.jpg", folder / "images" / "test")
-        if labelled:
-            shutil.copy(folder / "labels" / "val" / f"{number}.txt", folder / "labels" / "test")
-    data.write_text(data.read_text() + "test: images/test\n")
-    return data
-
-
-def hitting_arrays(*classes: int) -> Arrays:
-    """An untrained model that sees an object of these classes everywhere, 120 pixels wide."""
-    model = build_model("yolov8n.yaml", "detect", {"names": NAMES, "nc": 3})
-    arrays = to_arrays(model)
-    for index in classes:
-        arrays["model.22.cv3.0.2.bias"][index] += 9 + index / 4
-    return arrays
 
 
 @pytest.fixture(scope="module")
@@ -491,35 +455,6 @@ def test_a_run_that_was_stopped_in_its_final_evaluation_does_it_when_resumed(
     assert (resumed.run_dir / "predictions.jpg").exists()
 
 
-def panels(picture: bytes) -> list[np.ndarray]:
-    """The three parts of a picture side by side, each (height, width, 3)."""
-    image = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
-    return np.array_split(image[60:], 3, axis=1)
-
-
-def num_coloured(panel: np.ndarray) -> int:
-    """Pixels that are not gray; the images of these tests are."""
-    return int((panel.max(axis=2) - panel.min(axis=2) > 60).sum())
-
-
-def test_a_picture_shows_labels_and_the_predictions_of_each_model(tmp_path: Path) -> None:
-    path = whole_image_dataset(tmp_path / "data", [0, 1, 2, 0, 1])
-    for image in (tmp_path / "data" / "images" / "val").iterdir():
-        Image.fromarray(np.full((128, 128), 90, "u1")).save(image)
-    data = read_data_yaml(path, where="test")
-    write_private_yaml(data, tmp_path / "private")
-    model = build_model("yolov8n.yaml", "detect", data)
-    versions = {"blind": hitting_arrays(), "seeing": hitting_arrays(0, 1)}
-    evaluator = Evaluator(data, "detect", {"imgsz": 128}, tmp_path / "private")
-    labels, blind, seeing = map(num_coloured, panels(evaluator.draw(model, versions, 4)))
-    assert labels > 500
-    assert blind == 0
-    assert seeing > 500
-    assert_identical(to_arrays(model), versions["seeing"])
-    chosen = (tmp_path / "private" / "pictures" / "images.txt").read_text().splitlines()
-    assert len(chosen) == 4
-
-
 def test_pictures_are_of_the_first_and_the_last_round(
     run: tuple[list[Path], LocalGrid, Any],
     base: Path,
@@ -585,57 +520,6 @@ def test_the_bytes_of_a_round_are_those_of_the_arrays_in_its_messages(
     clients = [r for r in read_csv(result.run_dir / "clients.csv") if r["round"] == "1"]
     total = sum(int(row["download_bytes"]) for row in clients)
     assert total == int(rows[0]["download_bytes"])
-
-
-def config_of(data: list[Path], **others: Any) -> Config:
-    datasets = [{"name": f"c{i}", "data": str(path)} for i, path in enumerate(data)]
-    return Config.model_validate({"base_model": "yolov8n.yaml", "datasets": datasets, **others})
-
-
-def test_a_test_split_without_labels_is_left_alone(tmp_path: Path) -> None:
-    data = [
-        add_test_split(make_dataset(tmp_path / "one"), 2, labelled=False),
-        make_dataset(tmp_path / "two"),
-    ]
-    data[1].write_text(data[1].read_text() + "test: images/not_there\n")  # as in a COCO data.yaml
-    with checked(config_of(data, save_dir=str(tmp_path))) as ready:
-        assert [ready.summaries[name].num_test for name in ("c0", "c1")] == [0, 0]
-        # A user who has misplaced the labels is told.
-        assert [ready.summaries[name].test_is_unlabelled for name in ("c0", "c1")] == [True, False]
-
-
-def test_a_damaged_test_image_is_reported_before_round_1(tmp_path: Path) -> None:
-    data = add_test_split(make_dataset(tmp_path / "one"), 2)
-    (tmp_path / "one" / "images" / "test" / "0.jpg").write_bytes(b"\xff\xd8 no image")
-    with (
-        pytest.raises(InputError, match=r"'c0' .*: test: .*0.jpg: .*repair or remove"),
-        checked(config_of([data], save_dir=str(tmp_path))),
-    ):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("others", "problem"),
-    [
-        (
-            {"evaluate": {"cross_client": True, "every": 0}},
-            "evaluate.cross_client: has no effect with evaluate.every 0",
-        ),
-        (
-            {"shared": {"batchnorm": "local"}},
-            r"datasets\[0\] 'c0': show_images: pictures show a global model",
-        ),
-    ],
-)
-def test_settings_without_effect_are_refused(
-    others: dict[str, Any], problem: str, tmp_path: Path
-) -> None:
-    data = make_dataset(tmp_path / "one")
-    datasets = [{"name": "c0", "data": str(data), "show_images": 2 * ("shared" in others)}]
-    settings = {"base_model": "yolov8n.yaml", "datasets": datasets, "save_dir": str(tmp_path)}
-    config = Config.model_validate({**settings, **others})
-    with pytest.raises(InputError, match=problem), checked(config):
-        pass
 
 
 def test_a_fraction_of_no_test_images_leaves_no_test_scores(tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
 """A user's subclass of YoloClient, named in the config, and what a client remembers."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import RecordDict
 from local_grid import LocalGrid
 from recipes import make_dataset
 from trainings import TRAIN, Silent, assert_identical, federation, final_arrays
 
-from federated_yolo.client.history import recall, remember
+from federated_yolo.client.history import recall
 from federated_yolo.common.errors import FederationError, InputError
 from federated_yolo.storage.run_dir import read_csv
 
@@ -310,16 +308,3 @@ def test_what_a_client_remembers_is_in_flowers_context_and_only_there(tmp_path: 
     scores = recall(state, "evaluate")
     assert scores["round"] == [2, 3]
     assert len(scores["fitness"]) == 2
-
-
-def test_a_round_that_is_tried_again_is_remembered_once_and_gaps_are_nan() -> None:
-    state = RecordDict()
-    assert recall(state, "train") == {}
-    remember(state, "train", 1, {"loss": 3.0})
-    remember(state, "train", 2, {"loss": 2.0})
-    remember(state, "train", 2, {"loss": 1.0, "extra": 5.0})
-    found = recall(state, "train")
-    assert found["round"] == [1.0, 2.0]
-    assert found["loss"] == [3.0, 1.0]
-    assert math.isnan(found["extra"][0])
-    assert found["extra"][1] == 5.0

@@ -22,14 +22,10 @@ from federated_yolo.client import workspace as workspace_module
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.errors import FederationError
 from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
-from federated_yolo.config.schema import CodecConfig, PrivacyConfig, SharedConfig
-from federated_yolo.protocol import instructions as instructions_module
-from federated_yolo.protocol.handshake import Seat
 from federated_yolo.protocol.records import from_record, to_record
 from federated_yolo.server import server as server_module
 from federated_yolo.storage.archive import RoundMeta, load_arrays
 from federated_yolo.storage.run_dir import RunDir, read_csv
-from federated_yolo.yolo.class_branch import Architecture
 from federated_yolo.yolo.model import load_into, to_arrays
 
 
@@ -408,39 +404,6 @@ def test_a_client_with_another_model_is_refused_before_round_1(
     with pytest.raises(FederationError, match=r"'c0' builds another model than the server"):
         federation([data], tmp_path / "runs", TRAIN)
     assert not (tmp_path / "runs" / "run" / "weights" / "round1.npz").exists()
-
-
-def test_instructions_survive_json() -> None:
-    instructions = instructions_module.Instructions(
-        run_id="r",
-        start_id="s",
-        architecture=Architecture(
-            {"nc": 2, "backbone": [[-1, 1, "Conv", [64, 3, 2]]], "activation": None},
-            {"model.23.cv3.0.2.weight": (2, 80, 1, 1)},
-            new_class_rows=True,
-        ),
-        task="detect",
-        digest="d",
-        names=("a", "b"),
-        shared=SharedConfig(batchnorm="local", parts=("neck", "head")),
-        keep_optimizer=False,
-        train={"lr0": 1e-5, "freeze": [1, 2], "pretrained": True},
-        num_rounds=3,
-        local_epochs=2,
-        seed=7,
-        num_clients=3,
-        device="cpu",
-        num_threads=2,
-        round_timeout_s=1.5,
-        cross_client=True,
-        client="utils/mine.py:Mine",
-        incremental=True,
-        codec=CodecConfig(name="topk", fraction=0.5),
-        privacy=PrivacyConfig(mode="local", clipping_norm=0.1, noise_multiplier=1e-3),
-    )
-    assert instructions_module.Instructions.from_json(instructions.to_json()) == instructions
-    seat = Seat(3, "north", 2, "/data.yaml", ("b",), 3, "/run/north")
-    assert Seat.from_json(seat.to_json()) == seat
 
 
 def test_a_place_that_cannot_be_written_any_more_ends_the_run_with_its_name(

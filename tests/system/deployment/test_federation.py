@@ -13,7 +13,6 @@ from federated_yolo.runtime.certificates import make_certificates
 from federated_yolo.storage.run_dir import read_csv
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
 ]

@@ -6,7 +6,6 @@ import pytest
 from loopback import COMPLETED, FAILED, deployment
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
 ]
 

@@ -11,7 +11,6 @@ from loopback import COMPLETED, HOST, Deployment, deployment, free_port
 from processes import ROOT, wait_until
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx"),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
 ]

@@ -20,8 +20,6 @@ from federated_yolo.server import server as server_module
 from federated_yolo.storage.archive import load_arrays
 from federated_yolo.storage.run_dir import read_csv
 
-pytestmark = pytest.mark.slow
-
 WEIGHT, VARIANCE, COUNTER = "model.0.conv.weight", "model.0.bn.running_var", "num_batches_tracked"
 MEAN, CONSTANT = "model.0.bn.running_mean", "model.22.dfl.conv.weight"
 

@@ -12,8 +12,6 @@ from federated_yolo.common.command_line import show_problems
 from federated_yolo.common.errors import InputError
 from federated_yolo.yolo import export_command
 
-pytestmark = pytest.mark.slow
-
 REAL_PROCESSES = (  # a few as the user's own commands; benchmarks/faults.py does it for all
     "config: a python object",
     "checkpoint: code in an archive",

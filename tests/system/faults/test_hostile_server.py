@@ -24,8 +24,6 @@ from federated_yolo.client.instruction_checks import client_problems, model_yaml
 from federated_yolo.yolo.checkpoint import structure_of
 from federated_yolo.yolo.class_branch import Architecture, without_downloads
 
-pytestmark = pytest.mark.slow
-
 TOUCH = (
     "from pathlib import Path\nPath({marker!r}).touch()\nfrom federated_yolo import YoloClient\n"
 )

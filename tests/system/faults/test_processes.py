@@ -18,7 +18,6 @@ from federated_yolo.storage.archive import load_arrays
 from federated_yolo.storage.run_dir import read_csv
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
 ]
 

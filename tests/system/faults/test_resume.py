@@ -14,8 +14,6 @@ from trainings import TRAIN, federation
 from federated_yolo.common.errors import InputError
 from federated_yolo.storage.run_dir import RunDir
 
-pytestmark = pytest.mark.slow
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "adaptive server, moving average": {"strategy": "fedadam", "server_ema": 0.5},
     "server momentum, a part of the clients": {"strategy": "fedavgm", "fraction_train": 0.6},

@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from processes import ROOT, finished
 from recipes import make_dataset
 from sound_configs import write_config
 
 from federated_yolo.storage.archive import load_arrays
-
-pytestmark = pytest.mark.slow
 
 MODULE = """
 import torch

@@ -3,26 +3,18 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from local_grid import LocalGrid
 from recipes import make_class_folders, make_dataset
 from trainings import TRAIN, assert_identical, federation, final_arrays
 from ultralytics import YOLO
-from ultralytics.cfg import get_cfg
 
 from federated_yolo.common.arrays import Arrays
-from federated_yolo.common.errors import InputError
-from federated_yolo.data.data_yaml import read_data
-from federated_yolo.data.datasets import build_dataset
-from federated_yolo.data.label_space import in_label_space, label_space
 from federated_yolo.protocol.records import from_record
 from federated_yolo.storage.archive import load_arrays
 from federated_yolo.storage.run_dir import read_csv
-from federated_yolo.yolo.losses import AnnotatedClassesLoss
 from federated_yolo.yolo.model import class_row_names
 
 
@@ -45,33 +37,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-def test_the_union_keeps_the_order_of_appearance() -> None:
-    clients = {"north": ("b", "a"), "south": ("c", "a"), "west": ("d",)}
-    assert label_space(clients) == ("b", "a", "c", "d")
-    with pytest.raises(InputError, match="class 'red Cell' and 'Red cell' of 'x' differ only in"):
-        label_space({"x": ("Red cell",), "y": ("red Cell",)})
-
-
-def test_a_data_set_that_has_the_federations_classes_stays_as_it_is() -> None:
-    data = {"names": {0: "a", 1: "b"}, "nc": 2, "train": "t"}
-    assert in_label_space(data, ("a", "b")) == data
-    assert in_label_space(data, ("a", "b"), ("b",)) == {**data, "federated_not_annotated": [1]}
-    assert in_label_space(data, ("c", "b", "a")) == {
-        "names": {0: "c", 1: "b", 2: "a"},
-        "nc": 3,
-        "train": "t",
-        "federated_class_map": [2, 1],
-        "federated_not_annotated": [0],
-    }
-
-
-def test_names_of_keypoints_are_renumbered_with_their_classes() -> None:
-    data = {"names": {0: "c", 1: "b"}, "nc": 2, "kpt_names": {0: ["x", "y"], 1: ["left", "right"]}}
-    found = in_label_space(data, ("a", "b", "c"))
-    assert found["kpt_names"] == {2: ["x", "y"], 1: ["left", "right"]}
-    assert in_label_space(data, ("c", "b"))["kpt_names"] == data["kpt_names"]
 
 
 def test_classes_in_another_order_train_and_score_as_in_the_same_order(tmp_path: Path) -> None:
@@ -230,20 +195,6 @@ def test_rtdetr_leaves_out_a_class_that_is_not_annotated(tmp_path: Path) -> None
         assert changed.tolist() == [True, False, True], name
 
 
-def test_rtdetrs_loss_of_a_class_that_is_not_annotated_is_that_of_background() -> None:
-    """One query that matches an object of class 1, which was labelled all the same."""
-    loss: Any = AnnotatedClassesLoss(3, [1])
-    scores = torch.tensor([[[0.5, 2.0, -1.0]]], requires_grad=True)
-    score = torch.tensor([[0.9]])
-    found = loss._get_loss_class(scores, torch.tensor([[1]]), score, 1)["loss_class"]
-    nothing = loss._get_loss_class(scores, torch.tensor([[3]]), 0 * score, 1)["loss_class"]
-    assert found.item() == pytest.approx(nothing.item())
-    assert found.item() > 0  # of the other two classes
-    found.backward()
-    assert scores.grad is not None
-    assert (scores.grad != 0).tolist() == [[[True, False, True]]]
-
-
 @pytest.mark.parametrize("names", [("n01440764", "n02102040")])
 def test_codes_of_imagenet_are_names_like_others(names: tuple[str, str], tmp_path: Path) -> None:
     """Ultralytics makes words of them, which no folder is called."""
@@ -255,17 +206,6 @@ def test_codes_of_imagenet_are_names_like_others(names: tuple[str, str], tmp_pat
     _, meta = load_arrays(result.run_dir / "weights" / "round1.npz")
     assert meta is not None
     assert meta.names == names
-
-
-def test_class_folders_are_matched_by_name(tmp_path: Path) -> None:
-    """Folders are in alphabetical order, whatever the federation's is."""
-    folder = make_class_folders(tmp_path / "data", names=("b", "d"))
-    data = in_label_space(read_data(folder, "classify", where="test"), ("d", "c", "b"))
-    args = get_cfg(overrides={"task": "classify", "mode": "train", "imgsz": 32})
-    dataset: Any = build_dataset(args, data["train"], 2, data, "train", 32, tmp_path)
-    found = {Path(file).parent.name: label for file, label, *_ in dataset.samples}
-    assert found == {"b": 2, "d": 0}
-    assert all(dataset[i]["cls"] == dataset.samples[i][1] for i in range(len(dataset)))
 
 
 def test_classifiers_with_other_classes_train_and_score_in_one_model(tmp_path: Path) -> None:
