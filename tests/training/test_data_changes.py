@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,63 +222,72 @@ def write(path: Path, text: str) -> Change:
 YAML = "train: images/train\nval: images/val\nnames: [a, b, c]\n"
 
 
-@pytest.mark.parametrize(
-    ("break_it", "reason"),
-    [
-        (unlabel, "train: none of the 4 images has a label; expected .txt files in a"),
-        (without_label_files, "train: none of the images has a label file; expected .txt files"),
-        (lambda data: damage(data, "0", "1", "2", "3")(), "repair or remove the image"),
-        (
-            lambda data: (data.parent / "images" / "train").rename(data.parent / "gone"),
-            "images/train does not exist; expected at least one image",
-        ),
-        (lambda data: (data.parent / "images").rename(data.parent / "gone"), "correct 'path', 't"),
-        (lambda data: data.unlink(), "no such file; expected an Ultralytics data.yaml"),
-        (lambda data: data.write_text("train: ["), "not a readable YAML file"),
-        (lambda data: data.write_text(YAML + "channels: 1\n"), "channels 1, its data at the start"),
-        (
-            lambda data: data.write_text(YAML.replace("a, b, c", "a, b")),
-            "names: found [a, b], expected what it was at the start [a, b, c], in any",
-        ),
-        (lambda data: data.write_text(YAML.replace("a, b, c", "a, b, c, d")), "[a, b, c, d], exp"),
-        (lambda data: data.write_text(YAML.replace("a, b, c", "a, b, z")), "names: found [a, b, z"),
-    ],
-    ids=[
-        "no label",
-        "no label files",
-        "all damaged",
-        "no train folder",
-        "no folder",
-        "no data.yaml",
-        "broken data.yaml",
-        "other channels",
-        "class lost",
-        "class added",
-        "class renamed",
-    ],
-)
-def test_what_cannot_be_trained_is_left_out_and_comes_back(
-    break_it: Callable[[Path], object], reason: str, tmp_path: Path
-) -> None:
-    data = make_dataset(tmp_path / "data", num_train=4)
-    other = make_dataset(tmp_path / "other", num_train=2, seed=1)
-    backup = tmp_path / "backup"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no label": (unlabel, "train: none of the 4 images has a label; expected .txt files in a"),
+    "no label files": (
+        without_label_files,
+        "train: none of the images has a label file; expected .txt files",
+    ),
+    "all damaged": (lambda data: damage(data, "0", "1", "2", "3")(), "repair or remove the image"),
+    "no train folder": (
+        lambda data: (data.parent / "images" / "train").rename(data.parent / "gone"),
+        "images/train does not exist; expected at least one image",
+    ),
+    "no folder": (
+        lambda data: (data.parent / "images").rename(data.parent / "gone"),
+        "correct 'path', 't",
+    ),
+    "no data.yaml": (lambda data: data.unlink(), "no such file; expected an Ultralytics data.yaml"),
+    "broken data.yaml": (lambda data: data.write_text("train: ["), "not a readable YAML file"),
+    "other channels": (
+        lambda data: data.write_text(YAML + "channels: 1\n"),
+        "channels 1, its data at the start",
+    ),
+    "class lost": (
+        lambda data: data.write_text(YAML.replace("a, b, c", "a, b")),
+        "names: found [a, b], expected what it was at the start [a, b, c], in any",
+    ),
+    "class added": (
+        lambda data: data.write_text(YAML.replace("a, b, c", "a, b, c, d")),
+        "[a, b, c, d], exp",
+    ),
+    "class renamed": (
+        lambda data: data.write_text(YAML.replace("a, b, c", "a, b, z")),
+        "names: found [a, b, z",
+    ),
+}
 
-    def breaking() -> None:
-        shutil.copytree(data.parent, backup)  # keeps times
-        break_it(data)
+
+@pytest.fixture(scope="module")
+def broken_and_mended(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[str, str]]:
+    """The rows of a client whose data is broken in rounds 2, 4, ... and as before in all others."""
+    folder = tmp_path_factory.mktemp("broken")
+    data = make_dataset(folder / "data", num_train=4)
+    other = make_dataset(folder / "other", num_train=2, seed=1)
+    backup = shutil.copytree(data.parent, folder / "backup")  # keeps times
 
     def mend() -> None:
         shutil.rmtree(data.parent)
         shutil.copytree(backup, data.parent)
 
-    changes: Changes = {("train", 2): breaking, ("train", 3): mend}
-    result = run([data, other], tmp_path / "runs", changes)
-    rows = rows_of(tmp_path / "runs")
-    assert rows[2][0] == ""
-    assert reason in rows[2][1]
-    assert rows[3] == ("4", "")
-    assert len(result.rounds) == 3
+    changes: Changes = {}
+    for number, (break_it, _) in enumerate(BROKEN.values(), 1):
+        changes["train", 2 * number] = partial(break_it, data)
+        changes["train", 2 * number + 1] = mend
+    num_rounds = 2 * len(BROKEN) + 1
+    result = run([data, other], folder / "runs", changes, num_rounds=num_rounds)
+    assert len(result.rounds) == num_rounds
+    return rows_of(folder / "runs")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_trained_is_left_out_and_comes_back(
+    name: str, broken_and_mended: dict[int, tuple[str, str]]
+) -> None:
+    number, (_, reason) = 2 * list(BROKEN).index(name) + 2, BROKEN[name]
+    assert broken_and_mended[number][0] == ""
+    assert reason in broken_and_mended[number][1]
+    assert broken_and_mended[number + 1] == ("4", "")
 
 
 def test_single_damaged_images_are_left_out_and_counted(tmp_path: Path) -> None:

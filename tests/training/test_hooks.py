@@ -1,5 +1,7 @@
 """A user's subclass of YoloClient, named in the config, and what a client remembers."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,21 @@ def run(folder: Path, name: str, client: str | None, **settings: Any) -> Any:
     return federation(data, folder / name, TRAIN, client=client, **settings)
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The run of a class that stops c1 in round 2, made once for each class."""
+
+    @cache
+    def made(name: str) -> Any:
+        folder = tmp_path_factory.mktemp(name)
+        two_datasets(folder)
+        (folder / "hooks.py").write_text(NOTING)
+        settings = {"shared": {"batchnorm": "local"}, "evaluate": {"every": 1}}
+        return run(folder, "run", f"{folder / 'hooks.py'}:{name}", **settings)
+
+    return made
+
+
 def test_hooks_are_called_in_their_order_and_the_model_is_the_same(
     hooks: Path, tmp_path: Path
 ) -> None:
@@ -169,10 +186,9 @@ def test_hooks_are_called_in_their_order_and_the_model_is_the_same(
     ],
 )
 def test_a_client_that_aborts_is_left_out_of_the_round_with_its_reason_alone(
-    name: str, reason: str, hooks: Path, tmp_path: Path
+    name: str, reason: str, stopped: Callable[[str], Any]
 ) -> None:
-    two_datasets(tmp_path)
-    result = run(tmp_path, "run", f"{hooks}:{name}")
+    result = stopped(name)
     rows = read_csv(result.run_dir / "clients.csv")
     notes = {(row["round"], row["client"]): row["note"] for row in rows if row["note"]}
     assert notes == {("2", "c1"): reason}
@@ -202,22 +218,17 @@ def test_a_class_of_ones_own_counts_starts_and_scores_as_it_likes(
     assert [float(row["my/loss"]) for row in rows] == [-1e20] * 4
 
 
-def test_an_abort_ends_the_round_after_the_batch_in_hand(hooks: Path, tmp_path: Path) -> None:
-    two_datasets(tmp_path)
-    run(tmp_path, "run", f"{hooks}:Interrupted")
-    assert hooks.with_suffix(".log").read_text() == "0 steps\n"  # before the first of two batches
+def test_an_abort_ends_the_round_after_the_batch_in_hand(stopped: Callable[[str], Any]) -> None:
+    log = stopped("Interrupted").run_dir.parents[1] / "hooks.log"
+    assert log.read_text() == "0 steps\n"  # before the first of two batches
 
 
 @pytest.mark.parametrize("name", ["Interrupted", "InterruptedAtTheEnd", "Regretful"])
 def test_a_round_that_was_aborted_leaves_the_client_as_after_the_one_before(
-    name: str, hooks: Path, tmp_path: Path
+    name: str, stopped: Callable[[str], Any]
 ) -> None:
     """Aborting in the first batch, after the last or after all comes to the same as being away."""
-    two_datasets(tmp_path)
-    settings = {"shared": {"batchnorm": "local"}, "evaluate": {"every": 1}}
-    absent, aborted = (
-        run(tmp_path, kind, f"{hooks}:{kind}", **settings) for kind in ("Absent", name)
-    )
+    absent, aborted = stopped("Absent"), stopped(name)
     assert_identical(final_arrays(aborted), final_arrays(absent))
     scores = [
         [row["metrics/precision(B)"] for row in read_csv(result.run_dir / "clients.csv")]

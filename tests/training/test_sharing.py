@@ -37,14 +37,21 @@ SHARED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
+    """A data set, and what plain training makes of it."""
+    folder = tmp_path_factory.mktemp("plain")
+    data = make_dataset(folder / "data")
+    return data, plain_training("yolov8n.yaml", data, TRAIN, epochs=3, folder=folder)
+
+
 @pytest.mark.parametrize("shared", SHARED)
 @pytest.mark.parametrize("grid", [LocalGrid, ForgetfulGrid])
 def test_one_client_equals_plain_training_whatever_it_keeps_to_itself(
-    shared: dict[str, Any], grid: type[LocalGrid], tmp_path: Path
+    shared: dict[str, Any], grid: type[LocalGrid], plain: tuple[Path, Arrays], tmp_path: Path
 ) -> None:
     """Notices private arrays that start anew in a round, also after a change of the process."""
-    data = make_dataset(tmp_path / "data")
-    expected = plain_training("yolov8n.yaml", data, TRAIN, epochs=3, folder=tmp_path)
+    data, expected = plain
     evaluate: dict[str, Any] = {"every": 3}
     result = federation(
         [data], tmp_path / "runs", TRAIN, shared=shared, evaluate=evaluate, grid=grid(1)

@@ -21,6 +21,8 @@ from federated_yolo.runtime.startup import make_server
 from federated_yolo.server.results import RunResult
 from federated_yolo.storage.run_dir import RunDir, read_csv
 
+NO_SCORES: dict[str, Any] = {"evaluate": {"every": 0}}  # where nothing looks at scores
+
 
 def test_sites_train_as_the_clients_of_a_simulation_do_bit_for_bit(tmp_path: Path) -> None:
     grid = sites(tmp_path, "south", "north")  # the order in which they come does not matter
@@ -58,7 +60,7 @@ def test_a_site_that_fails_says_why_without_paths(tmp_path: Path) -> None:
 
     grid.tamper = lose_the_data
     display = Silent()
-    run(grid, tmp_path, display, num_rounds=1)
+    run(grid, tmp_path, display, num_rounds=1, **NO_SCORES)
     (name, reason), *_ = display.failures
     assert name == "north"
     assert "(a path)" in reason
@@ -73,7 +75,7 @@ def test_a_site_that_goes_is_left_out_and_comes_back(tmp_path: Path) -> None:
         grid.gone = {1007} if result.round == 1 else set()
 
     display.round_done = come_and_go  # type: ignore[method-assign]
-    result, _ = run(grid, tmp_path, display, num_rounds=3)
+    result, _ = run(grid, tmp_path, display, num_rounds=3, **NO_SCORES)
     rows = [(r["round"], r["client"]) for r in read_csv(result.run_dir / "clients.csv")]
     assert rows == [("1", "north"), ("1", "south"), ("2", "north"), ("3", "north"), ("3", "south")]
     assert not display.failures
@@ -88,7 +90,7 @@ def test_a_site_that_comes_late_takes_part_and_keeps_its_seat(tmp_path: Path) ->
         grid.gone = set()
 
     display.round_done = come  # type: ignore[method-assign]
-    result, _ = run(grid, tmp_path, display)
+    result, _ = run(grid, tmp_path, display, **NO_SCORES)
     rows = [(r["round"], r["client"]) for r in read_csv(result.run_dir / "clients.csv")]
     assert rows == [("1", "south"), ("2", "north"), ("2", "south")]
     text = (result.run_dir / "args.yaml").read_text()
@@ -131,7 +133,7 @@ def without_folders_after_round_1(
 
 
 def test_a_site_that_has_lost_its_state_goes_on_and_says_so(tmp_path: Path) -> None:
-    _, display, rows = without_folders_after_round_1(tmp_path)
+    _, display, rows = without_folders_after_round_1(tmp_path, **NO_SCORES)
     assert not display.failures
     notes = {(row["round"], row["client"]): row["note"] for row in rows if row["note"]}
     expected = "its folder has lost what it kept after round 1, so it goes on from the global"
@@ -165,7 +167,7 @@ def test_a_name_that_another_node_takes_is_told_and_the_first_one_is_refused_alo
     display.round_done = change  # type: ignore[method-assign]
     said: list[str] = []
     display.notice = said.append  # type: ignore[method-assign]
-    run(grid, tmp_path, display, num_rounds=3)
+    run(grid, tmp_path, display, num_rounds=3, **NO_SCORES)
     assert any("'north': it is node 1007 now, and was node 1000" in text for text in said)
     assert any(f"node {first} is refused: " in t and "another one of that name" in t for t in said)
 
@@ -189,7 +191,7 @@ def test_a_site_that_does_not_fit_is_refused_with_the_reason(
     make_dataset(tmp_path / "north", 4, 2, names=("a", "b"))
     grid = sites(tmp_path, "north", "south")
     grid._contexts[1007].node_config.update(change)
-    result, said = run(grid, tmp_path, num_rounds=1, **settings)
+    result, said = run(grid, tmp_path, num_rounds=1, **NO_SCORES, **settings)
     assert "is refused: " in said
     assert reason in said
     clients = {row["client"].lower() for row in read_csv(result.run_dir / "clients.csv")}
@@ -200,7 +202,7 @@ def test_of_two_sites_that_come_under_one_name_none_is_taken(tmp_path: Path) -> 
     """Nobody can tell which of them is an impostor, also if it writes the name in capitals."""
     grid = sites(tmp_path, "north", "south", "east")
     grid._contexts[1007].node_config["name"] = "NORTH"
-    result, said = run(grid, tmp_path, num_rounds=1)
+    result, said = run(grid, tmp_path, num_rounds=1, **NO_SCORES)
     for node, name in ((1000, "north"), (1007, "NORTH")):
         reason = f"SuperNode '{name.lower()}': 2 nodes have come under this name, so none is taken"
         assert f"node {node} is refused: {reason}" in said
@@ -220,7 +222,7 @@ def test_a_name_is_in_one_line_before_it_is_on_a_screen(tmp_path: Path) -> None:
         return reply
 
     grid.tamper = rename
-    _, said = run(grid, tmp_path, num_rounds=1)
+    _, said = run(grid, tmp_path, num_rounds=1, **NO_SCORES)
     assert "2 nodes have come under this name" in said
     assert "\x1b" not in said
     assert not [line for line in said.splitlines() if line.startswith("site 'north' is there")]
@@ -242,7 +244,7 @@ def test_a_site_with_other_packages_is_refused_here_and_there(
     monkeypatch.setattr(
         "federated_yolo.server.registry.ASK_AGAIN_S", 0.0
     )  # until it has been mended
-    _, said = run(grid, tmp_path, num_rounds=1)
+    _, said = run(grid, tmp_path, num_rounds=1, **NO_SCORES)
     expected = f"torch is 1.0 here and {real['torch']} at the server; install what the server has"
     assert expected in said
     assert expected in caplog.text

@@ -1,8 +1,10 @@
 """A run that is stopped anywhere and resumed ends as if nothing had happened."""
 
 import gc
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +144,29 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def two_rounds(
+    sites: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """The directory of a run of one client, made once with a codec and once without."""
+
+    @cache
+    def made(codec: str) -> tuple[Path, dict[str, Any]]:
+        settings: dict[str, Any] = {"strategy": "fedadam", "num_rounds": 2, "codec": codec}
+        settings |= {"server_ema": 0.5} if codec == "none" else {}
+        folder = tmp_path_factory.mktemp(codec)
+        start(sites[:1], folder, **settings)
+        return folder / "run", settings
+
+    return made
+
+
 @pytest.mark.parametrize(("name", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_run_directory_is_refused_by_the_file(
-    name: str, damage: Any, sites: list[Path], tmp_path: Path
+    name: str, damage: Any, sites: list[Path], two_rounds: Any, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"strategy": "fedadam", "num_rounds": 2}
-    needs_codec = "residual" in name or "downloads" in name
-    settings |= {"codec": "topk"} if needs_codec else {"server_ema": 0.5}
-    start(sites[:1], tmp_path, **settings)
-    path = tmp_path / "run" / name
+    run_dir, settings = two_rounds("topk" if "residual" in name or "downloads" in name else "none")
+    path = shutil.copytree(run_dir, tmp_path / "run") / name
     damage(path)
     with pytest.raises(InputError, match=f"{name}: "):
         start(sites[:1], tmp_path, resume=True, **settings)
