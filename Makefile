@@ -1,5 +1,6 @@
 # make demo          set up .venv and run the demo federation
 # make test          set up .venv and run the tests
+# make test-fast     only tests/unit, which train nothing: 2 minutes on 2 cores
 # make lint          style and types
 # make test-newest   the tests in .newest, with the newest of everything that pyproject.toml takes
 #                    (WITH="torch==2.13.0" holds what should not be the newest)
@@ -11,13 +12,16 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt --editable
 EXTRAS := onnx,tensorboard,wandb,dp,supervision,dev
 
-.PHONY: demo test lint test-newest test-oldest constraints clean
+.PHONY: demo test test-fast lint test-newest test-oldest constraints clean
 
 demo: $(VENV)/.demo
 	$(RUN) federated.py configs/demo.yaml
 
 test: $(VENV)/.test
 	$(RUN) -m pytest
+
+test-fast: $(VENV)/.test
+	$(RUN) -m pytest tests/unit
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -5,8 +5,8 @@
 servers  SIGKILL at random moments of a run, up to twice in one, then `resume`: all arrays of all
          rounds, checkpoints and tables must be those of a run that nobody disturbed
 workers  SIGKILL of the worker in every round: the same, but for the notes
-replies  every unusable reply of tests/faults/test_bad_replies.py, and the like (see REPLIES)
-inputs   every wrong or hostile input of tests/faults/hostile.py, as a command of its own
+replies  every unusable reply of tests/system/faults/test_bad_replies.py, and the like (see REPLIES)
+inputs   every wrong or hostile input of tests/support/hostile.py, as a command of its own
 
 What is added there is tried here. `--skip servers workers` leaves the two that take long out.
 
@@ -28,7 +28,7 @@ from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    sys.path[1:1] = [f"{sys.path[0]}/tests", f"{sys.path[0]}/tests/faults"]
+    sys.path.insert(1, f"{sys.path[0]}/tests/support")
 
 import yaml
 
@@ -36,7 +36,7 @@ from federated_yolo.common.environment import prepare_environment, remove_privat
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROUNDS = 3
-REPLIES = ("test_bad_*.py", "test_hostile_*.py")  # tests of messages, in tests/faults
+REPLIES = ("test_bad_*.py", "test_hostile_*.py")  # tests of messages, in tests/system/faults
 # What is trained while servers are killed: each has another kind of state to keep.
 SETTINGS: list[dict[str, Any]] = [
     {"strategy": "fedadam", "server_ema": 0.5},
@@ -71,7 +71,7 @@ def main() -> int:
 
 def write_config(folder: Path, settings: dict[str, Any]) -> Path:
     """A config of three small clients, made once in a folder."""
-    from helpers import make_dataset
+    from recipes import make_dataset
 
     sites = folder / "sites"
     if not sites.exists():
@@ -98,8 +98,8 @@ def write_config(folder: Path, settings: dict[str, Any]) -> Path:
 
 def undisturbed(folder: Path, settings: dict[str, Any]) -> tuple[Any, float]:
     """What a run of these settings gives, and how long it takes in seconds."""
-    from helpers import outcome
     from processes import federated
+    from recipes import outcome
 
     folder.mkdir(parents=True)
     started = time.monotonic()
@@ -111,7 +111,7 @@ def undisturbed(folder: Path, settings: dict[str, Any]) -> tuple[Any, float]:
 
 def is_same(found: Any, expected: Any) -> bool:
     """Whether two outcomes are identical; says where not."""
-    from helpers import assert_same
+    from recipes import assert_same
 
     try:
         assert_same(found, expected)
@@ -123,8 +123,8 @@ def is_same(found: Any, expected: Any) -> bool:
 
 def kill_servers(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     """Kill each run at one or two random moments of it, resume, compare."""
-    from helpers import outcome
     from processes import federated
+    from recipes import outcome
 
     rng = random.Random(options.seed)
     references = [undisturbed(folder / f"s{i}", s) for i, s in enumerate(SETTINGS)]
@@ -170,8 +170,8 @@ def kill_server(arguments: list[str], after_s: float, place: Path) -> None:
 
 def kill_workers(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     """Kill a worker at a random moment of each round's training; compare but for the notes."""
-    from helpers import outcome
     from processes import started, wait_until, working_since
+    from recipes import outcome
 
     rng = random.Random(options.seed)
     settings = {"strategy": "fedavgm"}
@@ -201,7 +201,7 @@ def kill_workers(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
 
 def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     """The tests of unusable messages, counted."""
-    tests = sorted(str(p) for like in REPLIES for p in (ROOT / "tests/faults").glob(like))
+    tests = sorted(str(p) for like in REPLIES for p in (ROOT / "tests/system/faults").glob(like))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *tests, "-q", "-rA", "-n", "0"],
         cwd=ROOT,
@@ -220,7 +220,8 @@ def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
 
 def feed_inputs(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
     """Each wrong input as a command: exit code 2, lines of errors, no code run."""
-    from hostile import CASES, command, verdict
+    from hostile import command, verdict
+    from hostile_recipes import CASES
     from processes import finished
 
     lost = 0

@@ -29,7 +29,7 @@ from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    sys.path[1:1] = [f"{sys.path[0]}/tests"]
+    sys.path.insert(1, f"{sys.path[0]}/tests/support")
 
 import numpy as np
 
@@ -223,7 +223,7 @@ def measure_rounds(options: argparse.Namespace) -> None:
 
 def make_datasets(folder: Path, count: int) -> list[dict[str, str]]:
     """Clients that share two images of 32 pixels, each with a data.yaml of its own."""
-    from helpers import make_dataset
+    from recipes import make_dataset
 
     shared = make_dataset(folder / "shared", num_train=2, num_val=2, size=32).parent
     datasets = []

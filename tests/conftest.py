@@ -1,20 +1,19 @@
-"""The environment of all tests: the repository's modules can be imported, Ultralytics is private.
+"""The environment of all tests: Ultralytics is private, and what is no unit test is slow.
 
 Ultralytics reads its environment while it is imported, which test modules do; conftest.py is
 imported before them.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from processes import ROOT
+from recorded_runs import DATA
 
 from federated_yolo.common.environment import prepare_environment, remove_private_settings
 
-DATA = Path(__file__).parent / "data"
+SLOW = (ROOT / "tests" / "training", ROOT / "tests" / "system")
 
 prepare_environment()
 
@@ -22,6 +21,13 @@ prepare_environment()
 def pytest_configure(config: pytest.Config) -> None:
     """Remove the private settings when the session ends, however it ends."""
     config.add_cleanup(remove_private_settings)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what trains or starts whole systems as slow."""
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture

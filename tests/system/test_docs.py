@@ -1,0 +1,135 @@
+"""What the docs say is true: commands run, settings exist, links lead somewhere."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import ROOT, clean_environment
+from recipes import make_dataset
+
+from federated_yolo.config.loading import load_config
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks" / "README.md"]
+IDS = [path.relative_to(ROOT).as_posix() for path in PAGES]
+# `yolo`, also where torchvision's operators do not fit PyTorch, as with its CUDA build beside a CPU
+# build of PyTorch.
+YOLO = (
+    "from federated_yolo.common.torchvision_nms import ensure_torchvision_nms as ensure; ensure(); "
+    "from ultralytics.cfg import entrypoint; entrypoint()"
+)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# So that a test takes no longer than it must; later settings win.
+QUICK = "num_rounds=1 train.imgsz=64 train.batch=4 evaluate.every=1"
+QUICK_BY_COMMAND = {
+    "python federated.py": QUICK,
+    "yolo detect train": "epochs=1 imgsz=64 batch=4 device=cpu",
+    "yolo detect val": "imgsz=64 device=cpu",
+    "yolo export": "imgsz=64 device=cpu",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of a language, in order."""
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets."""
+    text = re.sub(r"[`*:.,()?/]", "", heading.lower())
+    return text.strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_scripts_exist_and_settings_are_known(page: Path) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    for script in re.findall(r"\bpython ((?:utils|benchmarks)/\w+\.py|federated\.py)", text):
+        assert (ROOT / script).exists(), script
+    for line in re.findall(r"^[ ]{4}python federated\.py (.*)$|^python federated\.py (.*)$", text,
+                           re.MULTILINE):  # fmt: skip
+        words = shlex.split("".join(line), comments=True)
+        settings = [w for w in words if re.fullmatch(r"[a-z][\w.]*=.*", w)]
+        settings = [s for s in settings if not s.startswith(("resume=", "key="))]
+        load_config(ROOT / "configs" / "demo.yaml", settings)
+
+
+@pytest.mark.timeout(900)
+def test_the_tutorial_leads_from_a_folder_of_images_to_an_onnx_file(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "tutorial.md"
+    for name in ("federated_yolo", "utils", "federated.py", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    names = ("circle", "square", "triangle")
+    data = make_dataset(tmp_path / "made", num_train=18, num_val=1, names=names).parent
+    for kind in ("images", "labels"):
+        shutil.move(data / kind / "train", tmp_path / "my_data" / kind)
+    (yaml_text,) = blocks(page, "yaml")
+    (tmp_path / "my_data" / "data.yaml").write_text(yaml_text)
+    for command in "".join(blocks(page, "bash")).splitlines():
+        run(command.replace("round30", "round1"), tmp_path)
+    weights = tmp_path / "runs" / "federated" / "first" / "weights"
+    assert (weights / "best.onnx").stat().st_size > 10**6
+    assert (tmp_path / "runs/federated/first/report.html").exists()
+    assert (tmp_path / "comparison.html").exists()
+    assert list((tmp_path / "runs" / "federated" / "check").glob("*.png"))
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a line of the docs, with less work."""
+    program, *arguments = shlex.split(command.replace("$PWD", str(folder)))
+    where: list[str] = [str(Path(sys.executable).parent / program)]
+    if program == "yolo":
+        where = [sys.executable, "-c", YOLO]
+    quick = next((more for start, more in QUICK_BY_COMMAND.items() if start in command), "")
+    arguments = [a.replace("640", "64") for a in arguments]
+    done = subprocess.run(
+        [*where, *arguments, *quick.split()],
+        cwd=folder,
+        env={**clean_environment(), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0",
+             "YOLO_CONFIG_DIR": str(folder / "settings")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.timeout(600)
+def test_the_python_of_the_docs_runs(tmp_path: Path) -> None:
+    sweep, client = tmp_path / "sweep.py", tmp_path / "careful.py"
+    one, loop, subclass = blocks(ROOT / "docs" / "python.md", "python")
+    loop = loop.replace('("fedavg", "fedavgm", "fedprox")', '("fedavgm",)')
+    quick = ", ".join(f'"{setting}"' for setting in [*QUICK.split(), "client=careful.py:Careful"])
+    programs = [re.sub(r'"num_rounds=\d+"', quick, text) for text in (one, loop)]
+    assert all(quick in program for program in programs)
+    client.write_text(subclass)
+    sweep.write_text("\n".join(programs))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    done = subprocess.run(
+        [sys.executable, str(sweep)],
+        cwd=tmp_path,
+        env={**clean_environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best.pt" in done.stdout
+    assert "'fedavgm'" in done.stdout
+    assert (tmp_path / "runs" / "federated" / "fedavgm" / "report.html").exists()
