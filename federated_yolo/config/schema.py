@@ -54,7 +54,7 @@ class StrategyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
     name: str = "fedavg"
-    """A strategy of aggregation/strategies.py."""
+    """A name from docs/strategies."""
     weights: Literal["images", "equal"] = "images"
     """What a client counts for in means of models, losses and scores: its images, or the same as
     every other."""
@@ -78,7 +78,7 @@ class ClientResources(FrozenModel):
 
 
 class RayConfig(FrozenModel):
-    """Where the clients of a simulation work."""
+    """The Ray that runs the clients of a simulation."""
 
     address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:[0-9]{1,5})$")] | None = None
     """HOST:PORT of a running Ray cluster, or `auto` for the one of this machine; null starts Ray on
