@@ -92,7 +92,7 @@ STEPS = (  # from lane, to lane, words
     (3, 3, "sites refuse unsound instructions"),
     (3, 4, "fit: load the arrays"),
     (4, 4, "train the next local_epochs"),
-    (4, 4, "save the state of its training"),
+    (4, 4, "save its state"),
     (4, 3, "arrays, losses, images"),
     (3, 2, "noise if privacy is local; what has changed, encoded"),
     (2, 0, "replies, as they come"),

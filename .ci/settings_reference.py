@@ -17,7 +17,7 @@ TYPES = {
     "object": "mapping",
 }
 BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-HEADER = "| setting | type | default | on resume | meaning |\n|---|---|---|---|---|"
+HEADER = "| setting | type | default | resume | meaning |\n|---|---|---|---|---|"
 
 
 def reference() -> str:
@@ -56,7 +56,7 @@ def _table(prefix: str, title: str, section: dict[str, Any]) -> str:
             f"`{setting}`",
             _type_of(entry),
             "required" if name in required else _default_of(entry),
-            "may change" if can_change else "",
+            "yes" if can_change else "",
             entry.get("description", ""),
         )
         rows.append("| " + " | ".join(" ".join(cell.split()) for cell in cells) + " |")

@@ -101,7 +101,7 @@ def test_every_setting_has_a_meaning_and_stands_in_the_reference() -> None:
     assert rows["datasets[].not_annotated"][0] == "list of text"
     assert rows["client_resources.num_gpus"][0] == "number ≥ 0 or `auto`"
     assert all(row[3] for row in rows.values())
-    changeable = {name.split(".")[0] for name, row in rows.items() if row[2] == "may change"}
+    changeable = {name.split(".")[0] for name, row in rows.items() if row[2] == "yes"}
     assert changeable == set(RESUME_SETTINGS)
 
 
