@@ -29,7 +29,7 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(RUN) .ci/pictures.py
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 dist: $(VENV)/.test
 	rm -rf dist
