@@ -1,8 +1,9 @@
 """Settings: a YAML file and key=value overrides become one validated, immutable `Config`.
 
-The names, defaults and meaning of every setting are here; configs/example.yaml explains them to
-users. Train arguments are Ultralytics' own: their names and types are checked against the
-installed version, and those which a federation decides itself are refused with the reason.
+The name, default and meaning of every setting are here: the text below a setting is its meaning in
+docs/settings.md. configs/example.yaml shows them at work. Train arguments are Ultralytics' own:
+their names and types are checked against the installed version, and those which a federation
+decides itself are refused with the reason.
 """
 
 import re
@@ -21,43 +22,44 @@ LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # server/tracking.py has them
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 PathText = Annotated[str, AfterValidator(at_home)]
-# Numbers, of which true and false are none.
+# Numeric types that reject booleans.
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 ShownImages = Annotated[int, Field(strict=True, ge=0, le=16)]  # what Ultralytics draws on a grid
 
 
 class FrozenModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True
+    )
 
 
 class ClientData(FrozenModel):
-    """One client: a name, safe as a folder name, and the path of its `data.yaml`.
-
-    data: of a classifier a folder, as Ultralytics' `data=`; None for a client that is a SuperNode
-    of this name, which knows where its data is.
-    not_annotated: classes that its data.yaml lists but nobody looked for in its images. They, and
-    the federation's classes that it does not list, are left out of its classification loss.
-    show_images: how many images of its val split may be seen by others, in pictures of predictions.
-    """
+    """One client: a name and a data set."""
 
     name: str
+    """A name that is safe as a folder name; of a SuperNode, what its --node-config says."""
     data: PathText | None = None
+    """Path of the client's data.yaml, or of a classifier's folder; null for a SuperNode, which
+    knows where its data is."""
     not_annotated: tuple[str, ...] = ()
+    """Classes that the data.yaml lists but nobody looked for in these images. They are left out of
+    the client's classification loss, as are the federation's classes that it does not list."""
     show_images: ShownImages = 0
+    """How many images of the val split others may see, in pictures of predictions."""
 
 
 class StrategyConfig(BaseModel):
-    """Name of a strategy in aggregation/strategies.py; what else stands here are its options.
+    """How updates are combined; keys other than these are options of the strategy."""
 
-    weights: by what clients count in the mean of their models, and of their losses and scores: by
-    their images, or all the same. max_share: of one client in such a mean; None is no limit.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
     name: str = "fedavg"
+    """A name from docs/strategies."""
     weights: Literal["images", "equal"] = "images"
+    """What a client counts for in means of models, losses and scores: its images, or the same as
+    every other."""
     max_share: Annotated[float, Field(strict=True, ge=1e-6, le=1)] | None = None
+    """The largest share of a mean that one client may have; null is no limit."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -66,32 +68,27 @@ class StrategyConfig(BaseModel):
 
 
 class ClientResources(FrozenModel):
-    """What Ray reserves for one client at work; fractions let clients share.
-
-    num_cpus: also the number of PyTorch threads, rounded down, at least 1.
-    num_gpus: "auto" shares a GPU among as many clients as fit and is 0 where there is none.
-    """
+    """What Ray reserves for one client at work; fractions let clients share."""
 
     num_cpus: Annotated[float, Field(strict=True, gt=0)] = 1.0
+    """CPUs of a client; also its number of PyTorch threads, rounded down, at least 1."""
     num_gpus: Annotated[float, Field(strict=True, ge=0)] | Literal["auto"] = "auto"
+    """GPUs of a client, at most 1. `auto` lets as many clients share a GPU as fit, by a trial
+    before round 1, and is 0 where there is no GPU."""
 
 
 class RayConfig(FrozenModel):
-    """address: of a running Ray cluster, HOST:PORT, or "auto" for that of this machine.
-
-    None starts a Ray of its own, on this machine.
-    """
+    """The Ray that runs the clients of a simulation."""
 
     address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:[0-9]{1,5})$")] | None = None
+    """HOST:PORT of a running Ray cluster, or `auto` for the one of this machine; null starts Ray on
+    this machine."""
 
 
 class SharedConfig(FrozenModel):
-    """Which arrays are federated; the others stay with each client, which has a model of its own.
+    """Which arrays are federated.
 
-    parts: of the model, by its own YAML. batchnorm: "average" shares them like all others; "local"
-    keeps them with the client (FedBN, Li et al. 2021, arXiv 2102.07623); "frozen" averages, and
-    fixes their statistics after round `freeze_after` (FixBN, Zhong et al. 2023, arXiv 2303.06530).
-    freeze_after: None is half of the rounds, as in the paper.
+    The others stay with each client, which then has a model of its own.
     """
 
     parts: Annotated[tuple[Literal["backbone", "neck", "head"], ...], Field(min_length=1)] = (
@@ -99,8 +96,14 @@ class SharedConfig(FrozenModel):
         "neck",
         "head",
     )
+    """Parts of the model that are shared, by the model's own YAML."""
     batchnorm: Literal["average", "local", "frozen"] = "average"
+    """`average` shares BatchNorm like all other layers; `local` keeps it with the client (FedBN, Li
+    et al. 2021, arXiv 2102.07623); `frozen` averages its statistics and then fixes them (FixBN,
+    Zhong et al. 2023, arXiv 2303.06530)."""
     freeze_after: NonNegativeInt | None = None
+    """The round after which `batchnorm: frozen` fixes the statistics; null is half of the rounds,
+    as in the paper."""
 
     @property
     def is_partial(self) -> bool:
@@ -116,44 +119,48 @@ class SharedConfig(FrozenModel):
 class UpdateNormConfig(FrozenModel):
     """What to do with a client's update that is far longer than those of the others.
 
-    Its length is the L2 norm of the change of the trainable arrays; an outlier's is more than
-    `times_median` times the median of the round's. "keep" takes it as it is, "clip" shortens it to
-    that length, "refuse" leaves the client out of the round.
+    Its length is the L2 norm of the change of the trainable arrays.
     """
 
     outliers: Literal["keep", "clip", "refuse"] = "keep"
+    """`keep` takes an update that is too long as it is, `clip` shortens it to the limit, `refuse`
+    leaves its client out of the round."""
     times_median: Annotated[float, Field(strict=True, gt=1)] = 3.0
+    """The limit, in medians of the lengths of the round's updates."""
 
 
 class PrivacyConfig(FrozenModel):
-    """Differential privacy of what clients send; see aggregation/privacy.py and docs/privacy.md.
-
-    mode: "central" adds noise to the mean of the updates on the server, which is trusted; "local"
-    to each update at its client. clipping_norm: to which L2 norm an update is shortened; where
-    clipping is "adaptive", that of the first round. noise_multiplier: standard deviation of the
-    noise by the clipping norm. delta: for which epsilon is stated.
-    secure_aggregation: refused, with the reason.
-    """
+    """Differential privacy of what clients send; see aggregation/privacy.py and docs/privacy.md."""
 
     mode: Literal["none", "central", "local"] = "none"
+    """`central` adds noise on the server, which is trusted, to the mean of the updates; `local`
+    adds it at each client to its own update."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive` moves the clipping norm, round by round, to the median of the updates' norms."""
     clipping_norm: Annotated[float, Field(strict=True, gt=0, lt=1e18)] | None = None
+    """The L2 norm to which a longer update is shortened; with `adaptive`, that of the first round.
+    Needed unless the mode is none."""
     noise_multiplier: Annotated[float, Field(strict=True, gt=0, lt=1e18)] | None = None
+    """Standard deviation of the noise, in clipping norms. Needed unless the mode is none."""
     delta: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1e-5
+    """The delta for which epsilon is stated."""
     secure_aggregation: Annotated[bool, Field(strict=True)] = False
+    """Refused if true, with the reason."""
 
 
 class CodecConfig(FrozenModel):
-    """How arrays travel: "none" sends them as they are, the others what has changed in them.
+    """How arrays travel.
 
-    The change of the trainable arrays is rounded to half precision ("float16"), to 8 bits ("int8"),
-    or is the `fraction` of each array's values that have changed most, in a few bits ("topk"). What
-    is left out is added to the next round's (Karimireddy et al. 2019, arXiv 1901.09847).
-    fraction: None is DEFAULT_FRACTION.
+    A codec sends only what changed. What rounding leaves out is added to the next round's change
+    (Karimireddy et al. 2019, arXiv 1901.09847).
     """
 
     name: Literal["none", "float16", "int8", "topk"] = "none"
+    """`none` sends arrays as they are. The others send the change of the trainable arrays: in half
+    precision (`float16`), in 8 bits (`int8`), or only the values of each array that changed most
+    (`topk`)."""
     fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    """Only for `topk`: the share of each array's values that are sent; null is 0.65."""
 
     @property
     def kept(self) -> float:
@@ -162,18 +169,18 @@ class CodecConfig(FrozenModel):
 
 
 class EvaluateConfig(FrozenModel):
-    """data: of a client's kind, but held by the server; its val split scores each global model.
-
-    every: evaluate after every n-th round and after the last; 0 never evaluates.
-    cross_client: clients keep their best model straight after their own epochs, and after the last
-    round each of these models is sent to every client and scored on its val split.
-    show_images: how many images of `data` are drawn with the first and last round's predictions.
-    """
+    """Which scores are made, and when. Clients always score on their own val splits."""
 
     data: PathText | None = None
+    """A data set that the server holds, given as a client's is; its val split scores each global
+    model, and best.pt goes by it."""
     every: NonNegativeInt = 1
+    """Evaluate after every n-th round and after the last; 0 never evaluates."""
     cross_client: Annotated[bool, Field(strict=True)] = False
+    """Score each client's model before it is averaged; after the last round, send the best one of
+    each client to every client, which scores it on its val split."""
     show_images: ShownImages = 4
+    """How many images of `data` are drawn with the predictions of the first and last round."""
 
     def is_due(self, round_number: int, num_rounds: int) -> bool:
         """Whether this round is evaluated."""
@@ -211,60 +218,81 @@ def by_name(value: Any) -> Any:
 
 
 class Config(FrozenModel):
-    """All settings of a run. Paths are as the user wrote them, relative to the working directory.
+    """All settings of a run.
 
-    datasets: "demo" stands for the generated data set of data/demo_data.py, "supernodes" for the
-    SuperNodes that are there when the run starts, or come later (`new_clients`).
-    new_clients: whether SuperNodes may join that `datasets` does not list.
-    names: class names of the federation by index; None is the union of the clients', in order of
-    appearance. global_batch: images per step of a round's clients together, shared out equally;
-    None is Ultralytics' 16. `train.batch` says instead what each client takes.
-    fraction_train: share of the clients that train in a round, drawn anew from `seed`.
-    client: FILE.py:CLASS, a subclass of YoloClient that does the clients' work; None is YoloClient.
-    local_optimizer: whether a client's optimiser keeps its state between rounds.
-    server_ema: decay per round of an average of the global models; 0 is none.
-    min_clients: usable updates without which a round is tried again, and in the end the run stops.
-    round_timeout_s: seconds that a client may take for its work in a round; None is no limit.
-    max_statistics_factor: by which a variance of BatchNorm may change in a client's round, or, in
-    variances, the square of a mean's shift. An update beyond is refused; infinity takes all.
-    trust_checkpoint: load base models with any content, which can run code of whoever made them.
-    loggers: that follow the run live; "settings" stands for those that the user's own Ultralytics
-    settings switch on.
-    train: Ultralytics train arguments by name.
+    Paths are as the user wrote them, relative to the working directory.
     """
 
     base_model: PathText
+    """What training starts from: a checkpoint (.pt) that is there, or a model YAML of Ultralytics
+    (yolo11n.yaml), which starts from random weights. It decides the task."""
     datasets: (
         Literal["demo", "supernodes"]
         | Annotated[list[Annotated[ClientData, BeforeValidator(name_client)]], Field(min_length=1)]
     )
+    """The clients. A bare path names its client after its folder. `demo` makes small synthetic data
+    sets; `supernodes` takes the SuperNodes that are there when the run starts or come later."""
     new_clients: Annotated[bool, Field(strict=True)] = False
+    """Whether SuperNodes that `datasets` does not list may join."""
     names: Annotated[list[str], Field(min_length=1)] | None = None
+    """Class names of the federation, by index; null is the union of the clients' classes, in order
+    of appearance."""
     num_rounds: Annotated[PositiveInt, Field(le=MAX_ROUNDS)] = 10
+    """Rounds of the run."""
     local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1
+    """Epochs that a client trains in a round. Learning-rate schedule and warm-up span all rounds
+    together."""
     save_dir: PathText = DEFAULT_SAVE_DIR
+    """The folder of all runs."""
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
+    """The run's folder in `save_dir`; where it already exists, name2, name3, ..."""
     seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
+    """Seed of new weights, of the drawing of clients and of each client's training."""
     strategy: Annotated[StrategyConfig, BeforeValidator(by_name)] = StrategyConfig()
+    """How updates become the next global model; a bare name stands for one without options."""
     codec: Annotated[CodecConfig, BeforeValidator(by_name)] = CodecConfig()
+    """How arrays travel; a bare name stands for one without options."""
     shared: SharedConfig = SharedConfig()
+    """Which arrays travel."""
     fraction_train: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    """Share of the clients that train in a round, drawn anew in each from `seed`."""
     global_batch: PositiveInt | None = None
+    """Images per step of all clients of a round together, shared out equally; null is Ultralytics'
+    16. `train.batch` gives each client's number instead."""
     client: PathText | None = None
+    """FILE.py:CLASS, a subclass of YoloClient that does the clients' work; null is YoloClient."""
     local_optimizer: Literal["keep", "reset"] = "keep"
+    """Whether a client's optimiser keeps its state between rounds."""
     server_ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    """Decay per round of a moving average of the global models, which is evaluated and saved in
+    their place; 0 is none."""
     min_clients: PositiveInt = 1
+    """Usable updates that a round needs. With fewer it is tried again, and in the end the run
+    stops."""
     round_timeout_s: Annotated[float, Field(strict=True, gt=0, le=366 * 86400)] | None = None
+    """Seconds that a client may take for its work in a round; null is no limit."""
     update_norm: UpdateNormConfig = UpdateNormConfig()
+    """What happens to updates that are much longer than the others."""
     max_statistics_factor: Annotated[float, Field(strict=True, gt=1)] = 1e6
+    """The factor by which a client may change a BatchNorm variance in a round, or, in variances,
+    the square of a mean's shift. An update beyond it is refused; infinity takes all."""
     privacy: PrivacyConfig = PrivacyConfig()
+    """Differential privacy of the updates."""
     trust_checkpoint: Annotated[bool, Field(strict=True)] = False
+    """Load base models with any content, which can run code of whoever made them."""
     client_resources: ClientResources = ClientResources()
+    """What a client takes of this machine."""
     ray: RayConfig = RayConfig()
+    """Where the clients of a simulation work."""
     train: Annotated[dict[str, Any], AfterValidator(_with_home)] = {}
+    """Ultralytics' train arguments by name, the same for all clients."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Which scores are made, and when."""
     loggers: Annotated[Literal["settings"] | tuple[str, ...], BeforeValidator(_check_loggers)] = ()
+    """What follows the run live: tensorboard, wandb, mlflow; `settings` stands for those that
+    `yolo settings` switches on."""
     verbose: bool = False
+    """Show the log lines of Flower, Ray and Ultralytics."""
 
     @property
     def clients(self) -> list[ClientData]:

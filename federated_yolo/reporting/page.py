@@ -65,7 +65,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Page:
-    """What utils/report.html.md shows. settings: folded away at the end."""
+    """What report.html.md shows. settings: folded away at the end."""
 
     title: str
     subtitle: str

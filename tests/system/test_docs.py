@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -12,9 +13,12 @@ import pytest
 from processes import ROOT, clean_environment
 from recipes import make_dataset
 
+import federated_yolo
 from federated_yolo.config.loading import load_config
+from federated_yolo.config.resume import RESUME_SETTINGS
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks" / "README.md"]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks" / "README.md"]
 IDS = [path.relative_to(ROOT).as_posix() for path in PAGES]
 # `yolo`, also where torchvision's operators do not fit PyTorch, as with its CUDA build beside a CPU
 # build of PyTorch.
@@ -68,6 +72,54 @@ def test_scripts_exist_and_settings_are_known(page: Path) -> None:
         settings = [w for w in words if re.fullmatch(r"[a-z][\w.]*=.*", w)]
         settings = [s for s in settings if not s.startswith(("resume=", "key="))]
         load_config(ROOT / "configs" / "demo.yaml", settings)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    named = r"\b((?:federated_yolo|utils|benchmarks|configs|docs)/[\w./-]*\w\.(?:py|md|yaml|png))\b"
+    for name in re.findall(named, page.read_text()):
+        is_example = name in ("utils/careful.py", "utils/FILE.py")
+        is_former = name == "utils/test_certificates.py" and page.name == "CHANGELOG.md"
+        assert is_example or is_former or (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 220
+
+
+def test_every_setting_has_a_meaning_and_stands_in_the_reference() -> None:
+    made = runpy.run_path(str(ROOT / ".ci" / "settings_reference.py"))
+    assert made["missing_meanings"]() == []
+    rows = {
+        cells[0].strip(" `"): [cell.strip() for cell in cells[1:]]
+        for line in made["reference"]().splitlines()
+        if len(cells := line.strip("|").split(" | ")) == 5
+    }
+    assert rows["num_rounds"][:3] == ["whole number ≥ 1 and ≤ 1000000", "`10`", ""]
+    assert rows["base_model"][1] == "required"
+    assert rows["codec.name"][0] == "`none`, `float16`, `int8`, `topk`"
+    assert rows["datasets[].not_annotated"][0] == "list of text"
+    assert rows["client_resources.num_gpus"][0] == "number ≥ 0 or `auto`"
+    assert all(row[3] for row in rows.values())
+    changeable = {name.split(".")[0] for name, row in rows.items() if row[2] == "yes"}
+    assert changeable == set(RESUME_SETTINGS)
+
+
+def test_the_api_page_has_every_public_name_and_nothing_else() -> None:
+    documented = re.findall(
+        r"^::: [\w.]+\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE
+    )
+    assert sorted(documented) == sorted(federated_yolo.__all__)
+
+
+def test_the_python_of_the_docs_imports_nothing_but_the_public_names() -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    imported = re.findall(r"^from (federated_yolo[\w.]*) import (.*)$", page, re.MULTILINE)
+    assert len(imported) == 3
+    for module, names in imported:
+        assert module == "federated_yolo"
+        assert set(names.split(", ")) <= set(federated_yolo.__all__)
+    assert not re.search(r"federated_yolo[./]\w", page)
 
 
 @pytest.mark.timeout(900)
