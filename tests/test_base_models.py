@@ -21,7 +21,13 @@ from federated_yolo.common.arrays import Layout
 from federated_yolo.common.errors import InputError
 from federated_yolo.config.schema import Config
 from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
-from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoint, task_of
+from federated_yolo.yolo.checkpoint import (
+    load_base,
+    load_checkpoint_module,
+    save_checkpoint,
+    task_of,
+    weights_of,
+)
 from federated_yolo.yolo.class_branch import (
     Architecture,
     architecture_of,
@@ -82,7 +88,7 @@ def test_clients_and_exporter_build_the_servers_model_from_a_base_of_any_classes
         data = data_of(names_of(after, "other"), task)
         model = build_model(bases[before], task, data)
         expected_random = torch.get_rng_state()
-        architecture = as_sent(architecture_of(model, bases[before]))
+        architecture = as_sent(architecture_of(model, load_base(bases[before]).module))
         built = build_model(architecture, task, data)
         layout = Layout.of(to_arrays(model))
         assert Layout.of(to_arrays(built)) == layout
@@ -231,8 +237,9 @@ def test_it_is_told_what_becomes_of_the_classes_of_the_base(
     names: list[str], train: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     base = make_checkpoint(tmp_path / "base.pt", ["a", "b"])
-    assert class_change(str(base), train, names)[: len(expected) or None] == expected
-    assert class_change("yolov8n.yaml", {}, names) == ""
+    weights = weights_of(load_base(str(base)), train.get("pretrained", True))
+    assert class_change(weights, train, names)[: len(expected) or None] == expected
+    assert class_change(weights_of(load_base("yolov8n.yaml"), True), {}, names) == ""
 
 
 @pytest.mark.parametrize(
@@ -332,7 +339,7 @@ def test_a_class_branch_that_fits_no_model_is_refused(
     """As a client is told it by a server, or an exporter by an archive."""
     base = make_checkpoint(tmp_path / "base.pt", names_of(80), "yolo11n.yaml")
     data = data_of(["a", "b", "c"], "detect")
-    found = architecture_of(build_model(str(base), "detect", data), str(base))
+    found = architecture_of(build_model(str(base), "detect", data), load_base(str(base)).module)
     model = build_model("yolo11n.yaml", "detect", data)
     before = Layout.of(to_arrays(model))
     with pytest.raises(ValueError, match=expected):

@@ -27,11 +27,11 @@ NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 ShownImages = Annotated[int, Field(strict=True, ge=0, le=16)]  # what Ultralytics draws on a grid
 
 
-class FrozenModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+class FrozenModel(BaseModel, frozen=True):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
 
-class ClientData(FrozenModel):
+class ClientData(FrozenModel, frozen=True):
     """One client: a name, safe as a folder name, and the path of its `data.yaml`.
 
     data: of a classifier a folder, as Ultralytics' `data=`; None for a client that is a SuperNode
@@ -47,14 +47,14 @@ class ClientData(FrozenModel):
     show_images: ShownImages = 0
 
 
-class StrategyConfig(BaseModel):
+class StrategyConfig(BaseModel, frozen=True):
     """Name of a strategy in aggregation/strategies.py; what else stands here are its options.
 
     weights: by what clients count in the mean of their models, and of their losses and scores: by
     their images, or all the same. max_share: of one client in such a mean; None is no limit.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
     name: str = "fedavg"
     weights: Literal["images", "equal"] = "images"
     max_share: Annotated[float, Field(strict=True, ge=1e-6, le=1)] | None = None
@@ -65,7 +65,7 @@ class StrategyConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class ClientResources(FrozenModel):
+class ClientResources(FrozenModel, frozen=True):
     """What Ray reserves for one client at work; fractions let clients share.
 
     num_cpus: also the number of PyTorch threads, rounded down, at least 1.
@@ -76,7 +76,7 @@ class ClientResources(FrozenModel):
     num_gpus: Annotated[float, Field(strict=True, ge=0)] | Literal["auto"] = "auto"
 
 
-class RayConfig(FrozenModel):
+class RayConfig(FrozenModel, frozen=True):
     """address: of a running Ray cluster, HOST:PORT, or "auto" for that of this machine.
 
     None starts a Ray of its own, on this machine.
@@ -85,7 +85,7 @@ class RayConfig(FrozenModel):
     address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:[0-9]{1,5})$")] | None = None
 
 
-class SharedConfig(FrozenModel):
+class SharedConfig(FrozenModel, frozen=True):
     """Which arrays are federated; the others stay with each client, which has a model of its own.
 
     parts: of the model, by its own YAML. batchnorm: "average" shares them like all others; "local"
@@ -113,7 +113,7 @@ class SharedConfig(FrozenModel):
         return self.batchnorm == "frozen" and round_number > after
 
 
-class UpdateNormConfig(FrozenModel):
+class UpdateNormConfig(FrozenModel, frozen=True):
     """What to do with a client's update that is far longer than those of the others.
 
     Its length is the L2 norm of the change of the trainable arrays; an outlier's is more than
@@ -125,7 +125,7 @@ class UpdateNormConfig(FrozenModel):
     times_median: Annotated[float, Field(strict=True, gt=1)] = 3.0
 
 
-class PrivacyConfig(FrozenModel):
+class PrivacyConfig(FrozenModel, frozen=True):
     """Differential privacy of what clients send; see aggregation/privacy.py and docs/privacy.md.
 
     mode: "central" adds noise to the mean of the updates on the server, which is trusted; "local"
@@ -143,7 +143,7 @@ class PrivacyConfig(FrozenModel):
     secure_aggregation: Annotated[bool, Field(strict=True)] = False
 
 
-class CodecConfig(FrozenModel):
+class CodecConfig(FrozenModel, frozen=True):
     """How arrays travel: "none" sends them as they are, the others what has changed in them.
 
     The change of the trainable arrays is rounded to half precision ("float16"), to 8 bits ("int8"),
@@ -161,7 +161,7 @@ class CodecConfig(FrozenModel):
         return DEFAULT_FRACTION if self.fraction is None else self.fraction
 
 
-class EvaluateConfig(FrozenModel):
+class EvaluateConfig(FrozenModel, frozen=True):
     """data: of a client's kind, but held by the server; its val split scores each global model.
 
     every: evaluate after every n-th round and after the last; 0 never evaluates.
@@ -210,7 +210,7 @@ def by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class Config(FrozenModel):
+class Config(FrozenModel, frozen=True):
     """All settings of a run. Paths are as the user wrote them, relative to the working directory.
 
     datasets: "demo" stands for the generated data set of data/demo_data.py, "supernodes" for the
@@ -239,7 +239,7 @@ class Config(FrozenModel):
         | Annotated[list[Annotated[ClientData, BeforeValidator(name_client)]], Field(min_length=1)]
     )
     new_clients: Annotated[bool, Field(strict=True)] = False
-    names: Annotated[list[str], Field(min_length=1)] | None = None
+    names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     num_rounds: Annotated[PositiveInt, Field(le=MAX_ROUNDS)] = 10
     local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1
     save_dir: PathText = DEFAULT_SAVE_DIR
@@ -287,12 +287,43 @@ class Config(FrozenModel):
     @property
     def clients_per_round(self) -> int:
         """How many clients train in a round, at least one."""
-        return max(1, round(self.fraction_train * len(self.clients)))
+        return self.num_training(len(self.clients))
+
+    def num_training(self, num_clients: int) -> int:
+        """How many of so many clients train in a round, at least one."""
+        return max(1, round(self.fraction_train * num_clients))
 
     def to_yaml(self) -> str:
         """YAML that gives this config again."""
         dump = self.model_dump(mode="json")
         return OmegaConf.to_yaml(OmegaConf.create(_without_references(dump)))
+
+
+class ResolvedResources(ClientResources, frozen=True):
+    """num_gpus: the share of a GPU that one client has; 0 is the CPU, and stands for sites too."""
+
+    num_gpus: Annotated[float, Field(strict=True, ge=0)] = 0.0
+
+
+class ResolvedConfig(Config, frozen=True):
+    """A config that has passed every check, with all that was left to the machine and the data.
+
+    checks/resolve.py makes it. Its YAML is a config that gives the same run again. Paths are
+    absolute, `train` says `batch`, `nbs`, `optimizer`, and how large images are where it is not the
+    default; `global_batch` is shared out among the clients in it.
+    """
+
+    datasets: list[ClientData]
+    # It has no default, which Pyright would have for it.
+    names: Annotated[tuple[str, ...], Field(min_length=1)]  # pyright: ignore[reportGeneralTypeIssues]
+    global_batch: None = None
+    client_resources: ResolvedResources = ResolvedResources()
+    loggers: tuple[str, ...] = ()
+
+    def with_num_gpus(self, num_gpus: float) -> "ResolvedConfig":
+        """The same with another share of a GPU for each client."""
+        resources = self.client_resources.model_copy(update={"num_gpus": num_gpus})
+        return self.model_copy(update={"client_resources": resources})
 
 
 def _without_references(value: Any) -> Any:
