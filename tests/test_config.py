@@ -187,8 +187,8 @@ evaluate: {data: ä.yaml, every: 0}
 @pytest.mark.parametrize("name", ["${x}", "a ${", "${oc.env:HOME}", "$x"])
 def test_what_looks_like_a_reference_survives_being_written(tmp_path: Path, name: str) -> None:
     config = load(tmp_path, "base_model: m.pt\ndatasets: [d.yaml]\n")
-    config = config.model_copy(update={"names": [name, "b"]})
-    assert load(tmp_path, config.to_yaml()).names == [name, "b"]
+    config = config.model_copy(update={"names": (name, "b")})
+    assert load(tmp_path, config.to_yaml()).names == (name, "b")
 
 
 def test_the_example_loads_and_shows_every_setting() -> None:
