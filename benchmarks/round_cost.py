@@ -111,14 +111,16 @@ def client_rounds(
     """A function that runs a client's next round, from arrays to arrays."""
     from federated_yolo.client.yolo_client import YoloClient
     from federated_yolo.data.data_yaml import read_data_yaml, write_private_yaml
+    from federated_yolo.yolo.checkpoint import load_base, weights_of
     from federated_yolo.yolo.class_branch import architecture_of
     from federated_yolo.yolo.model import build_model, to_arrays
     from federated_yolo.yolo.slice_mixin import SliceSettings
 
     data = read_data_yaml(options.data, where="data")
-    model = build_model(options.base, "detect", data, train)
+    base = load_base(options.base)
+    model = build_model(base, "detect", data, train)
     settings = SliceSettings(
-        architecture=architecture_of(model, options.base, train),
+        architecture=architecture_of(model, weights_of(base, train.get("pretrained"))),
         task="detect",
         data=write_private_yaml(data, folder),
         private_dir=folder,

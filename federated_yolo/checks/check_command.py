@@ -28,16 +28,17 @@ from federated_yolo.checks.data_report import (
     look_at,
     pixel_problems,
 )
-from federated_yolo.checks.federation import SERVER_CACHES, Federation, check, with_demo_data
+from federated_yolo.checks.federation import Federation, check, with_demo_data
 from federated_yolo.checks.resolve import fraction_of
 from federated_yolo.checks.round_estimate import RoundEstimate, estimate_round
+from federated_yolo.checks.stages import SERVER_CACHES
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.text import NO_VALUE, counted, format_bytes, format_duration
 from federated_yolo.config.schema import Config
 from federated_yolo.data.scan import check_dataset
 from federated_yolo.server.registry import Members
 from federated_yolo.storage.run_dir import SERVER
-from federated_yolo.yolo.checkpoint import task_of
+from federated_yolo.yolo.checkpoint import LoadedBase, load_base
 
 MAX_CLASSES = 8  # in the table on the terminal; the picture has more
 FOLDER = "check"  # below save_dir
@@ -62,12 +63,13 @@ def _check_and_show(console: Console, config: Config, caches: Path) -> None:
     with console.status("reading images and labels"):
         federation, problems = _checked(config, caches)
         config = federation.config if federation else config
-        reports = look_at(config, _task(config), caches)
+        base = _base(config)
+        reports = look_at(config, base, caches)
     with console.status("comparing images"):
         twins = find_twins(reports)
     problems += pixel_problems(reports, twins.unreadable)
     names = all_classes(config, reports)
-    console.print(_heading(config, reports), soft_wrap=True)
+    console.print(_heading(config, base), soft_wrap=True)
     if any(report.splits for report in reports):
         console.print(images_table(reports))
         console.print(objects_table(reports, names, config))
@@ -123,11 +125,11 @@ def _server_problems(config: Config, caches: Path) -> list[str]:
     """What is wrong with the server's data, which a run reads once its sites are there."""
     if config.evaluate.data is None:
         return []
-    path, folder = Path(config.evaluate.data), caches / SERVER_CACHES
+    path, folder, base = Path(config.evaluate.data), caches / SERVER_CACHES, _base(config)
     try:
         check_dataset(
             path,
-            _task(config),
+            base.task if base else "detect",
             folder,
             where="evaluate.data",
             splits=("val",),
@@ -138,19 +140,19 @@ def _server_problems(config: Config, caches: Path) -> list[str]:
     return []
 
 
-def _task(config: Config) -> str:
-    """As which labels are read; with a base model that cannot say it, as the checks read them."""
+def _base(config: Config) -> LoadedBase | None:
+    """The base model, by whose task labels are read; None where the checks have refused it."""
     try:
-        return task_of(config.base_model)
+        return load_base(config.base_model)
     except InputError:
-        return "detect"
+        return None
 
 
 def _num_server_val(reports: Sequence[DataReport]) -> int:
     return sum(len(r.splits["val"].images) for r in reports if r.name == SERVER)
 
 
-def _heading(config: Config, reports: Sequence[DataReport]) -> str:
+def _heading(config: Config, base: LoadedBase | None) -> str:
     model = f"[bold]{escape(Path(config.base_model).name)}[/]"
     if config.has_sites:
         return (
@@ -159,7 +161,7 @@ def _heading(config: Config, reports: Sequence[DataReport]) -> str:
             "when it joins; it can look for itself, with a config that lists its data.yaml under "
             "datasets."
         )
-    return f"{model}: {counted(len(config.clients), 'client')}, {_task(config)}"
+    return f"{model}: {counted(len(config.clients), 'client')}, {base.task if base else 'detect'}"
 
 
 def images_table(reports: Sequence[DataReport]) -> Table:

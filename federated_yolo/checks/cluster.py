@@ -109,13 +109,9 @@ def resource_problems(
     ]
 
 
-def with_cluster_gpus(config: Config, machines: Sequence[Machine]) -> Config:
-    """The config with a number for `num_gpus: auto`: a GPU for each client, where there are any."""
-    if config.client_resources.num_gpus != "auto":
-        return config
-    gpus = float(any(machine.num_gpus >= 1 for machine in machines))
-    resources = config.client_resources.model_copy(update={"num_gpus": gpus})
-    return config.model_copy(update={"client_resources": resources})
+def cluster_gpus(machines: Sequence[Machine]) -> float:
+    """What `num_gpus: auto` is on a cluster: a GPU for each client, where there are any."""
+    return float(any(machine.num_gpus >= 1 for machine in machines))
 
 
 def cpus_of_worker(machines: Sequence[Machine], num_cpus: float, num_clients: int) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from federated_yolo.checks.federation import SERVER_CACHES
 from federated_yolo.checks.resolve import fraction_of
+from federated_yolo.checks.stages import SERVER_CACHES
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.text import counted
 from federated_yolo.config.schema import Config
@@ -30,7 +30,7 @@ from federated_yolo.data.duplicates import (
 from federated_yolo.data.label_space import selected_classes
 from federated_yolo.data.scan import open_split
 from federated_yolo.storage.run_dir import SERVER
-from federated_yolo.yolo.checkpoint import is_rtdetr, structure_of
+from federated_yolo.yolo.checkpoint import LoadedBase, is_rtdetr
 
 # COCO's classes of size, by the area of the box: small and medium are below these, in pixels.
 SIZE_LIMITS = (32**2, 96**2)
@@ -136,15 +136,18 @@ class _Fed:
         return width * scale, height * scale
 
 
-def look_at(config: Config, task: str, caches: Path) -> list[DataReport]:
+def look_at(config: Config, base: LoadedBase | None, caches: Path) -> list[DataReport]:
     """Read the data sets of the clients and of the server, as far as they can be read.
 
-    caches: label caches, a folder for each, as `checks.check` leaves them.
+    base: says as which labels are read, and how images are fed; None is taken as detect. caches:
+    label caches, a folder for each, as `checks.check` leaves them.
     """
+    task = base.task if base else "detect"
+    squares = base is not None and is_rtdetr(base.structure)  # which takes images stretched to them
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     names = tuple(config.names or _names_of(config, task))
     classes = selected_classes(config.train, names)
-    fed = _Fed(imgsz, _takes_squares(config), fraction_of(config), classes)
+    fed = _Fed(imgsz, squares, fraction_of(config), classes)
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
@@ -166,14 +169,6 @@ def _names_of(config: Config, task: str) -> list[str]:
         with suppress(InputError):  # the checks have said why
             names |= dict.fromkeys(class_names(read_data(Path(data.data or ""), task, where="")))
     return list(names)
-
-
-def _takes_squares(config: Config) -> bool:
-    """Whether the base model is an RT-DETR, which takes images stretched to squares."""
-    try:
-        return is_rtdetr(structure_of(config.base_model, where="base_model"))
-    except InputError:  # the checks have said why
-        return False
 
 
 def _read(

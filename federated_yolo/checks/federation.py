@@ -1,7 +1,7 @@
 """Everything that can be checked before round 1, and what is decided once for all clients."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,73 +9,40 @@ from typing import Any
 
 import torch
 
-from federated_yolo.aggregation.strategies import strategy_problems
-from federated_yolo.checks.cluster import Machine, inspected, with_cluster_gpus
-from federated_yolo.checks.gpu_sharing import (
-    CudaMemory,
-    MemoryProbe,
-    settings_of_try,
-    with_gpu_share,
-)
-from federated_yolo.checks.resolve import (
-    fraction_of,
-    resolve_settings,
-    with_arguments_of_base,
-    with_whole_strides,
-)
+from federated_yolo.checks.gpu_sharing import CudaMemory, MemoryProbe
+from federated_yolo.checks.resolve import resolve, resolve_train, with_whole_strides
 from federated_yolo.checks.setting_rules import (
-    class_index_problems,
-    classifier_problems,
-    client_class_problems,
-    codec_problems,
-    environment_problems,
-    form_problems_of,
-    label_space_of,
-    min_clients_problems,
-    most_per_round,
     precision_problems,
-    privacy_problems,
-    resource_problems,
     save_dir_problems,
-    selected_class_problems,
-    sharing_problems,
-    single_image_problems,
     unknown_class_problem,
 )
-from federated_yolo.common.arrays import Layout, layout_problems, negative_statistics
+from federated_yolo.checks.stages import (
+    Meet,
+    check_data,
+    check_label_space,
+    check_model,
+    check_settings,
+    check_training,
+    decide_num_gpus,
+    meet_sites,
+    scored,
+)
 from federated_yolo.common.errors import InputError
-from federated_yolo.common.text import reason_of
-from federated_yolo.config.rules import config_problems
-from federated_yolo.config.schema import ClientData, Config
+from federated_yolo.config.schema import ClientData, Config, ResolvedConfig
 from federated_yolo.data.data_yaml import class_names, read_data
 from federated_yolo.data.label_space import in_label_space, selected_classes
-from federated_yolo.data.scan import check_dataset
-from federated_yolo.data.summary import DataSummary, model_data, without_unlabelled_test
+from federated_yolo.data.summary import DataSummary, model_data
 from federated_yolo.server.registry import Members
-from federated_yolo.server.tracking import logger_problems
 from federated_yolo.storage.run_dir import RunDir
-from federated_yolo.yolo.checkpoint import load_checkpoint_module, task_of
-from federated_yolo.yolo.class_branch import Architecture, architecture_of, class_change
-from federated_yolo.yolo.model import (
-    architecture_problems,
-    build_model,
-    freeze_problems,
-    shared_names,
-    to_arrays,
-)
-from federated_yolo.yolo.trainer import set_up
-
-SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no client's name
-
-Meet = Callable[[Config, str], Members]
+from federated_yolo.yolo.class_branch import Architecture
 
 
 @dataclass(frozen=True)
 class Federation:
     """A config that has passed every check, with what the checks found.
 
-    config: nothing in it is "auto" or "demo" any more. server_data: without a test split that has
-    no labels. names: classes by index; one, "item", with single_cls. summaries: by client.
+    server_data: without a test split that has no labels. names: classes by index; one, "item",
+    with single_cls. summaries: by client.
     model: the global model before round 1, of this architecture. caches: label caches, a folder for
     each client. members: the sites that are there, if the clients are SuperNodes.
     gpu_choice: how `num_gpus: auto` was decided, where something was tried. unusable: what cannot
@@ -83,7 +50,7 @@ class Federation:
     classes, where it has others.
     """
 
-    config: Config
+    config: ResolvedConfig
     task: str
     names: tuple[str, ...]
     summaries: dict[str, DataSummary]
@@ -143,151 +110,56 @@ def check(
     probe: MemoryProbe | None = None,
     resumed: RunDir | None = None,
 ) -> Federation:
-    """The same, with label caches in a folder of the caller's, where they stay in any case."""
-    probe = probe or CudaMemory()
-    problems = config_problems(config)
-    problems += strategy_problems(config.strategy, most_per_round(config))
-    problems += [] if config.has_sites else min_clients_problems(config)
-    problems += privacy_problems(config)
-    problems += [] if config.loggers == "settings" else logger_problems(config.loggers)
-    problems += environment_problems() + sharing_problems(config) + codec_problems(config)
-    problems += client_class_problems(config)
-    machines: list[Machine] = []
-    if config.ray.address is None:
-        problems += resource_problems(config.client_resources)
-    else:
-        machines, cluster_problems = inspected(config)
-        problems += cluster_problems
-    problems += save_dir_problems(Path(config.save_dir))
-    task, base_problems = _task(config)
-    problems += base_problems + (classifier_problems(config) if task == "classify" else [])
-    if task is not None:
-        config, base_problems = with_arguments_of_base(config, task)
-        problems += base_problems
-    members = None
-    if config.has_sites:
-        if meet is None:
-            problems.append(
-                "datasets: these are SuperNodes; start the run with flwr run (docs/deployment.md)"
-            )
-        if problems or meet is None or task is None:
-            raise InputError(problems)
-        members = meet(config, task)
-        config = config.model_copy(
-            update={
-                "datasets": members.clients,
-                "new_clients": members.is_open,
-            }
-        )
-        problems += strategy_problems(config.strategy, config.clients_per_round)
-        problems += min_clients_problems(config)
-    summaries = members.summaries if members else {}
-    unusable: list[str] | None = None if resumed is None else []
-    # Labels are read as the task reads them; a base model that cannot say is taken as detect.
-    for index, data in enumerate([] if members else config.clients):
-        where = f"datasets[{index}] '{data.name}'"
-        try:
-            summaries[data.name] = check_dataset(
-                Path(data.data or ""),
-                task or "detect",
-                caches / data.name,
-                where=where,
-                splits=("train", "val"),
-                forgiven=unusable,
-                fraction=fraction_of(config),
-            )
-        except InputError as error:
-            problems += error.problems
-    server_names = server_summary = None
-    if config.evaluate.data is not None:
-        path = Path(config.evaluate.data)
-        try:
-            server_summary = check_dataset(
-                path,
-                task or "detect",
-                caches / SERVER_CACHES,
-                where="evaluate.data",
-                splits=("val",),
-                forgiven=unusable,
-                fraction=fraction_of(config),
-            )
-            server_names = server_summary.names
-        except InputError as error:
-            problems += error.problems
-    names, name_problems = label_space_of(config, summaries, server_names)
-    problems += (
-        name_problems
-        + form_problems_of(config, summaries, server_summary)
-        + class_index_problems(config, names)
-    )
-    if not problems and resumed is None:
-        problems += selected_class_problems(config, names, summaries, server_summary)
-    if problems or task is None:
-        raise InputError(problems)
-    classes = selected_classes(config.train, names)
-    summaries = {n: without_unlabelled_test(s, classes) for n, s in summaries.items()}
-    if server_summary is not None:
-        server_summary = without_unlabelled_test(server_summary, classes)
-    now = summaries
-    if resumed is not None:
-        summaries = as_at_start(summaries, resumed)
-    form = model_data(summaries.values(), names)
-    config = resolve_settings(config, task, summaries, names)
-    try:
-        model: Any = build_model(config.base_model, task, form, config.train, config.seed)
-    except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
-        raise InputError(f"base_model '{config.base_model}': cannot be built: {error}") from error
-    arrays = to_arrays(model)
-    problems = layout_problems(arrays, Layout.of(arrays)) + negative_statistics(arrays)
-    if problems:
-        raise InputError(f"base_model '{config.base_model}': {problem}" for problem in problems[:3])
-    if not shared_names(model, config.shared):
-        raise InputError(
-            f"shared.parts: [{', '.join(config.shared.parts)}] of this model has no arrays to "
-            "share; add a part"
-        )
-    architecture = architecture_of(model, config.base_model, config.train)
-    problems = architecture_problems(architecture, model, task, form, config.train)
-    if problems:
-        raise InputError(
-            f"base_model '{config.base_model}': cannot be federated: {problem}; train from another "
-            "base model or train.pretrained"
-            for problem in problems[:1]
-        )
-    config = with_whole_strides(config, model)
-    problems = single_image_problems(config, summaries, model)
-    problems += freeze_problems(model, config.train.get("freeze"))
-    if problems:
-        raise InputError(problems)
-    if not config.has_sites and resumed is None:
-        _try_set_up(config, task, architecture, caches)
+    """The same, with label caches in a folder of the caller's, where they stay in any case.
+
+    Settings -> sites -> data -> label space -> resolved settings -> model -> resources.
+    """
+    settings = check_settings(config)
+    sites = meet_sites(config, settings, meet)
+    data = check_data(config, settings.task, sites, caches, is_resumed=resumed is not None)
+    names = check_label_space(config, settings, data, is_resumed=resumed is not None)
+    summaries, server_summary = scored(data, selected_classes(config.train, names))
+    counted = summaries if resumed is None else as_at_start(summaries, resumed)
+    base = settings.base_from_anywhere
+    num_images = sum(summary.num_train for summary in counted.values())
+    train = resolve_train(config, base, len(data.clients), num_images, len(names))
+    form = model_data(counted.values(), names)
+    built = check_model(config, base, settings.weights, train, form)
+    train = with_whole_strides(train, built.model)
+    is_open = config.new_clients if sites is None else sites.is_open
+    resolved = resolve(config, data.clients, names, train, new_clients=is_open)
+    check_training(resolved, built, counted, caches if resumed is None else None)
     gpu_choice = ""
-    if config.ray.address is not None:
-        config = with_cluster_gpus(config, machines)
-    elif config.client_resources.num_gpus == "auto":
-        config, gpu_choice = with_gpu_share(config, task, architecture, summaries, caches, probe)
-    problems = precision_problems(config)
+    if config.client_resources.num_gpus == "auto":
+        num_gpus, gpu_choice = decide_num_gpus(
+            resolved, settings.machines, built, counted, caches, probe or CudaMemory()
+        )
+        resolved = resolved.with_num_gpus(num_gpus)
+    problems = precision_problems(resolved)
     if problems:
         raise InputError(problems)
-    held_out = None
-    if config.evaluate.data is not None:
-        has_test = bool(server_summary and server_summary.num_test)
-        held_out = server_data(config, task, has_test=has_test)
-    names = tuple(model.names[index] for index in range(len(model.names)))
     return Federation(
-        config,
-        task,
-        names,
-        now,
-        held_out,
-        model,
-        architecture,
-        caches,
-        members,
-        gpu_choice,
-        tuple(unusable or ()),
-        class_change(config.base_model, config.train, names),
+        config=resolved,
+        task=built.task,
+        names=built.names,
+        summaries=summaries,
+        server_data=_held_out(resolved, built.task, server_summary),
+        model=built.model,
+        architecture=built.architecture,
+        caches=caches,
+        members=sites,
+        gpu_choice=gpu_choice,
+        unusable=data.unusable,
+        class_change=built.class_change,
     )
+
+
+def _held_out(
+    config: ResolvedConfig, task: str, summary: DataSummary | None
+) -> dict[str, Any] | None:
+    if config.evaluate.data is None:
+        return None
+    return server_data(config, task, has_test=bool(summary and summary.num_test))
 
 
 def as_at_start(summaries: Mapping[str, DataSummary], run_dir: RunDir) -> dict[str, DataSummary]:
@@ -302,52 +174,17 @@ def as_at_start(summaries: Mapping[str, DataSummary], run_dir: RunDir) -> dict[s
     }
 
 
-def server_data(config: Config, task: str, *, has_test: bool) -> dict[str, Any]:
+def server_data(config: ResolvedConfig, task: str, *, has_test: bool) -> dict[str, Any]:
     """`evaluate.data` as it is now, with the federation's classes.
 
-    config: of which the names are resolved. has_test: whether its test split is of use.
+    has_test: whether its test split is of use.
     Raises InputError for a class that the federation does not have.
     """
-    names = tuple(config.names or ())
     data = read_data(Path(config.evaluate.data or ""), task, where="evaluate.data")
-    unknown = unknown_class_problem("evaluate.data", class_names(data), names)
+    unknown = unknown_class_problem("evaluate.data", class_names(data), config.names)
     if unknown:
         raise InputError(unknown)
-    data = in_label_space(data, names)
+    data = in_label_space(data, config.names)
     if not has_test:
         data.pop("test", None)
     return data
-
-
-def _task(config: Config) -> tuple[str | None, list[str]]:
-    problems: list[str] = []
-    task = None
-    try:
-        task = task_of(config.base_model)
-    except InputError as error:
-        problems += error.problems
-    pretrained = config.train.get("pretrained")
-    if isinstance(pretrained, str):
-        try:
-            load_checkpoint_module(pretrained, where=f"train.pretrained '{pretrained}'")
-        except InputError as error:
-            problems += error.problems
-    return task, problems
-
-
-def _try_set_up(config: Config, task: str, architecture: Architecture, caches: Path) -> None:
-    """Let Ultralytics set up the first client's training and read a batch, on the CPU.
-
-    Of many train arguments it only says then that they are not usable. Raises InputError.
-    """
-    data = config.clients[0]
-    settings = settings_of_try(config, task, architecture, data, caches, "cpu")
-    # Neither is a matter of the arguments alone, and one takes long.
-    settings = replace(settings, train={**config.train, "amp": False, "cache": False})
-    try:
-        set_up(settings)
-    except Exception as error:  # Ultralytics raises errors of any kind
-        raise InputError(
-            f"train: training cannot be set up with these arguments for datasets[0] '{data.name}': "
-            f"{reason_of(error)}; correct them"
-        ) from error

@@ -8,6 +8,7 @@ estimate was too good, client/device_slots.py lets fewer clients in.
 import math
 import multiprocessing
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from federated_yolo.client.workspace import MAX_CLIENTS
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.text import reason_of
-from federated_yolo.config.schema import ClientData, Config
+from federated_yolo.config.schema import ClientData, ResolvedConfig
 from federated_yolo.data.data_yaml import read_data, write_private_yaml
 from federated_yolo.data.label_space import in_label_space
 from federated_yolo.data.summary import DataSummary
@@ -116,15 +117,19 @@ def as_share(num_clients: int) -> float:
     return math.floor(10_000 / num_clients) / 10_000
 
 
-def largest_client(config: Config, summaries: dict[str, DataSummary]) -> ClientData:
-    """The client that takes most memory: its batches are full, and have most boxes."""
-    batch = int(config.train["batch"])
+def largest_client(
+    clients: Sequence[ClientData], batch: int, summaries: Mapping[str, DataSummary]
+) -> ClientData:
+    """The client that takes most memory: its batches are full, and have most boxes.
+
+    batch: images in one.
+    """
 
     def size(data: ClientData) -> tuple[int, float]:
         summary = summaries[data.name]
         return min(batch, summary.num_train), sum(summary.class_counts) / summary.num_train
 
-    return max(config.clients, key=size)
+    return max(clients, key=size)
 
 
 def measure(settings: SliceSettings, probe: MemoryProbe) -> ClientMemory:
@@ -146,26 +151,24 @@ def _try(settings: SliceSettings, probe: MemoryProbe) -> tuple[int, int, int]:
     return probe.free(), above, kept
 
 
-def with_gpu_share(
-    config: Config,
+def gpu_share(
+    config: ResolvedConfig,
     task: str,
     architecture: Architecture,
-    summaries: dict[str, DataSummary],
+    summaries: Mapping[str, DataSummary],
     caches: Path,
     probe: MemoryProbe,
-) -> tuple[Config, str]:
-    """The config with a number for `num_gpus: auto`, and a sentence that says how it came about.
+) -> tuple[float, str]:
+    """The number for `num_gpus: auto`, and a sentence that says how it came about.
 
     Where there is no GPU, or sites have machines of their own, it is 0, and nothing is tried.
 
-    config: otherwise resolved. architecture: of the global model. caches: label caches, one
-    folder a client. Raises InputError when a client does not fit on a GPU.
+    architecture: of the global model. caches: label caches, one folder a client.
+    Raises InputError when a client does not fit on a GPU.
     """
-    resources = config.client_resources
     if config.has_sites or not probe.num_gpus():
-        resources = resources.model_copy(update={"num_gpus": 0.0})
-        return config.model_copy(update={"client_resources": resources}), ""
-    data = largest_client(config, summaries)
+        return 0.0, ""
+    data = largest_client(config.clients, config.train["batch"], summaries)
     where = f"datasets[{config.clients.index(data)}] '{data.name}'"
     too_large = f"{where}: does not fit on a GPU with train.batch {config.train['batch']}"
     advice = (
@@ -181,21 +184,19 @@ def with_gpu_share(
             f"{where}: trying how much GPU memory it takes failed: {reason_of(error)}; "
             "correct it, or give client_resources.num_gpus, for which nothing is tried"
         ) from error
-    num_workers = num_cpus() / resources.num_cpus
+    num_workers = num_cpus() / config.client_resources.num_cpus
     num = clients_per_gpu(memory, len(config.clients), probe.num_gpus(), num_workers)
     taken, free = (f"{x / GIB:.1f} GiB" for x in (memory.peak, memory.free))
     if not num:
         raise InputError(f"{too_large}: it takes {taken} of {free} that are free; {advice}")
-    resources = resources.model_copy(update={"num_gpus": as_share(num)})
-    return (
-        config.model_copy(update={"client_resources": resources}),
+    return as_share(num), (
         f"num_gpus auto: {as_share(num):g}, at most {num} at once on a GPU with {free} free; "
-        f"'{data.name}' took {taken} in a try",
+        f"'{data.name}' took {taken} in a try"
     )
 
 
 def settings_of_try(
-    config: Config,
+    config: ResolvedConfig,
     task: str,
     architecture: Architecture,
     data: ClientData,
@@ -206,7 +207,7 @@ def settings_of_try(
     private_dir = Path(tempfile.mkdtemp(prefix=".try-", dir=caches))
     (private_dir / "caches").symlink_to(caches / data.name, target_is_directory=True)
     source: dict[str, Any] = read_data(Path(data.data or ""), task, where=f"client '{data.name}'")
-    source = in_label_space(source, tuple(config.names or ()), data.not_annotated)
+    source = in_label_space(source, config.names, data.not_annotated)
     return SliceSettings(
         architecture=architecture,
         task=task,

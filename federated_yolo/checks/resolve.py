@@ -1,71 +1,81 @@
 """What is decided once for all clients: batch, optimiser, image size, paths."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from federated_yolo.checks.setting_rules import absolute_client
-from federated_yolo.config.schema import ClientData, Config
+from federated_yolo.config.schema import ClientData, Config, ResolvedConfig
 from federated_yolo.config.train_arguments import train_problems
 from federated_yolo.data.data_yaml import Fraction
-from federated_yolo.data.summary import DataSummary
 from federated_yolo.server.tracking import loggers_of_settings
-from federated_yolo.yolo.checkpoint import CLASSIFY_IMGSZ, train_args_of_base
+from federated_yolo.yolo.checkpoint import CLASSIFY_IMGSZ, LoadedBase, train_args_of_base
 
 MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
 
 
-def with_arguments_of_base(config: Config, task: str) -> tuple[Config, list[str]]:
-    """The config with what `yolo train` takes from the base model; and what is wrong with that."""
-    found = train_args_of_base(config.base_model)
-    if task == "classify":
+def arguments_of_base(config: Config, base: LoadedBase) -> dict[str, Any]:
+    """What `yolo train` takes from the base model, of what the config does not say."""
+    found = train_args_of_base(base)
+    if base.task == "classify":
         found.pop("single_cls", None)
-    found = {k: v for k, v in found.items() if v is not None and k not in config.train}
-    problems = [
+    return {k: v for k, v in found.items() if v is not None and k not in config.train}
+
+
+def base_argument_problems(config: Config, base: LoadedBase) -> list[str]:
+    """Say which of these would be refused in a config."""
+    return [
         f"base_model '{config.base_model}': of its own arguments, {line}; set train.{name}"
-        for name, value in found.items()
+        for name, value in arguments_of_base(config, base).items()
         for line in train_problems({name: value})
     ]
-    return config.model_copy(update={"train": {**found, **config.train}}), problems
 
 
-def resolve_settings(
-    config: Config, task: str, summaries: dict[str, DataSummary], names: tuple[str, ...]
-) -> Config:
+def resolve(
+    config: Config,
+    clients: Sequence[ClientData],
+    names: Sequence[str],
+    train: Mapping[str, Any],
+    *,
+    new_clients: bool,
+) -> ResolvedConfig:
     """Replace what is left to this machine or to the data by what it comes to.
 
-    Paths become absolute, so that workers and a later run find them from any directory.
+    Paths become absolute, so that workers and a later run find them from any directory. A client
+    has a whole GPU where the config leaves that open: `with_num_gpus` says what it comes to.
+
+    clients: those that take part. names: class names of the federation. train: as of
+    `resolve_train`. new_clients: whether others may join.
     """
-    num_images = sum(summary.num_train for summary in summaries.values())
-    num_classes = 1 if config.train.get("single_cls") else len(names)
-    train = resolve_train(config, num_images, num_classes)
-    if task == "classify":  # trainer and validator have other defaults
-        train.setdefault("imgsz", CLASSIFY_IMGSZ)
-    if isinstance(train.get("pretrained"), str):
-        train["pretrained"] = _absolute(train["pretrained"])
-    evaluate = config.evaluate
-    if evaluate.data is not None:
-        evaluate = evaluate.model_copy(update={"data": _absolute(evaluate.data)})
-    return config.model_copy(
-        update={
-            "base_model": _absolute(config.base_model),
-            "datasets": [_with_absolute_path(data) for data in config.clients],
-            "names": list(names),
+    is_here = config.client is not None and not config.has_sites
+    gpus = config.client_resources.num_gpus
+    return ResolvedConfig.model_validate(
+        {
+            **dict(config),
+            "base_model": absolute(config.base_model),
+            "datasets": [{**dict(data), "data": absolute(data.data or None)} for data in clients],
+            "new_clients": new_clients,
+            "names": tuple(names),
             "global_batch": None,  # train.batch has its share
-            "save_dir": _absolute(config.save_dir),
-            "client": config.client
-            if config.client is None or config.has_sites
-            else absolute_client(config.client),
-            "train": train,
-            "evaluate": evaluate,
+            "save_dir": absolute(config.save_dir),
+            "client": absolute_client(config.client or "") if is_here else config.client,
+            "client_resources": {
+                **dict(config.client_resources),
+                "num_gpus": 1.0 if gpus == "auto" else gpus,
+            },
+            "train": dict(train),
+            "evaluate": {**dict(config.evaluate), "data": absolute(config.evaluate.data)},
             "loggers": loggers_of_settings() if config.loggers == "settings" else config.loggers,
         }
     )
 
 
-def resolve_train(config: Config, num_images: int, num_classes: int) -> dict[str, Any]:
+def resolve_train(
+    config: Config, base: LoadedBase, num_clients: int, num_images: int, num_classes: int
+) -> dict[str, Any]:
     """Decide once for all clients what each would decide by its own data.
 
     `batch`: unless it is given, a round's clients share out the global batch, so that they take
@@ -77,14 +87,19 @@ def resolve_train(config: Config, num_images: int, num_classes: int) -> dict[str
     sqrt(global_batch / batch) times that of the global batch, and averaging takes the noise out
     again: so lr0 is multiplied by that (the square-root rule of Malladi et al. 2022, arXiv
     2205.10287, for a batch that is spread over clients).
+
+    num_clients: of the federation. num_images: that all of them train on. num_classes: that they
+    have together; one with `single_cls`.
     """
-    resolved = dict(config.train)
+    resolved = {**arguments_of_base(config, base), **config.train}
+    if resolved.get("single_cls"):
+        num_classes = 1
     default: Any = DEFAULT_CFG_DICT["batch"]
     global_batch = config.global_batch or default
     batch: Any = resolved.get("batch")
     noise = 1.0
     if batch is None:
-        batch = max(MIN_BATCH, round(global_batch / config.clients_per_round))
+        batch = max(MIN_BATCH, round(global_batch / config.num_training(num_clients)))
         noise = math.sqrt(max(1.0, global_batch / batch))
     resolved["batch"] = batch
     resolved.setdefault("nbs", batch)
@@ -96,17 +111,22 @@ def resolve_train(config: Config, num_images: int, num_classes: int) -> dict[str
             lr0 = round(0.002 * 5 / (4 + num_classes), 6)
             resolved.update(optimizer="AdamW", lr0=lr0 * noise, momentum=0.9)
         resolved["warmup_bias_lr"] = 0.0
+    if base.task == "classify":  # trainer and validator have other defaults
+        resolved.setdefault("imgsz", CLASSIFY_IMGSZ)
+    if isinstance(resolved.get("pretrained"), str):
+        resolved["pretrained"] = absolute(resolved["pretrained"])
     return resolved
 
 
-def with_whole_strides(config: Config, model: Any) -> Config:
-    """Round imgsz up to whole strides, as Ultralytics' trainer does and its validator does not."""
+def with_whole_strides(train: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Round imgsz up to whole strides, as Ultralytics' trainer does and its validator does not.
+
+    train: as of `resolve_train`. model: the one that is trained.
+    """
     stride = max(int(model.stride.max()), 32)
-    imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    imgsz: Any = train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     whole = math.ceil(imgsz / stride) * stride
-    if whole == imgsz:
-        return config
-    return config.model_copy(update={"train": {**config.train, "imgsz": whole}})
+    return dict(train) if whole == imgsz else {**train, "imgsz": whole}
 
 
 def fraction_of(config: Config) -> Fraction:
@@ -115,11 +135,17 @@ def fraction_of(config: Config) -> Fraction:
     return fraction
 
 
-def _with_absolute_path(data: ClientData) -> ClientData:
-    return data.model_copy(update={"data": _absolute(data.data)}) if data.data else data
+@overload
+def absolute(path: str) -> str: ...
 
 
-def _absolute(path: str) -> str:
+@overload
+def absolute(path: None) -> None: ...
+
+
+def absolute(path: str | None) -> str | None:
     """The path from any directory; a model name that comes with Ultralytics stays."""
+    if path is None:
+        return None
     is_name = Path(path).suffix in {".yaml", ".yml"} and not Path(path).exists()
     return path if is_name else str(Path(path).absolute())

@@ -28,7 +28,7 @@ from federated_yolo.checks.gpu_sharing import largest_client, settings_of_try
 from federated_yolo.common.environment import num_cpus, quiet_stdout
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.text import reason_of
-from federated_yolo.config.schema import Config
+from federated_yolo.config.schema import ResolvedConfig
 from federated_yolo.yolo.slice_mixin import SliceSettings
 from federated_yolo.yolo.trainer import try_batches
 
@@ -72,7 +72,7 @@ def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate
     num_server_val: images on which the server evaluates. Raises InputError when a step fails.
     """
     config = federation.config
-    data = largest_client(config, federation.summaries)
+    data = largest_client(config.clients, config.train["batch"], federation.summaries)
     device = "0" if config.client_resources.num_gpus else "cpu"
     settings = settings_of_try(
         config, federation.task, federation.architecture, data, federation.caches, device
@@ -152,7 +152,7 @@ def _together(seconds: dict[str, float], per_round: int, at_once: int) -> float:
     return max(free_at)
 
 
-def num_at_once(config: Config) -> int:
+def num_at_once(config: ResolvedConfig) -> int:
     """How many clients work at the same time on this machine.
 
     Those that share a GPU count as one: they take turns, more or less.

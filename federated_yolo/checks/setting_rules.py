@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from federated_yolo.aggregation.privacy import BATCHNORM_PROTECTED, STRATEGIES_O
 from federated_yolo.client.custom_class import client_class
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.common.errors import InputError, nearest
-from federated_yolo.config.schema import ClientResources, Config, PrivacyConfig
+from federated_yolo.config.schema import (
+    ClientData,
+    ClientResources,
+    Config,
+    PrivacyConfig,
+    ResolvedConfig,
+)
 from federated_yolo.data.label_space import class_problems, label_space, selected_classes
 from federated_yolo.data.summary import DataSummary, form_problems
 from federated_yolo.yolo.slice_mixin import smallest_imgsz
@@ -62,12 +68,12 @@ def most_per_round(config: Config) -> int:
     return MANY if config.has_sites else config.clients_per_round
 
 
-def min_clients_problems(config: Config) -> list[str]:
-    if config.min_clients <= config.clients_per_round:
+def min_clients_problems(config: Config, num_clients: int) -> list[str]:
+    if config.min_clients <= config.num_training(num_clients):
         return []
     return [
-        f"min_clients: found {config.min_clients}, but {config.clients_per_round} of the "
-        f"{len(config.clients)} clients train in a round; lower it, or raise fraction_train"
+        f"min_clients: found {config.min_clients}, but {config.num_training(num_clients)} of the "
+        f"{num_clients} clients train in a round; lower it, or raise fraction_train"
     ]
 
 
@@ -177,12 +183,15 @@ def codec_problems(config: Config) -> list[str]:
 
 
 def label_space_of(
-    config: Config, summaries: dict[str, DataSummary], server_names: tuple[str, ...] | None
+    config: Config,
+    clients: Sequence[ClientData],
+    summaries: Mapping[str, DataSummary],
+    server_names: tuple[str, ...] | None,
 ) -> tuple[tuple[str, ...], list[str]]:
     """Class names of the federation, and what in the data sets does not fit them."""
     own = {name: summary.names for name, summary in summaries.items()}
     problems: list[str] = []
-    names = tuple(config.names or ())
+    names = config.names or ()
     if not names:
         try:
             names = label_space(own)
@@ -190,14 +199,12 @@ def label_space_of(
             return (), error.problems
     elif len(set(names)) < len(names):
         problems.append(f"names: found a class twice in [{', '.join(names)}]; name each once")
-    wanted = [
-        (f"datasets[{i}] '{d.name}'", own.get(d.name, ())) for i, d in enumerate(config.clients)
-    ]
-    if config.names or len(own) == len(config.clients):  # else the classes are not known yet
+    wanted = [(f"datasets[{i}] '{d.name}'", own.get(d.name, ())) for i, d in enumerate(clients)]
+    if config.names or len(own) == len(clients):  # else the classes are not known yet
         wanted.append(("evaluate.data", server_names or ()))
     for where, found in wanted:
         problems += unknown_class_problem(where, found, names)
-    for i, data in enumerate(config.clients):
+    for i, data in enumerate(clients):
         for name in data.not_annotated:
             if data.name in own and name not in own[data.name]:
                 problems.append(
@@ -218,12 +225,14 @@ def unknown_class_problem(where: str, found: Sequence[str], names: Sequence[str]
 
 
 def form_problems_of(
-    config: Config, summaries: dict[str, DataSummary], server_summary: DataSummary | None
+    clients: Sequence[ClientData],
+    summaries: Mapping[str, DataSummary],
+    server_summary: DataSummary | None,
 ) -> list[str]:
     """What differs in channels and keypoints, which must be the same everywhere."""
     found = [
         (f"datasets[{i}] '{data.name}'", summaries[data.name])
-        for i, data in enumerate(config.clients)
+        for i, data in enumerate(clients)
         if data.name in summaries
     ]
     if server_summary is not None:
@@ -247,15 +256,16 @@ def class_index_problems(config: Config, names: tuple[str, ...]) -> list[str]:
 
 def selected_class_problems(
     config: Config,
+    clients: Sequence[ClientData],
     names: tuple[str, ...],
-    summaries: dict[str, DataSummary],
+    summaries: Mapping[str, DataSummary],
     server_summary: DataSummary | None,
 ) -> list[str]:
     """Which data sets have nothing to be scored by, once `train.classes` has left out the rest."""
     classes = selected_classes(config.train, names)
     problems = [
         f"datasets[{index}] '{data.name}': {problem}"
-        for index, data in enumerate(config.clients)
+        for index, data in enumerate(clients)
         if data.name in summaries
         for problem in class_problems(summaries[data.name], classes)
     ]
@@ -266,7 +276,7 @@ def selected_class_problems(
 
 
 def single_image_problems(
-    config: Config, summaries: dict[str, DataSummary], model: Any
+    config: ResolvedConfig, summaries: Mapping[str, DataSummary], model: Any
 ) -> list[str]:
     """Say where all batches are of one image, and images too small for BatchNorm to train so."""
     stride = max(int(model.stride.max()), 32)
@@ -286,7 +296,7 @@ def single_image_problems(
     ]
 
 
-def precision_problems(config: Config) -> list[str]:
+def precision_problems(config: ResolvedConfig) -> list[str]:
     """Ultralytics trains in bfloat16 on GPUs alone. Sites know theirs themselves."""
     is_on_cpu = not config.has_sites and not config.client_resources.num_gpus
     if not is_on_cpu or str(config.train.get("amp")).lower() != "bf16":

@@ -3,7 +3,8 @@
 import json
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,14 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from federated_yolo.client.attempts import attempt
-from federated_yolo.client.custom_class import ROOT, client_class
+from federated_yolo.client.custom_class import client_class
 from federated_yolo.client.device_slots import Room, device_name, with_room
 from federated_yolo.client.history import remember
-from federated_yolo.client.instruction_checks import MAX_BYTES, MAX_PICTURES, refuse_unsound
 from federated_yolo.client.kept_arrays import HeldArrays, Residuals, missing_state
 from federated_yolo.client.redaction import paths_at, without_paths
+from federated_yolo.client.request import Request, read_request
 from federated_yolo.client.site import is_site, read_site
-from federated_yolo.client.workspace import (
-    Place,
-    client_for,
-    held_clients,
-    instructions_of,
-    place_of,
-    seat_of,
-)
+from federated_yolo.client.workspace import client_for, held_clients
 from federated_yolo.client.yolo_client import YoloClient
 from federated_yolo.common.arrays import Layout, changed_names, select
 from federated_yolo.common.errors import AbortedError, InputError, LostWorkerError, nearest
@@ -41,53 +35,47 @@ from federated_yolo.protocol.clipping import noise_source, privatised
 from federated_yolo.protocol.delta import Encoding, LackingArraysError
 from federated_yolo.protocol.handshake import Hello, Introduction, version_problems
 from federated_yolo.protocol.instructions import Instructions, UnsoundInstructionsError
-from federated_yolo.protocol.records import (
-    CLIENT_ERROR,
-    LACKS_ARRAYS,
-    UNCHANGED,
-    from_record,
-    to_record,
-)
+from federated_yolo.protocol.records import CLIENT_ERROR, LACKS_ARRAYS, UNCHANGED, to_record
 from federated_yolo.yolo.checkpoint import TASKS
 from federated_yolo.yolo.model import build_model, parameter_names, to_arrays
 from federated_yolo.yolo.slice_state import KEPT_STATES, PRIVATE_START, save_private_start
 
 MAX_ON_DEVICE = 256
 
-Handler = Callable[[Message, Context], Message]
+Handler = Callable[[Request], Message]
 app = ClientApp()
 log = logging.getLogger(__name__)
 
 
-def _reporting_errors(handler: Handler) -> Handler:
-    """Answer with the reason when the client raises, and keep the traceback in its folder."""
+def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Answer a message by a handler of its request, or with the reason when that raises.
+
+    The traceback is kept in the client's folder.
+    """
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
         folder = None
         try:
-            if is_site(context.node_config):
-                _check_what_is_told(message)
-            instructions, place = instructions_of(message), place_of(message, context)
-            folder = place.private_dir
+            request = read_request(message, context)
+            folder = request.place.private_dir
 
             def work() -> tuple[Message, int]:
-                message_id, limit_s = message.metadata.message_id, instructions.round_timeout_s
-                with attempt(place.private_dir, message_id, limit_s) as number:
+                message_id = message.metadata.message_id
+                limit_s = request.instructions.round_timeout_s
+                with attempt(request.place.private_dir, message_id, limit_s) as number:
                     try:
-                        return handler(message, context), number
+                        return handler(request), number
                     except LackingArraysError:  # the server sends all of them
                         lacks = ConfigRecord({LACKS_ARRAYS: True})
-                        return Message(RecordDict({"client": lacks}), reply_to=message), number
+                        return request.reply(RecordDict({"client": lacks})), number
 
             # Waiting for room is not part of the client's time, so it is outside of the attempt.
-            (reply, number), shortage = with_room(
-                _room(instructions, place), work, held_clients.clear
-            )
+            (reply, number), shortage = with_room(_room(request), work, held_clients.clear)
             identity: Any = reply.content.setdefault("client", ConfigRecord())
             notes = [str(note) for note in (identity.get("note"), shortage) if note]
             note = "; ".join(_for_others(notes, context))
-            identity.update({"name": place.name, "attempt": number, "note": note})
+            identity.update({"name": request.place.name, "attempt": number, "note": note})
             return reply
         # Whatever it is, the server must be told; also of what a hook or a library raises to end
         # the process, which would be that of all clients in turn.
@@ -97,18 +85,6 @@ def _reporting_errors(handler: Handler) -> Handler:
             return _error_reply(error, message, context)
 
     return wrapped
-
-
-def _check_what_is_told(message: Message) -> None:
-    """Raise UnsoundInstructionsError where a server tells a site what it must not do."""
-    config = dict(message.content.config_records["config"])
-    size, titles = len(str(config["instructions"])), list(message.content.array_records)
-    if size > MAX_BYTES:
-        raise UnsoundInstructionsError(f"told by the server: {size} bytes of instructions; refused")
-    if len(titles) > MAX_PICTURES:
-        raise UnsoundInstructionsError(f"told by the server: {len(titles)} models at once; refused")
-    kind = message.metadata.message_type
-    refuse_unsound(instructions_of(message), seat_of(message), config, kind, ROOT)
 
 
 def _keep_traceback(folder: Path) -> None:
@@ -208,56 +184,66 @@ def refused(message: Message, context: Context) -> Message:
 
 
 @app.query()
-@_reporting_errors
-def query(message: Message, context: Context) -> Message:
+@_answers
+def query(request: Request) -> Message:
     """Check that the model is the server's, and take what the base model has for private arrays."""
-    instructions, place = instructions_of(message), place_of(message, context)
+    instructions, place = request.instructions, request.place
     client_class(instructions.client)
     data = read_data(place.data, instructions.task, where=f"client '{place.name}'")
     form = {key: data[key] for key in ("channels", "kpt_shape") if key in data}
-    if _digest_here(instructions.to_json(), json.dumps(form)) != instructions.digest:
+    told = _ToldModel(request.instructions_json, json.dumps(form), instructions, form)
+    if _digest_here(told) != instructions.digest:
         raise ValueError(
             f"client '{place.name}' builds another model than the server from the same "
             f"architecture: its Ultralytics is {ultralytics.__version__}, or its data.yaml has "
             "other channels or kpt_shape"
         )
-    if "private" in message.content:
-        save_private_start(place.private_dir, from_record(message.content.array_records["private"]))
-    return Message(RecordDict(), reply_to=message)
+    if "private" in request.message.content:
+        save_private_start(place.private_dir, request.arrays("private"))
+    return request.reply(RecordDict())
+
+
+@dataclass(frozen=True)
+class _ToldModel:
+    """What a client builds its model from; equal to another where both texts are."""
+
+    instructions_json: str
+    form_json: str
+    instructions: Instructions = field(compare=False)
+    form: Mapping[str, Any] = field(compare=False)
 
 
 @lru_cache(maxsize=1)  # clients of a simulation are alike
-def _digest_here(instructions_json: str, form_json: str) -> str:
+def _digest_here(told: _ToldModel) -> str:
     """Digest of the layout of the model that this machine builds."""
-    instructions = Instructions.from_json(instructions_json)
+    instructions = told.instructions
     names = dict(enumerate(instructions.names))
-    data = {**json.loads(form_json), "names": names, "nc": len(names)}
+    data = {**told.form, "names": names, "nc": len(names)}
     model = build_model(instructions.architecture, instructions.task, data, instructions.train)
     return Layout.of(to_arrays(model)).digest
 
 
 @app.train()
-@_reporting_errors
-def train(message: Message, context: Context) -> Message:
+@_answers
+def train(request: Request) -> Message:
     """Train one slice."""
-    client, arrays, config = _unpack(message, context)
-    lost = _lost_state(client, message, int(config["server-round"]) - 1)
-    parameters, num_examples, metrics = client.fit(arrays, config)
+    client, arrays = _unpack(request)
+    instructions, round_number = request.instructions, request.round_number
+    lost = _lost_state(client, request, round_number - 1)
+    parameters, num_examples, metrics = client.fit(arrays, dict(request.config))
     about = ConfigRecord({"note": one_note([*client.notes, lost])})
-    remember(context.state, "train", int(config["server-round"]), metrics)
+    remember(request.state, "train", round_number, metrics)
     record = RecordDict(
         {"client": about, "metrics": MetricRecord({"num-examples": num_examples, **metrics})}
     )
     received = dict(zip(client.names, arrays, strict=True))
     trained = dict(zip(client.names, parameters, strict=True))
-    instructions = instructions_of(message)
     if instructions.privacy.mode == "local":  # what is encoded is private already
         trained = privatised(
             trained, received, client.moved_names, instructions.privacy, noise_source()
         )
     if instructions.incremental:
         residuals = Residuals(client.settings.private_dir, KEPT_STATES)
-        round_number = int(config["server-round"])
         increment, residual = _encoding(client, instructions).increment(
             trained, received, residuals.before(round_number)
         )
@@ -268,17 +254,17 @@ def train(message: Message, context: Context) -> Message:
         changed = changed_names(trained, received)
         about[UNCHANGED] = [name for name in client.names if name not in set(changed)]
         record["arrays"] = to_record(select(trained, changed))
-    return Message(record, reply_to=message)
+    return request.reply(record)
 
 
-def _lost_state(client: YoloClient, message: Message, last: int) -> str:
+def _lost_state(client: YoloClient, request: Request, last: int) -> str:
     """What to tell of a client whose folder has lost what it kept; last: as in `missing_state`.
 
     Raises ValueError where it has lost a part of its own model.
     """
-    trained, folder = seat_of(message).trained, client.settings.private_dir
+    trained, folder = request.seat.trained, client.settings.private_dir
     if trained:
-        has_lost = missing_state(folder, instructions_of(message), trained, last) is not None
+        has_lost = missing_state(folder, request.instructions, trained, last) is not None
     else:
         has_lost = client.is_personal and not (folder / PRIVATE_START).exists()
     if not has_lost:
@@ -298,108 +284,103 @@ def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:
 
 
 @app.evaluate()
-@_reporting_errors
-def evaluate(message: Message, context: Context) -> Message:
+@_answers
+def evaluate(request: Request) -> Message:
     """Evaluate the global model."""
-    client, arrays, config = _unpack(message, context)
-    _lost_state(client, message, int(config["server-round"]))
-    score: Any = client.evaluate(arrays, config)
+    client, arrays = _unpack(request)
+    _lost_state(client, request, request.round_number)
+    score: Any = client.evaluate(arrays, dict(request.config))
     if not (isinstance(score, tuple) and len(score) == 3):
         raise TypeError(
             f"{type(client).__name__}.evaluate returned {type(score).__name__}, expected the loss, "
             "number of images and metrics of super().evaluate(...)"
         )
     loss, num_examples, metrics = score
-    if config.get("split", "val") == "val":
-        remember(context.state, "evaluate", int(config["server-round"]), metrics)
-    reply = _score_message((loss, num_examples, metrics), message)
+    if request.config.get("split", "val") == "val":
+        remember(request.state, "evaluate", request.round_number, metrics)
+    reply = _score_message((loss, num_examples, metrics), request)
     reply.content["client"] = ConfigRecord({"note": one_note(client.notes)})
     return reply
 
 
 @app.evaluate("whole")
-@_reporting_errors
-def evaluate_whole(message: Message, context: Context) -> Message:
+@_answers
+def evaluate_whole(request: Request) -> Message:
     """Evaluate a whole model that may be another client's."""
-    client = client_for(message, context)
-    arrays = from_record(message.content.array_records["arrays"])
-    return _score_message(client.evaluate_whole(arrays), message)
+    client = client_for(request)
+    return _score_message(client.evaluate_whole(request.arrays("arrays")), request)
 
 
 @app.query("local")
-@_reporting_errors
-def local(message: Message, context: Context) -> Message:
+@_answers
+def local(request: Request) -> Message:
     """Give the client's best local model away, if the federation's config allows it."""
-    client = client_for(message, context)
-    _refuse_without_consent(message, context)
-    return Message(RecordDict({"arrays": to_record(client.local_model())}), reply_to=message)
+    client = client_for(request)
+    _refuse_without_consent(request)
+    return request.reply(RecordDict({"arrays": to_record(client.local_model())}))
 
 
 @app.query("personal")
-@_reporting_errors
-def personal(message: Message, context: Context) -> Message:
+@_answers
+def personal(request: Request) -> Message:
     """Give the client's own model away, as `local`."""
-    client, arrays, config = _unpack(message, context)
-    _lost_state(client, message, int(config["server-round"]))
-    _refuse_without_consent(message, context)
-    model = client.personal_model(arrays, int(config["server-round"]))
-    return Message(RecordDict({"arrays": to_record(model)}), reply_to=message)
+    client, arrays = _unpack(request)
+    _lost_state(client, request, request.round_number)
+    _refuse_without_consent(request)
+    model = client.personal_model(arrays, request.round_number)
+    return request.reply(RecordDict({"arrays": to_record(model)}))
 
 
-def _refuse_without_consent(message: Message, context: Context) -> None:
-    place = place_of(message, context)
-    if not instructions_of(message).cross_client:
+def _refuse_without_consent(request: Request) -> None:
+    place = request.place
+    if not request.instructions.cross_client:
         raise ValueError(f"client '{place.name}' keeps its model: evaluate.cross_client is false")
     if not place.gives_models:
         raise ValueError(f"client '{place.name}' keeps its model: its share-model is false")
 
 
 @app.query("pictures")
-@_reporting_errors
-def pictures(message: Message, context: Context) -> Message:
+@_answers
+def pictures(request: Request) -> Message:
     """Draw predictions of the models sent on images that others may see."""
-    client = client_for(message, context)
-    records = message.content.array_records
-    picture = client.draw({title: from_record(record) for title, record in records.items()})
-    return Message(RecordDict({"picture": ConfigRecord({"jpeg": picture})}), reply_to=message)
+    client = client_for(request)
+    titles = list(request.message.content.array_records)
+    picture = client.draw({title: request.arrays(title) for title in titles})
+    return request.reply(RecordDict({"picture": ConfigRecord({"jpeg": picture})}))
 
 
 @app.query("finish")
-@_reporting_errors
-def finish(message: Message, context: Context) -> Message:
+@_answers
+def finish(request: Request) -> Message:
     """The run has ended."""
-    client_for(message, context).finish()
-    return Message(RecordDict(), reply_to=message)
+    client_for(request).finish()
+    return request.reply(RecordDict())
 
 
-def _room(instructions: Instructions, place: Place) -> Room:
+def _room(request: Request) -> Room:
     """The places on the device, which a site has for itself."""
+    instructions, place = request.instructions, request.place
     folder = place.private_dir if place.is_site else place.private_dir.parent
     num_places = 1 if place.is_site else min(instructions.num_clients, MAX_ON_DEVICE)
     return Room(folder / ".devices" / device_name(place.device), instructions.run_id, num_places)
 
 
-def _score_message(score: tuple[float, int, dict[str, Any]], message: Message) -> Message:
+def _score_message(score: tuple[float, int, dict[str, Any]], request: Request) -> Message:
     loss, num_examples, metrics = score
     numbers = MetricRecord({"num-examples": num_examples, "loss": loss, **metrics})
-    return Message(RecordDict({"metrics": numbers}), reply_to=message)
+    return request.reply(RecordDict({"metrics": numbers}))
 
 
-def _unpack(
-    message: Message, context: Context
-) -> tuple[YoloClient, list[np.ndarray], dict[str, Any]]:
-    """The client and its arguments: arrays in the order of its names, found by name."""
-    instructions = instructions_of(message)
-    client = client_for(message, context)
-    config = dict(message.content.config_records["config"])
-    records = message.content.array_records
-    if "encoded" in records:
+def _unpack(request: Request) -> tuple[YoloClient, list[np.ndarray]]:
+    """The client and the arrays sent to it, in the order of its names, found by name."""
+    client = client_for(request)
+    if "encoded" in request.message.content.array_records:
         held = HeldArrays(client.settings.private_dir)
-        encoding = _encoding(client, instructions)
-        increment = from_record(records["encoded"])
-        received = held.receive(increment, str(config["checksum"]), encoding)
+        encoding = _encoding(client, request.instructions)
+        increment, expected = request.arrays("encoded"), str(request.config["checksum"])
+        received = held.receive(increment, expected, encoding)
     else:
-        received = from_record(records["arrays"])
+        received = request.arrays("arrays")
     missing = [name for name in client.names if name not in received]
     if missing or len(received) != len(client.names):
         raise ValueError(
@@ -408,4 +389,4 @@ def _unpack(
         )
     for array in received.values():
         array.flags.writeable = False  # what is sent back is told by what differs from these
-    return client, [received[name] for name in client.names], config
+    return client, [received[name] for name in client.names]

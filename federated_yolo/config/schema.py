@@ -28,13 +28,13 @@ NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 ShownImages = Annotated[int, Field(strict=True, ge=0, le=16)]  # what Ultralytics draws on a grid
 
 
-class FrozenModel(BaseModel):
+class FrozenModel(BaseModel, frozen=True):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True
+        extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True
     )
 
 
-class ClientData(FrozenModel):
+class ClientData(FrozenModel, frozen=True):
     """One client: a name and a data set."""
 
     name: str
@@ -49,10 +49,10 @@ class ClientData(FrozenModel):
     """How many images of the val split others may see, in pictures of predictions."""
 
 
-class StrategyConfig(BaseModel):
+class StrategyConfig(BaseModel, frozen=True):
     """How updates are combined; keys other than these are options of the strategy."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
     name: str = "fedavg"
     """A name from docs/strategies."""
     weights: Literal["images", "equal"] = "images"
@@ -67,7 +67,7 @@ class StrategyConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class ClientResources(FrozenModel):
+class ClientResources(FrozenModel, frozen=True):
     """What Ray reserves for one client at work; fractions let clients share."""
 
     num_cpus: Annotated[float, Field(strict=True, gt=0)] = 1.0
@@ -77,7 +77,7 @@ class ClientResources(FrozenModel):
     before round 1, and is 0 where there is no GPU."""
 
 
-class RayConfig(FrozenModel):
+class RayConfig(FrozenModel, frozen=True):
     """The Ray that runs the clients of a simulation."""
 
     address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:[0-9]{1,5})$")] | None = None
@@ -85,7 +85,7 @@ class RayConfig(FrozenModel):
     this machine."""
 
 
-class SharedConfig(FrozenModel):
+class SharedConfig(FrozenModel, frozen=True):
     """Which arrays are federated.
 
     The others stay with each client, which then has a model of its own.
@@ -116,7 +116,7 @@ class SharedConfig(FrozenModel):
         return self.batchnorm == "frozen" and round_number > after
 
 
-class UpdateNormConfig(FrozenModel):
+class UpdateNormConfig(FrozenModel, frozen=True):
     """What to do with a client's update that is far longer than those of the others.
 
     Its length is the L2 norm of the change of the trainable arrays.
@@ -129,7 +129,7 @@ class UpdateNormConfig(FrozenModel):
     """The limit, in medians of the lengths of the round's updates."""
 
 
-class PrivacyConfig(FrozenModel):
+class PrivacyConfig(FrozenModel, frozen=True):
     """Differential privacy of what clients send; see aggregation/privacy.py and docs/privacy.md."""
 
     mode: Literal["none", "central", "local"] = "none"
@@ -148,7 +148,7 @@ class PrivacyConfig(FrozenModel):
     """Refused if true, with the reason."""
 
 
-class CodecConfig(FrozenModel):
+class CodecConfig(FrozenModel, frozen=True):
     """How arrays travel.
 
     A codec sends only what changed. What rounding leaves out is added to the next round's change
@@ -168,7 +168,7 @@ class CodecConfig(FrozenModel):
         return DEFAULT_FRACTION if self.fraction is None else self.fraction
 
 
-class EvaluateConfig(FrozenModel):
+class EvaluateConfig(FrozenModel, frozen=True):
     """Which scores are made, and when. Clients always score on their own val splits."""
 
     data: PathText | None = None
@@ -217,7 +217,7 @@ def by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class Config(FrozenModel):
+class Config(FrozenModel, frozen=True):
     """All settings of a run.
 
     Paths are as the user wrote them, relative to the working directory.
@@ -234,7 +234,7 @@ class Config(FrozenModel):
     sets; `supernodes` takes the SuperNodes that are there when the run starts or come later."""
     new_clients: Annotated[bool, Field(strict=True)] = False
     """Whether SuperNodes that `datasets` does not list may join."""
-    names: Annotated[list[str], Field(min_length=1)] | None = None
+    names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Class names of the federation, by index; null is the union of the clients' classes, in order
     of appearance."""
     num_rounds: Annotated[PositiveInt, Field(le=MAX_ROUNDS)] = 10
@@ -315,12 +315,43 @@ class Config(FrozenModel):
     @property
     def clients_per_round(self) -> int:
         """How many clients train in a round, at least one."""
-        return max(1, round(self.fraction_train * len(self.clients)))
+        return self.num_training(len(self.clients))
+
+    def num_training(self, num_clients: int) -> int:
+        """How many of so many clients train in a round, at least one."""
+        return max(1, round(self.fraction_train * num_clients))
 
     def to_yaml(self) -> str:
         """YAML that gives this config again."""
         dump = self.model_dump(mode="json")
         return OmegaConf.to_yaml(OmegaConf.create(_without_references(dump)))
+
+
+class ResolvedResources(ClientResources, frozen=True):
+    """num_gpus: the share of a GPU that one client has; 0 is the CPU, and stands for sites too."""
+
+    num_gpus: Annotated[float, Field(strict=True, ge=0)] = 0.0
+
+
+class ResolvedConfig(Config, frozen=True):
+    """A config that has passed every check, with all that was left to the machine and the data.
+
+    checks/resolve.py makes it. Its YAML is a config that gives the same run again. Paths are
+    absolute, `train` says `batch`, `nbs`, `optimizer`, and how large images are where it is not the
+    default; `global_batch` is shared out among the clients in it.
+    """
+
+    datasets: list[ClientData]
+    # It has no default, which Pyright would have for it.
+    names: Annotated[tuple[str, ...], Field(min_length=1)]  # pyright: ignore[reportGeneralTypeIssues]
+    global_batch: None = None
+    client_resources: ResolvedResources = ResolvedResources()
+    loggers: tuple[str, ...] = ()
+
+    def with_num_gpus(self, num_gpus: float) -> "ResolvedConfig":
+        """The same with another share of a GPU for each client."""
+        resources = self.client_resources.model_copy(update={"num_gpus": num_gpus})
+        return self.model_copy(update={"client_resources": resources})
 
 
 def _without_references(value: Any) -> Any:

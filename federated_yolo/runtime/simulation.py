@@ -16,7 +16,7 @@ from federated_yolo.checks.federation import Federation
 from federated_yolo.client import app as client_module
 from federated_yolo.common.environment import num_cpus, quiet_stdout, set_verbosity
 from federated_yolo.common.errors import FederationError
-from federated_yolo.config.schema import Config
+from federated_yolo.config.schema import ResolvedConfig
 from federated_yolo.protocol.records import MAX_ATTEMPTS
 from federated_yolo.runtime.startup import make_server
 from federated_yolo.server.final_evaluation import finish, is_finished
@@ -40,7 +40,7 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
         server.finish_loggers()
 
 
-def _run_simulation(server: Server, config: Config, run_dir: RunDir) -> RunResult:
+def _run_simulation(server: Server, config: ResolvedConfig, run_dir: RunDir) -> RunResult:
     """Run Flower's simulation in a thread of its own, so that an interrupt does not unwind it.
 
     In the main thread, Ctrl-C would make Flower shut Ray down below its own threads, which wait for
@@ -61,7 +61,7 @@ def _run_simulation(server: Server, config: Config, run_dir: RunDir) -> RunResul
         return outcome.result()
 
 
-def _simulated(server: Server, config: Config, run_dir: RunDir) -> RunResult:
+def _simulated(server: Server, config: ResolvedConfig, run_dir: RunDir) -> RunResult:
     results: list[RunResult] = []
     app = ServerApp()
 
@@ -91,7 +91,7 @@ def _simulated(server: Server, config: Config, run_dir: RunDir) -> RunResult:
 
 
 @contextmanager
-def _backend(config: Config, run_dir: RunDir) -> Iterator[Any]:
+def _backend(config: ResolvedConfig, run_dir: RunDir) -> Iterator[Any]:
     """Flower's backend config; while it is used, the connection to a Ray cluster."""
     if config.ray.address is None:
         yield _local_backend(config)
@@ -103,7 +103,7 @@ def _backend(config: Config, run_dir: RunDir) -> Iterator[Any]:
         }
 
 
-def _local_backend(config: Config) -> Any:
+def _local_backend(config: ResolvedConfig) -> Any:
     """What Ray may use of this machine, and what each worker takes of it."""
     resources = config.client_resources
     # Flower starts as many workers as fit, each with its own PyTorch, whether or not there are
@@ -122,10 +122,10 @@ def _local_backend(config: Config) -> Any:
     }
 
 
-def _worker(config: Config, cpus: float) -> dict[str, float]:
+def _worker(config: ResolvedConfig, cpus: float) -> dict[str, float]:
     return {
         "num_cpus": cpus,
-        "num_gpus": float(config.client_resources.num_gpus),
+        "num_gpus": config.client_resources.num_gpus,
         # A worker that dies comes back and is given its message again (see client/attempts.py); by
         # default it would fail that one and every later one.
         "max_restarts": -1,

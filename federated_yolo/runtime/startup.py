@@ -14,7 +14,8 @@ import ultralytics
 
 from federated_yolo.aggregation.aggregator import Aggregation
 from federated_yolo.aggregation.privacy import SPENT, ServerPrivacy
-from federated_yolo.checks.federation import SERVER_CACHES, Federation, as_at_start, server_data
+from federated_yolo.checks.federation import Federation, as_at_start, server_data
+from federated_yolo.checks.stages import SERVER_CACHES
 from federated_yolo.common.arrays import Layout
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.common.errors import FederationError, InputError
@@ -202,7 +203,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
         architecture=without_downloads(architecture) if config.has_sites else architecture,
         task=federation.task,
         digest=Layout.of(to_arrays(federation.model)).digest,
-        names=tuple(config.names or ()),
+        names=config.names,
         shared=config.shared,
         keep_optimizer=config.local_optimizer == "keep",
         train=train,

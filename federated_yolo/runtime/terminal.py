@@ -101,7 +101,7 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         console.print(f"Left out until it is mended: {problem}", soft_wrap=True, markup=False)
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
-    names = tuple(config.names or ())
+    names = config.names
     for name in ("train images", "val images", *names):
         table.add_column(escape(name), justify="right")
     absent = "0" if federation.task == "classify" else "–"

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,36 +27,76 @@ MODEL_YAML = "model.yaml"  # stands for a base model that is no file
 TEXT_HEADS = ("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26")
 
 
-def task_of(base_model: str) -> str:
-    """Task of a base model (a .pt or a model YAML), after checking that it can be used.
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model, read once: a checkpoint, or a model YAML, which has no weights.
+
+    name: the path, or the model YAML, as the config has it. structure: what a model YAML holds.
+    train_args: those that the checkpoint was trained with. module: its model, with its weights.
+    """
+
+    name: str
+    structure: dict[str, Any]
+    train_args: dict[str, Any] = field(default_factory=dict)
+    module: torch.nn.Module | None = None
+
+    @property
+    def task(self) -> str:
+        """Ultralytics' task, one of TASKS."""
+        return task_of_structure(self.structure)
+
+
+def load_base(base_model: str) -> LoadedBase:
+    """Read a base model (a .pt or a model YAML), and check that it can be used.
 
     Raises InputError when the file is missing, no checkpoint, not safe to load, or of a task
     that this toolkit does not train.
     """
     where = f"base_model '{base_model}'"
-    structure = structure_of(base_model, where=where)
-    if head_of(structure) in TEXT_HEADS:
+    base = _read_base(base_model, where)
+    if head_of(base.structure) in TEXT_HEADS:
         raise InputError(
             f"{where}: its classes come from text prompts (YOLO-World, YOLOE), which are not "
             "trained here; use a model that has its own, e.g. yolo11n.yaml"
         )
-    task = task_of_structure(structure)
-    if task not in TASKS:
-        raise InputError(f"{where}: task '{task}'; expected one of {', '.join(TASKS)}")
-    return task
+    if base.task not in TASKS:
+        raise InputError(f"{where}: task '{base.task}'; expected one of {', '.join(TASKS)}")
+    return base
+
+
+def task_of(base_model: str) -> str:
+    """Task of a base model. Raises InputError as `load_base`."""
+    return load_base(base_model).task
 
 
 def structure_of(base_model: str, *, where: str) -> dict[str, Any]:
     """What a model YAML holds, or a checkpoint says that it was built from. Raises InputError."""
+    return _read_base(base_model, where).structure
+
+
+def _read_base(base_model: str, where: str) -> LoadedBase:
     suffix = Path(base_model).suffix.lower()
-    if suffix == ".pt":
-        module: Any = load_checkpoint_module(base_model, where=where)
-        if not isinstance(getattr(module, "yaml", None), dict):
-            raise InputError(f"{where}: not a model of Ultralytics' own; it has no YAML")
-        return module.yaml
     if suffix in {".yaml", ".yml"}:
-        return _load_model_yaml(base_model, where)
-    raise InputError(f"{where}: expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml")
+        return LoadedBase(base_model, _load_model_yaml(base_model, where))
+    if suffix != ".pt":
+        raise InputError(f"{where}: expected a .pt checkpoint or a model YAML, e.g. yolo11n.yaml")
+    checkpoint = _load_checkpoint(base_model, where)
+    module: Any = _module_in(checkpoint, where)
+    if not isinstance(getattr(module, "yaml", None), dict):
+        raise InputError(f"{where}: not a model of Ultralytics' own; it has no YAML")
+    args = checkpoint.get("train_args")
+    return LoadedBase(base_model, module.yaml, args if isinstance(args, dict) else {}, module)
+
+
+def weights_of(base: LoadedBase | None, pretrained: Any) -> torch.nn.Module | None:
+    """The model whose weights training starts from; None for new ones.
+
+    base: None where it could not be read. pretrained: Ultralytics' argument; of a path, the
+    checkpoint there is read. Raises InputError.
+    """
+    if isinstance(pretrained, str):
+        return load_checkpoint_module(pretrained, where=f"train.pretrained '{pretrained}'")
+    return base.module if base and pretrained is not False else None
 
 
 def head_of(structure: Mapping[str, Any]) -> str:
@@ -87,24 +128,25 @@ def load_checkpoint_module(
     is_trusted: whether to read it by one that runs what it holds; None is as `trust_checkpoint` has
     it for this process, see common/environment.py. Raises InputError; `where` starts its line.
     """
-    checkpoint = _load_checkpoint(path, where, is_trusted)
+    return _module_in(_load_checkpoint(path, where, is_trusted), where)
+
+
+def _module_in(checkpoint: Mapping[str, Any], where: str) -> torch.nn.Module:
     module = checkpoint.get("ema") or checkpoint.get("model")
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"{where}: the file holds no model; expected an Ultralytics checkpoint")
     return module
 
 
-def train_args_of_base(base_model: str) -> dict[str, Any]:
+def train_args_of_base(base: LoadedBase) -> dict[str, Any]:
     """Train arguments that `yolo train` takes from a base model where it is not told others.
 
     They are those of `Model._reset_ckpt_args` (Ultralytics 8.4) that shape training: none of a
-    model YAML. Raises InputError.
+    model YAML.
     """
-    if Path(base_model).suffix.lower() != ".pt":
+    if base.module is None:
         return {}
-    checkpoint = _load_checkpoint(base_model, f"base_model '{base_model}'")
-    found = checkpoint.get("train_args")
-    found = {**DEFAULT_CFG_DICT, **(found if isinstance(found, dict) else {})}
+    found = {**DEFAULT_CFG_DICT, **base.train_args}
     return {name: found[name] for name in ("imgsz", "single_cls")}
 
 

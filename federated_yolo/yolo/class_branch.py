@@ -10,8 +10,6 @@ import torch
 from ultralytics.nn.modules import Conv, Detect
 from ultralytics.utils.torch_utils import unwrap_model
 
-from federated_yolo.yolo.checkpoint import load_checkpoint_module
-
 CLASS_BRANCHES = ("cv3", "one2one_cv3")  # of all YOLO heads; the second of end-to-end ones
 
 
@@ -30,48 +28,37 @@ class Architecture:
     new_class_rows: bool = False
 
 
-def architecture_of(
-    model: torch.nn.Module, base_model: str = "", train: Mapping[str, Any] | None = None
-) -> Architecture:
+def architecture_of(model: torch.nn.Module, weights: torch.nn.Module | None = None) -> Architecture:
     """What a model that `build_model` made is built from.
 
-    base_model, train: as it was made with; they say which random numbers were drawn.
+    weights: of which model it was given those, as of `weights_of`; they say which random numbers
+    were drawn.
     """
     unwrapped: Any = unwrap_model(model)
     arrays = {name: tuple(tensor.shape) for name, tensor in unwrapped.state_dict().items()}
     return Architecture(
         json.loads(json.dumps(unwrapped.yaml)),
         class_branch_in(unwrapped, arrays),
-        _draws_class_rows(unwrapped, base_model, (train or {}).get("pretrained", True)),
+        weights is not None and _draws_class_rows(unwrapped, weights),
     )
 
 
-def _weights_of(base_model: str, pretrained: Any) -> str:
-    """The checkpoint whose weights training starts from; empty for new ones."""
-    source = pretrained if isinstance(pretrained, str) else base_model
-    return source if pretrained is not False and source.lower().endswith(".pt") else ""
-
-
-def _draws_class_rows(model: Any, base_model: str, pretrained: Any) -> bool:
-    """Whether weights came from a head of another number of classes."""
-    source = _weights_of(base_model, pretrained)
-    if not source:
-        return False
-    module: Any = load_checkpoint_module(source, where=f"'{source}'")
-    layers: list[Any] = [getattr(m, "model", [None]) for m in (module, model)]
+def _draws_class_rows(model: Any, weights: Any) -> bool:
+    """Whether the weights came from a head of another number of classes."""
+    layers: list[Any] = [getattr(m, "model", [None]) for m in (weights, model)]
     rows = [x[-1].cv3[0][-1].out_channels for x in layers if isinstance(x[-1], Detect)]
     return len(rows) == 2 and rows[0] != rows[1]
 
 
-def class_change(base_model: str, train: Mapping[str, Any], names: Iterable[str]) -> str:
+def class_change(
+    weights: torch.nn.Module | None, train: Mapping[str, Any], names: Iterable[str]
+) -> str:
     """What becomes of the classes of the weights that training starts from; empty if nothing.
 
+    weights: as of `weights_of`. train: Ultralytics train arguments. names: the federation's.
     By `BaseModel._remap_cls_by_names`: rows go by name, upper and lower case being the same.
     """
-    source = _weights_of(base_model, train.get("pretrained", True))
-    found = (
-        getattr(load_checkpoint_module(source, where=f"'{source}'"), "names", {}) if source else {}
-    )
+    found: Any = getattr(weights, "names", {})
     before, after = (
         list(dict(enumerate(found) if isinstance(found, list) else found).values()),
         [*names],

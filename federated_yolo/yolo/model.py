@@ -19,14 +19,14 @@ from ultralytics.utils.torch_utils import init_seeds, unset_deterministic, unwra
 from federated_yolo.common.arrays import Arrays, Layout, layout_problems
 from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 from federated_yolo.config.schema import SharedConfig
-from federated_yolo.yolo.checkpoint import MODEL_YAML, is_rtdetr, structure_of
+from federated_yolo.yolo.checkpoint import MODEL_YAML, LoadedBase, is_rtdetr, load_base
 from federated_yolo.yolo.class_branch import Architecture, model_of
 
 Freeze = int | list[int | str] | None  # a number of layers, or layers and names of parts of them
 
 
 def build_model(
-    base_model: str | Architecture,
+    base_model: str | LoadedBase | Architecture,
     task: str,
     data: Mapping[str, Any],
     train: Mapping[str, Any] | None = None,
@@ -37,31 +37,32 @@ def build_model(
     The task's trainer builds it, so class rows are carried over by name, `pretrained` and
     `cls_remap` are obeyed, and new weights are drawn from `seed` as in a plain training.
 
-    base_model: a .pt or a model YAML; or an architecture, whose weights are new.
+    base_model: a .pt or a model YAML, read already or not; or an architecture, whose weights are
+    new.
     data: `names` (index -> name), `nc`, and what else the task needs of a data.yaml.
     train: Ultralytics train arguments.
     Returns the float32 model on the CPU.
     """
     ensure_torchvision_nms()
-    if isinstance(base_model, str):
-        structure = structure_of(base_model, where=f"base_model '{base_model}'")
+    base = load_base(base_model) if isinstance(base_model, str) else base_model
+    if isinstance(base, Architecture):
+        name, structure = MODEL_YAML, base.yaml
     else:
-        structure = base_model.yaml
+        name, structure = base.name, base.structure
     # The trainer's own __init__ would make folders and read images; building needs neither.
     trainer: Any = object.__new__(trainer_class(task, structure))
-    name = base_model if isinstance(base_model, str) else MODEL_YAML
     trainer.args = get_cfg(overrides={**(train or {}), "task": task, "model": name})
     trainer.data = {"channels": 3, **data}
     if trainer.args.single_cls:  # as in `BaseTrainer.get_dataset`
         trainer.data.update(names={0: "item"}, nc=1)
-    trainer.model = base_model
+    trainer.model = name
     trainer.resume = False
     init_seeds(seed, deterministic=trainer.args.deterministic)
     try:
-        if isinstance(base_model, str):
+        if isinstance(base, Architecture):
+            trainer.model = model_of(base, trainer)
+        else:  # Ultralytics reads the weights itself, as for `yolo train`
             trainer.setup_model()
-        else:
-            trainer.model = model_of(base_model, trainer)
     finally:
         unset_deterministic()
     trainer.set_model_attributes()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import yaml
 from ultralytics.nn.autobackend import check_class_names
-from ultralytics.nn.tasks import yaml_model_load
 
 from federated_yolo.common.arrays import (
     Arrays,
@@ -28,9 +27,9 @@ from federated_yolo.data.keypoints import keypoint_names, keypoint_problems
 from federated_yolo.storage.archive import RoundMeta, load_arrays, load_headers
 from federated_yolo.yolo.checkpoint import (
     CLASSIFY_IMGSZ,
+    load_base,
     load_checkpoint_module,
     save_checkpoint,
-    task_of,
 )
 from federated_yolo.yolo.class_branch import Architecture, class_branch_in, set_class_branch
 from federated_yolo.yolo.convert import first_line, format_problems
@@ -170,22 +169,18 @@ def output_problems(output: Path, base: str) -> list[str]:
 
 def read_base(base: str) -> Base:
     """Read what the base says; its weights only matter for their shapes."""
-    task = task_of(base)
-    keypoints: dict[str, Any] = {}
-    if Path(base).suffix.lower() == ".pt":
-        module: Any = load_checkpoint_module(base, where=f"base '{base}'")
-        structure: dict[str, Any] = module.yaml
-        keypoints = keypoints_of(module)
-        names = getattr(module, "names", None)
-        args = getattr(module, "args", {})
-        imgsz = (args if isinstance(args, Mapping) else vars(args)).get("imgsz", 640)
+    loaded = load_base(base)
+    task, structure = loaded.task, loaded.structure
+    module: Any = loaded.module
+    if module is None:
+        names, imgsz = None, CLASSIFY_IMGSZ if task == "classify" else 640
     else:
-        imgsz = CLASSIFY_IMGSZ if task == "classify" else 640
-        structure, names = yaml_model_load(base), None
+        names, args = getattr(module, "names", None), getattr(module, "args", {})
+        imgsz = (args if isinstance(args, Mapping) else vars(args)).get("imgsz", 640)
     names = check_class_names(names or [str(i) for i in range(structure.get("nc", 80))])
     data = {"names": names, "nc": len(names), "channels": structure.get("channels", 3)}
     if task == "pose":
-        data.update({"kpt_shape": list(structure["kpt_shape"]), **keypoints})
+        data.update({"kpt_shape": list(structure["kpt_shape"]), **keypoints_of(module)})
     return Base(task, structure, data, max(imgsz) if isinstance(imgsz, Sequence) else int(imgsz))
 
 

@@ -43,15 +43,16 @@ def where(message: Message, _: Context) -> Message:
 
 def main(share: float, num_clients: int) -> None:
     from federated_yolo.common.environment import prepare_environment, remove_private_settings
-    from federated_yolo.config.schema import Config
+    from federated_yolo.config.schema import ResolvedConfig
     from federated_yolo.runtime.simulation import _local_backend
 
     prepare_environment()
     torch.cuda.device_count = lambda: 2
-    config = Config.model_validate(
+    config = ResolvedConfig.model_validate(
         {
             "base_model": "yolov8n.yaml",
-            "datasets": [f"{i}.yaml" for i in range(num_clients)],
+            "datasets": [{"name": str(i), "data": f"{i}.yaml"} for i in range(num_clients)],
+            "names": ["a"],
             "client_resources": {"num_cpus": 0.25, "num_gpus": share},
         }
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from helpers import make_checkpoint, make_dataset
 from processes import ROOT, federated, finished, processes_with, started, wait_until
-from test_exactness import TRAIN, assert_identical, assert_learned, plain_training
+from recipes import make_checkpoint, make_dataset
+from sound_configs import write_config
+from trainings import TRAIN, assert_identical, assert_learned, plain_training
 from ultralytics import YOLO
 
 from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
@@ -21,8 +21,8 @@ from federated_yolo.yolo.model import to_arrays
 
 TELLING = """
 from pathlib import Path
+from federated_yolo.client import workspace
 from federated_yolo import YoloClient
-from federated_yolo.client.workspace import held_clients
 
 
 class Telling(YoloClient):
@@ -32,30 +32,16 @@ class Telling(YoloClient):
 
     def train(self, round_number, arrays, config):
         self.tell(f"train {round_number} {self.history('train').get('round', [])}")
-        held_clients.clear()  # as if the next message went to another worker
+        workspace.held_clients.clear()  # as if the next message went to another worker
         return super().train(round_number, arrays, config)
 
     def evaluate(self, parameters, config):
-        held_clients.clear()
+        workspace.held_clients.clear()
         return super().evaluate(parameters, config)
 
     def finish(self):
         self.tell(f"finish {self.history('train')['round']} {self.history('evaluate')['round']}")
 """
-
-
-def write_config(folder: Path, **changes: Any) -> Path:
-    settings: dict[str, Any] = {
-        "base_model": "yolov8n.yaml",
-        "datasets": [{"name": "north", "data": str(folder / "north" / "data.yaml")}],
-        "num_rounds": 2,
-        "save_dir": str(folder / "runs"),
-        "train": TRAIN,
-        **changes,
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,12 @@ from federated_yolo.common.arrays import Layout
 from federated_yolo.common.errors import InputError
 from federated_yolo.config.schema import Config
 from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
-from federated_yolo.yolo.checkpoint import load_checkpoint_module, save_checkpoint, task_of
+from federated_yolo.yolo.checkpoint import (
+    load_base,
+    load_checkpoint_module,
+    save_checkpoint,
+    task_of,
+)
 from federated_yolo.yolo.class_branch import (
     Architecture,
     architecture_of,
@@ -70,7 +75,7 @@ def test_clients_and_exporter_build_the_servers_model_from_a_base_of_any_classes
         data = data_of(names_of(after, "other"), task)
         model = build_model(bases[before], task, data)
         expected_random = torch.get_rng_state()
-        architecture = as_sent(architecture_of(model, bases[before]))
+        architecture = as_sent(architecture_of(model, load_base(bases[before]).module))
         built = build_model(architecture, task, data)
         layout = Layout.of(to_arrays(model))
         assert Layout.of(to_arrays(built)) == layout

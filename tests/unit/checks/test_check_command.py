@@ -33,6 +33,7 @@ from federated_yolo.checks.round_estimate import RoundEstimate, Trial, _together
 from federated_yolo.common.errors import InputError
 from federated_yolo.config.schema import Config
 from federated_yolo.storage.run_dir import SERVER
+from federated_yolo.yolo.checkpoint import load_base
 
 TINY = {"imgsz": 32, "batch": 2, "workers": 0}
 
@@ -75,7 +76,7 @@ def config_of(folder: Path, *paths: Path, **settings: Any) -> Config:
 
 
 def reports_of(config: Config, folder: Path) -> list[DataReport]:
-    return look_at(config, "detect", folder / "caches")
+    return look_at(config, load_base(config.base_model), folder / "caches")
 
 
 @pytest.fixture

@@ -19,14 +19,12 @@ from federated_yolo.checks.gpu_sharing import (
     as_share,
     clients_per_gpu,
     largest_client,
-    with_gpu_share,
 )
 from federated_yolo.common.errors import InputError
 from federated_yolo.config.schema import Config
 from federated_yolo.data.summary import DataSummary
 from federated_yolo.runtime import terminal
 from federated_yolo.storage.run_dir import RunDir
-from federated_yolo.yolo.class_branch import Architecture
 
 
 @dataclass
@@ -120,7 +118,7 @@ def test_the_client_that_is_tried_has_full_batches_and_most_boxes_in_them() -> N
         "dense": summary(9, 20, 40),
         "few": summary(2, 200, 0),  # of which no batch can have 8 images
     }
-    assert largest_client(config, summaries).name == "dense"
+    assert largest_client(config.clients, 8, summaries).name == "dense"
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +172,9 @@ def test_a_client_that_does_not_fit_is_an_error_before_round_1(
 
 def test_without_a_gpu_nothing_is_tried(tmp_path: Path, sites: dict[str, Path]) -> None:
     probe = FakeMemory(gpus=0)
-    config, choice = with_gpu_share(
-        config_of(tmp_path, sites), "detect", Architecture({}), {}, tmp_path, probe
-    )
-    assert (config.client_resources.num_gpus, choice, probe.asked) == (0, "", [])
+    with checked(config_of(tmp_path, sites, train=TRAIN), probe=probe) as federation:
+        assert federation.config.client_resources.num_gpus == 0
+        assert (federation.gpu_choice, probe.asked) == ("", [])
 
 
 @pytest.mark.gpu

@@ -2,17 +2,18 @@
 
 import pytest
 
-from federated_yolo.config.schema import Config
+from federated_yolo.config.schema import ResolvedConfig
 from federated_yolo.runtime.simulation import _local_backend
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 3, 40])
 @pytest.mark.parametrize("share", [0.125, 0.5, 1.0])
 def test_no_more_workers_start_than_there_are_clients(num_clients: int, share: float) -> None:
-    config = Config.model_validate(
+    config = ResolvedConfig.model_validate(
         {
             "base_model": "yolov8n.yaml",
-            "datasets": [f"{i}.yaml" for i in range(num_clients)],
+            "datasets": [{"name": str(i), "data": f"{i}.yaml"} for i in range(num_clients)],
+            "names": ["a"],
             "client_resources": {"num_cpus": share, "num_gpus": 0},
         }
     )

@@ -8,6 +8,7 @@ import pytest
 from recipes import data_of, make_checkpoint, names_of
 
 from federated_yolo.common.arrays import Layout
+from federated_yolo.yolo.checkpoint import load_base, weights_of
 from federated_yolo.yolo.class_branch import (
     architecture_of,
     class_change,
@@ -31,8 +32,9 @@ def test_it_is_told_what_becomes_of_the_classes_of_the_base(
     names: list[str], train: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     base = make_checkpoint(tmp_path / "base.pt", ["a", "b"])
-    assert class_change(str(base), train, names)[: len(expected) or None] == expected
-    assert class_change("yolov8n.yaml", {}, names) == ""
+    weights = weights_of(load_base(str(base)), train.get("pretrained", True))
+    assert class_change(weights, train, names)[: len(expected) or None] == expected
+    assert class_change(weights_of(load_base("yolov8n.yaml"), True), {}, names) == ""
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_a_class_branch_that_fits_no_model_is_refused(
     """As a client is told it by a server, or an exporter by an archive."""
     base = make_checkpoint(tmp_path / "base.pt", names_of(80), "yolo11n.yaml")
     data = data_of(["a", "b", "c"], "detect")
-    found = architecture_of(build_model(str(base), "detect", data), str(base))
+    found = architecture_of(build_model(str(base), "detect", data), load_base(str(base)).module)
     model = build_model("yolo11n.yaml", "detect", data)
     before = Layout.of(to_arrays(model))
     with pytest.raises(ValueError, match=expected):
