@@ -19,7 +19,7 @@ import numpy as np
 from federated_yolo.aggregation.aggregator import Update
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """Where the values of an array stand in a file, and what they are."""
 
     offset: int
@@ -38,34 +38,34 @@ class StoredArrays(Mapping[str, np.ndarray]):
     def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         """Write the arrays."""
         self.path = path
-        self._places: dict[str, _Place] = {}
+        self._positions: dict[str, _Position] = {}
         with path.open("wb") as file:
             for name, array in arrays.items():
                 values = np.ascontiguousarray(array)  # makes 0-d arrays 1-d
-                place = _Place(file.tell(), array.shape, array.dtype, zlib.crc32(values.data))
-                self._places[name] = place
+                position = _Position(file.tell(), array.shape, array.dtype, zlib.crc32(values.data))
+                self._positions[name] = position
                 file.write(values.data)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        place = self._places[name]
-        size = math.prod(place.shape)
+        position = self._positions[name]
+        size = math.prod(position.shape)
         with self.path.open("rb") as file:
-            file.seek(place.offset)
-            array = np.fromfile(file, place.dtype, size)
-        if array.size != size or zlib.crc32(array.data) != place.checksum:
+            file.seek(position.offset)
+            array = np.fromfile(file, position.dtype, size)
+        if array.size != size or zlib.crc32(array.data) != position.checksum:
             raise OSError(
                 errno.EIO,
                 f"{name}: damaged while it waited on disk; check the disk, then resume the run, "
                 "which does the round again",
                 str(self.path),
             )
-        return array.reshape(place.shape)
+        return array.reshape(position.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._positions)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
 
 class Inbox:

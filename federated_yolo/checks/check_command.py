@@ -36,7 +36,7 @@ from federated_yolo.common.errors import InputError
 from federated_yolo.common.text import NO_VALUE, counted, format_bytes, format_duration
 from federated_yolo.config.schema import Config
 from federated_yolo.data.scan import check_dataset
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.storage.run_dir import SERVER
 from federated_yolo.yolo.checkpoint import LoadedBase, load_base
 
@@ -110,7 +110,7 @@ def _check_and_show(console: Console, config: Config, caches: Path) -> None:
 def _checked(config: Config, caches: Path) -> tuple[Federation | None, list[str]]:
     """The checks of a run: what they give, or what they refuse."""
 
-    def meet(config: Config, task: str) -> Members:
+    def meet(config: Config, task: str) -> ClientRegistry:
         raise _SitesAreElsewhereError
 
     try:

@@ -32,7 +32,7 @@ from federated_yolo.config.schema import ClientData, Config, ResolvedConfig
 from federated_yolo.data.data_yaml import class_names, read_data
 from federated_yolo.data.label_space import in_label_space, selected_classes
 from federated_yolo.data.summary import DataSummary, model_data
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.storage.run_dir import RunDir
 from federated_yolo.yolo.class_branch import Architecture
 
@@ -44,7 +44,7 @@ class Federation:
     server_data: without a test split that has no labels. names: classes by index; one, "item",
     with single_cls. summaries: by client.
     model: the global model before round 1, of this architecture. caches: label caches, a folder for
-    each client. members: the sites that are there, if the clients are SuperNodes.
+    each client. registry: the sites that are there, if the clients are SuperNodes.
     gpu_choice: how `num_gpus: auto` was decided, where something was tried. unusable: what cannot
     be used now of the data of a run that is resumed. class_change: what became of the base model's
     classes, where it has others.
@@ -58,7 +58,7 @@ class Federation:
     model: torch.nn.Module
     architecture: Architecture
     caches: Path
-    members: Members | None = None
+    registry: ClientRegistry | None = None
     gpu_choice: str = ""
     unusable: tuple[str, ...] = ()
     class_change: str = ""
@@ -147,7 +147,7 @@ def check(
         model=built.model,
         architecture=built.architecture,
         caches=caches,
-        members=sites,
+        registry=sites,
         gpu_choice=gpu_choice,
         unusable=data.unusable,
         class_change=built.class_change,

@@ -47,7 +47,7 @@ from federated_yolo.config.rules import config_problems
 from federated_yolo.config.schema import ClientData, Config, ResolvedConfig
 from federated_yolo.data.scan import check_dataset
 from federated_yolo.data.summary import DataSummary, without_unlabelled_test
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.tracking import logger_problems
 from federated_yolo.yolo.checkpoint import LoadedBase, load_base, weights_of
 from federated_yolo.yolo.class_branch import Architecture, architecture_of, class_change
@@ -62,7 +62,7 @@ from federated_yolo.yolo.trainer import set_up
 
 SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no client's name
 
-Meet = Callable[[Config, str], Members]
+Meet = Callable[[Config, str], ClientRegistry]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def _load_weights(
     return base, weights, problems
 
 
-def meet_sites(config: Config, settings: CheckedSettings, meet: Meet | None) -> Members | None:
+def meet_sites(
+    config: Config, settings: CheckedSettings, meet: Meet | None
+) -> ClientRegistry | None:
     """Wait for the clients that are SuperNodes; None for those whose data is on this machine.
 
     Raises InputError with all problems so far: sites are asked only once all else is right.
@@ -166,7 +168,7 @@ class CheckedData:
 
 
 def check_data(
-    config: Config, task: str, sites: Members | None, caches: Path, *, is_resumed: bool
+    config: Config, task: str, sites: ClientRegistry | None, caches: Path, *, is_resumed: bool
 ) -> CheckedData:
     """Read all images' headers and labels of this machine; sites have done so themselves.
 

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from federated_yolo.client.attempts import attempt
 from federated_yolo.client.custom_class import client_class
-from federated_yolo.client.device_slots import Room, device_name, with_room
+from federated_yolo.client.device_slots import DeviceSlots, device_name, with_slot
 from federated_yolo.client.history import remember
 from federated_yolo.client.kept_arrays import HeldArrays, Residuals, missing_state
 from federated_yolo.client.redaction import paths_at, without_paths
@@ -58,12 +58,12 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
         folder = None
         try:
             request = read_request(message, context)
-            folder = request.place.private_dir
+            folder = request.workspace.private_dir
 
             def work() -> tuple[Message, int]:
                 message_id = message.metadata.message_id
                 limit_s = request.instructions.round_timeout_s
-                with attempt(request.place.private_dir, message_id, limit_s) as number:
+                with attempt(request.workspace.private_dir, message_id, limit_s) as number:
                     try:
                         return handler(request), number
                     except LackingArraysError:  # the server sends all of them
@@ -71,11 +71,11 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
                         return request.reply(RecordDict({"client": lacks})), number
 
             # Waiting for room is not part of the client's time, so it is outside of the attempt.
-            (reply, number), shortage = with_room(_room(request), work, held_clients.clear)
+            (reply, number), shortage = with_slot(_device_slots(request), work, held_clients.clear)
             identity: Any = reply.content.setdefault("client", ConfigRecord())
             notes = [str(note) for note in (identity.get("note"), shortage) if note]
             note = "; ".join(_for_others(notes, context))
-            identity.update({"name": request.place.name, "attempt": number, "note": note})
+            identity.update({"name": request.workspace.name, "attempt": number, "note": note})
             return reply
         # Whatever it is, the server must be told; also of what a hook or a library raises to end
         # the process, which would be that of all clients in turn.
@@ -187,19 +187,19 @@ def refused(message: Message, context: Context) -> Message:
 @_answers
 def query(request: Request) -> Message:
     """Check that the model is the server's, and take what the base model has for private arrays."""
-    instructions, place = request.instructions, request.place
+    instructions, workspace = request.instructions, request.workspace
     client_class(instructions.client)
-    data = read_data(place.data, instructions.task, where=f"client '{place.name}'")
+    data = read_data(workspace.data, instructions.task, where=f"client '{workspace.name}'")
     form = {key: data[key] for key in ("channels", "kpt_shape") if key in data}
     told = _ToldModel(request.instructions_json, json.dumps(form), instructions, form)
     if _digest_here(told) != instructions.digest:
         raise ValueError(
-            f"client '{place.name}' builds another model than the server from the same "
+            f"client '{workspace.name}' builds another model than the server from the same "
             f"architecture: its Ultralytics is {ultralytics.__version__}, or its data.yaml has "
             "other channels or kpt_shape"
         )
     if "private" in request.message.content:
-        save_private_start(place.private_dir, request.arrays("private"))
+        save_private_start(workspace.private_dir, request.arrays("private"))
     return request.reply(RecordDict())
 
 
@@ -242,14 +242,14 @@ def train(request: Request) -> Message:
         trained = privatised(
             trained, received, client.moved_names, instructions.privacy, noise_source()
         )
-    if instructions.incremental:
+    if instructions.sends_deltas:
         residuals = Residuals(client.settings.private_dir, KEPT_STATES)
-        increment, residual = _encoding(client, instructions).increment(
+        delta, residual = _encoding(client, instructions).delta(
             trained, received, residuals.before(round_number)
         )
         if residual:
             residuals.save(round_number, residual)
-        record["encoded"] = to_record(increment)
+        record["encoded"] = to_record(delta)
     else:  # what has not changed, such as frozen layers, need not travel
         changed = changed_names(trained, received)
         about[UNCHANGED] = [name for name in client.names if name not in set(changed)]
@@ -262,7 +262,7 @@ def _lost_state(client: YoloClient, request: Request, last: int) -> str:
 
     Raises ValueError where it has lost a part of its own model.
     """
-    trained, folder = request.seat.trained, client.settings.private_dir
+    trained, folder = request.assignment.trained, client.settings.private_dir
     if trained:
         has_lost = missing_state(folder, request.instructions, trained, last) is not None
     else:
@@ -332,11 +332,13 @@ def personal(request: Request) -> Message:
 
 
 def _refuse_without_consent(request: Request) -> None:
-    place = request.place
+    workspace = request.workspace
     if not request.instructions.cross_client:
-        raise ValueError(f"client '{place.name}' keeps its model: evaluate.cross_client is false")
-    if not place.gives_models:
-        raise ValueError(f"client '{place.name}' keeps its model: its share-model is false")
+        raise ValueError(
+            f"client '{workspace.name}' keeps its model: evaluate.cross_client is false"
+        )
+    if not workspace.gives_models:
+        raise ValueError(f"client '{workspace.name}' keeps its model: its share-model is false")
 
 
 @app.query("pictures")
@@ -357,12 +359,14 @@ def finish(request: Request) -> Message:
     return request.reply(RecordDict())
 
 
-def _room(request: Request) -> Room:
-    """The places on the device, which a site has for itself."""
-    instructions, place = request.instructions, request.place
-    folder = place.private_dir if place.is_site else place.private_dir.parent
-    num_places = 1 if place.is_site else min(instructions.num_clients, MAX_ON_DEVICE)
-    return Room(folder / ".devices" / device_name(place.device), instructions.run_id, num_places)
+def _device_slots(request: Request) -> DeviceSlots:
+    """The slots of the device, which a site has for itself."""
+    instructions, workspace = request.instructions, request.workspace
+    folder = workspace.private_dir if workspace.is_site else workspace.private_dir.parent
+    num_slots = 1 if workspace.is_site else min(instructions.num_clients, MAX_ON_DEVICE)
+    return DeviceSlots(
+        folder / ".devices" / device_name(workspace.device), instructions.run_id, num_slots
+    )
 
 
 def _score_message(score: tuple[float, int, dict[str, Any]], request: Request) -> Message:
@@ -377,8 +381,8 @@ def _unpack(request: Request) -> tuple[YoloClient, list[np.ndarray]]:
     if "encoded" in request.message.content.array_records:
         held = HeldArrays(client.settings.private_dir)
         encoding = _encoding(client, request.instructions)
-        increment, expected = request.arrays("encoded"), str(request.config["checksum"])
-        received = held.receive(increment, expected, encoding)
+        delta, expected = request.arrays("encoded"), str(request.config["checksum"])
+        received = held.receive(delta, expected, encoding)
     else:
         received = request.arrays("arrays")
     missing = [name for name in client.names if name not in received]

@@ -1,8 +1,8 @@
 """How many clients work on a device at once, and what happens when its memory is short.
 
 The workers of a simulation are fixed when it starts. So when a client runs out of memory, fewer of
-them are let in at once from then on, and it does its work again with the device to itself. Places
-on a device are file locks, which the system releases however a worker ends.
+them are let in at once from then on, and it does its work again with the device to itself. Slots
+of a device are file locks, which the system releases however a worker ends.
 """
 
 import gc
@@ -29,19 +29,19 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Room:
-    """The places on one device. folder: the same for all workers. run_id: of the simulation.
+class DeviceSlots:
+    """The slots of one device. folder: the same for all workers. run_id: of the simulation.
 
-    num_places: as many as clients could ever be there at once.
+    num_slots: as many as clients could ever be there at once.
     """
 
     folder: Path
     run_id: str
-    num_places: int
+    num_slots: int
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Wait for a place, and have it."""
+    def one(self) -> Iterator[None]:
+        """Wait for a slot, and have it."""
         while True:
             for lock in self._locks()[: self.limit()]:
                 if not _taken(lock):
@@ -54,11 +54,11 @@ class Room:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait for all places, and have them."""
-        with ExitStack() as places:
+        """Wait for all slots, and have them."""
+        with ExitStack() as taken:
             # Everyone takes them in this order: two that wait for all cannot stop each other.
             for lock in self._locks():
-                places.enter_context(lock)
+                taken.enter_context(lock)
             yield
 
     def limit(self) -> int:
@@ -66,8 +66,8 @@ class Room:
         try:
             run_id, limit = json.loads((self.folder / "limit.json").read_text())
         except FileNotFoundError:
-            return self.num_places
-        return limit if run_id == self.run_id else self.num_places
+            return self.num_slots
+        return limit if run_id == self.run_id else self.num_slots
 
     def lower_limit(self) -> int:
         """Let in fewer than have been there with the caller, who has left; gives how many."""
@@ -85,7 +85,7 @@ class Room:
 
     def _locks(self) -> list[FileLock]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return [FileLock(self.folder / f"{i}.lock") for i in range(self.num_places)]
+        return [FileLock(self.folder / f"{i}.lock") for i in range(self.num_slots)]
 
 
 def _taken(lock: FileLock) -> bool:
@@ -104,8 +104,8 @@ def device_name(device: str) -> str:
     return f"{socket.gethostname()}-{where}".replace("/", "_")
 
 
-def with_room(
-    room: Room, work: Callable[[], Result], forget: Callable[[], None]
+def with_slot(
+    slots: DeviceSlots, work: Callable[[], Result], forget: Callable[[], None]
 ) -> tuple[Result, str]:
     """Do the work beside others, and again alone if memory is short; gives its result and a note.
 
@@ -114,16 +114,16 @@ def with_room(
     Raises MemoryError when the work does not fit even alone.
     """
     try:
-        with room.place():
+        with slots.one():
             result = work()
             # Once memory has been short, nothing is kept any more from one call to the next.
-            _leave_memory(forget if room.limit() < room.num_places else None)
+            _leave_memory(forget if slots.limit() < slots.num_slots else None)
             return result, ""
     except OUT_OF_MEMORY as error:
         # Leave the block before anything else: the traceback holds on to what takes the memory.
         reason = reason_of(error)
-    limit = room.lower_limit()
-    with room.alone():
+    limit = slots.lower_limit()
+    with slots.alone():
         _leave_memory(forget)
         try:
             result = work()

@@ -18,7 +18,7 @@ from federated_yolo.common.text import in_one_line
 from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 from federated_yolo.config.schema import CLIENT_NAME, MAX_LOCAL_EPOCHS, MAX_ROUNDS
 from federated_yolo.config.train_arguments import train_problems
-from federated_yolo.protocol.handshake import Seat
+from federated_yolo.protocol.handshake import ClientAssignment
 from federated_yolo.protocol.instructions import UnsoundInstructionsError
 from federated_yolo.yolo.checkpoint import TASKS, TEXT_HEADS
 
@@ -40,7 +40,11 @@ ACTIVATION = re.compile(r"(?:torch\.)?nn\.\w+\([\w\s=.,+-]*\)")
 
 
 def refuse_unsound(
-    instructions: "Instructions", seat: Seat, config: Mapping[str, Any], kind: str, root: Path
+    instructions: "Instructions",
+    assignment: ClientAssignment,
+    config: Mapping[str, Any],
+    kind: str,
+    root: Path,
 ) -> None:
     """Raise UnsoundInstructionsError, a line each, for what no server of this project tells a site.
 
@@ -48,7 +52,7 @@ def refuse_unsound(
     """
     problems = [
         *instruction_problems(instructions, root),
-        *_message_problems(config, seat, kind, instructions.num_rounds),
+        *_message_problems(config, assignment, kind, instructions.num_rounds),
     ]
     if problems:
         lines = [in_one_line(problem)[:MAX_LINE] for problem in problems[:MAX_LINES]]
@@ -106,12 +110,12 @@ def client_problems(name: str, root: Path) -> Iterator[str]:
 
 
 def _message_problems(
-    config: Mapping[str, Any], seat: Seat, kind: str, num_rounds: int
+    config: Mapping[str, Any], assignment: ClientAssignment, kind: str, num_rounds: int
 ) -> Iterator[str]:
-    if not 0 <= seat.index < MAX_CLIENTS:
-        yield f"seat: found index {seat.index}, expected 0 to {MAX_CLIENTS - 1}"
-    if not 0 <= seat.trained <= num_rounds:
-        yield f"seat: found trained {seat.trained}, expected 0 to {num_rounds}"
+    if not 0 <= assignment.index < MAX_CLIENTS:
+        yield f"assignment: found index {assignment.index}, expected 0 to {MAX_CLIENTS - 1}"
+    if not 0 <= assignment.trained <= num_rounds:
+        yield f"assignment: found trained {assignment.trained}, expected 0 to {num_rounds}"
     split = config.get("split", "val")
     if split not in SPLITS:
         yield f"split: found {split!r}, expected {' or '.join(SPLITS)}"

@@ -17,19 +17,19 @@ class HeldArrays:
     def __init__(self, private_dir: Path) -> None:
         self.path = private_dir / "global.npz"
 
-    def receive(self, increment: Arrays, expected: str, encoding: Encoding) -> Arrays:
-        """The arrays with this checksum: those held, or what the increment makes of them.
+    def receive(self, delta: Arrays, expected: str, encoding: Encoding) -> Arrays:
+        """The arrays with this checksum: those held, or what the delta makes of them.
 
-        increment: empty when nothing has changed. Raises LackingArraysError when they cannot be
+        delta: empty when nothing has changed. Raises LackingArraysError when they cannot be
         made of what is held, and ValueError when a whole model is not what it should be.
         """
         held = self._load(encoding.layout)
         if held is not None and checksum(held) == expected:
             return held
-        is_whole = bool(increment) and bool(np.all(increment["changed"]))
-        if not is_whole and (held is None or not increment):
+        is_whole = bool(delta) and bool(np.all(delta["changed"]))
+        if not is_whole and (held is None or not delta):
             raise LackingArraysError
-        arrays = encoding.rebuilt(increment, None if is_whole else held)
+        arrays = encoding.rebuilt(delta, None if is_whole else held)
         if checksum(arrays) != expected:
             if not is_whole:
                 raise LackingArraysError

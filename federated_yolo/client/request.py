@@ -14,13 +14,13 @@ from federated_yolo.client.site import Site, is_site, read_site
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.config.schema import CLIENT_NAME
-from federated_yolo.protocol.handshake import Seat
+from federated_yolo.protocol.handshake import ClientAssignment
 from federated_yolo.protocol.instructions import Instructions, UnsoundInstructionsError
 from federated_yolo.protocol.records import from_record
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """Where a client works: a folder and a data set of this machine.
 
     is_site: it has a SuperNode of its own. index: tells its seed from the others'. gives_models:
@@ -50,8 +50,8 @@ class Request:
     message: Message
     instructions: Instructions
     instructions_json: str
-    seat: Seat
-    place: Place
+    assignment: ClientAssignment
+    workspace: Workspace
     config: Mapping[str, Any]
     state: RecordDict
 
@@ -81,11 +81,12 @@ def read_request(message: Message, context: Context) -> Request:
     if at_site:
         _refuse_large(len(text), len(message.content.array_records))
     instructions = Instructions.from_json(text)
-    seat = Seat.from_json(str(config["seat"]))
+    assignment = ClientAssignment.from_json(str(config["assignment"]))
     if at_site:
-        refuse_unsound(instructions, seat, config, message.metadata.message_type, ROOT)
-    place = _place_of(instructions, seat, read_site(context.node_config) if at_site else None)
-    return Request(message, instructions, text, seat, place, config, context.state)
+        refuse_unsound(instructions, assignment, config, message.metadata.message_type, ROOT)
+    site = read_site(context.node_config) if at_site else None
+    workspace = _workspace_of(instructions, assignment, site)
+    return Request(message, instructions, text, assignment, workspace, config, context.state)
 
 
 def _refuse_large(num_bytes: int, num_models: int) -> None:
@@ -98,27 +99,29 @@ def _refuse_large(num_bytes: int, num_models: int) -> None:
         raise UnsoundInstructionsError(f"told by the server: {num_models} models at once; refused")
 
 
-def _place_of(instructions: Instructions, seat: Seat, site: Site | None) -> Place:
+def _workspace_of(
+    instructions: Instructions, assignment: ClientAssignment, site: Site | None
+) -> Workspace:
     """Where a message is to be worked on.
 
     site: goes by its own settings, whatever data a message names; None for a simulation.
     """
     if site is None:
-        return Place(
+        return Workspace(
             is_site=False,
-            index=seat.index,
-            name=seat.name,
-            data=Path(seat.data),
-            not_annotated=seat.not_annotated,
-            show_images=seat.show_images,
-            private_dir=Path(seat.private_dir),
+            index=assignment.index,
+            name=assignment.name,
+            data=Path(assignment.data),
+            not_annotated=assignment.not_annotated,
+            show_images=assignment.show_images,
+            private_dir=Path(assignment.private_dir),
             device=instructions.device,
             num_threads=instructions.num_threads,
             gives_models=True,
         )
-    return Place(
+    return Workspace(
         is_site=True,
-        index=seat.index,
+        index=assignment.index,
         name=site.name,
         data=site.data,
         not_annotated=site.not_annotated,

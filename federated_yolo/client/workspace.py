@@ -25,8 +25,8 @@ held_clients: OrderedDict[tuple[str, str], YoloClient] = OrderedDict()
 
 def client_for(request: Request) -> YoloClient:
     """The YoloClient that this request is for, made where this process does not hold it."""
-    instructions, place = request.instructions, request.place
-    key = (instructions.start_id, place.name)
+    instructions, workspace = request.instructions, request.workspace
+    key = (instructions.start_id, workspace.name)
     data = _data_of(request)
     if key in held_clients and held_clients[key].source != data:
         del held_clients[key]  # it goes on from its saved state, with the data of now
@@ -35,14 +35,14 @@ def client_for(request: Request) -> YoloClient:
         settings = SliceSettings(
             architecture=instructions.architecture,
             task=instructions.task,
-            data=write_private_yaml(data, place.private_dir),
-            private_dir=place.private_dir,
+            data=write_private_yaml(data, workspace.private_dir),
+            private_dir=workspace.private_dir,
             train=instructions.train,
             num_rounds=instructions.num_rounds,
             local_epochs=instructions.local_epochs,
-            seed=instructions.seed + SEED_STEP * place.index,
-            device=place.device,
-            num_threads=place.num_threads,
+            seed=instructions.seed + SEED_STEP * workspace.index,
+            device=workspace.device,
+            num_threads=workspace.num_threads,
             shared=instructions.shared,
             keep_optimizer=instructions.keep_optimizer,
         )
@@ -50,8 +50,8 @@ def client_for(request: Request) -> YoloClient:
             held_clients.popitem(last=False)
             gc.collect()  # trainers are in cycles, whose tensors Python does not see as large
         kind = client_class(instructions.client)
-        client = kind(place.name, settings, show_images=place.show_images)
-        client.keeps_models = place.is_site
+        client = kind(workspace.name, settings, show_images=workspace.show_images)
+        client.keeps_models = workspace.is_site
         client.source = data
         client.state = request.state
         client.prepare()
@@ -68,14 +68,14 @@ def _data_of(request: Request) -> dict[str, Any]:
     Raises InputError where it has other classes than the server knows of, by which updates are
     averaged, or another form. Their order may be another: labels are renumbered by name.
     """
-    place, seat = request.place, request.seat
-    where = f"client '{place.name}'"
-    data = read_data(place.data, request.instructions.task, where=where)
-    found, expected = form_of(data), seat.summary or form_of(data)
+    workspace, assignment = request.workspace, request.assignment
+    where = f"client '{workspace.name}'"
+    data = read_data(workspace.data, request.instructions.task, where=where)
+    found, expected = form_of(data), assignment.summary or form_of(data)
     problems = form_problems(found, {"its data at the start": expected})
     for what, now, before in (
         ("names", found.names, expected.names),
-        ("node-config: not-annotated", place.not_annotated, seat.not_annotated),
+        ("node-config: not-annotated", workspace.not_annotated, assignment.not_annotated),
     ):
         if set(now) != set(before):
             problems.append(
@@ -84,5 +84,5 @@ def _data_of(request: Request) -> dict[str, Any]:
                 "with this"
             )
     if problems:
-        raise InputError(f"{where} ({place.data}): {problem}" for problem in problems)
-    return in_label_space(data, request.instructions.names, place.not_annotated)
+        raise InputError(f"{where} ({workspace.data}): {problem}" for problem in problems)
+    return in_label_space(data, request.instructions.names, workspace.not_annotated)

@@ -1,7 +1,7 @@
 """A YAML file and key=value overrides become a `Config`, or one line for each problem."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -72,6 +72,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a file and overrides say, before it is validated; and what is wrong with them."""
     try:
         source = read_yaml_text(path)
         loaded = OmegaConf.load(io.StringIO(source))
@@ -80,29 +81,13 @@ def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         names = OmegaConf.create(yaml.load(source, _AsClassNames) or {})
     except FileNotFoundError:
         return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
-    except (
-        Exception
-    ) as error:  # YAML's constructors of numbers, dates, ... raise errors of any kind
+    except Exception as error:  # YAML's constructors of numbers, dates, ... raise any kind
         return {}, [f"{path}: not a readable YAML file: {_one_line(error)}"]
     if not isinstance(loaded, DictConfig):
         return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
     assert isinstance(texts, DictConfig)
     assert isinstance(names, DictConfig)
-    problems = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip(" ."):
-            problems.append(f"'{override}': expected key=value, e.g. num_rounds=5")
-            continue
-        if not value.strip():
-            problems.append(f"'{override}': no value; write {key}=null for the default")
-            continue
-        try:
-            for tree, found in zip((loaded, texts, names), _values_of(value), strict=True):
-                _name_sections(tree)
-                OmegaConf.update(tree, key, found)
-        except (YAMLError, OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
-            problems.append(f"'{override}': not usable with {path}: {_one_line(error)}")
+    problems = list(_override(path, overrides, (loaded, texts, names)))
     if problems:
         return {}, problems
     try:
@@ -122,6 +107,29 @@ def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         return {}, [f"{path}: {_one_line(error)}"]
     # A section of which every line is commented out is None and has its defaults.
     return {key: value for key, value in settings.items() if value is not None}, []
+
+
+def _override(
+    path: Path, overrides: Sequence[str], trees: tuple[DictConfig, DictConfig, DictConfig]
+) -> Iterator[str]:
+    """Put overrides into the trees; says which are not usable.
+
+    trees: a file's settings as YAML, as text, and as class names.
+    """
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip(" ."):
+            yield f"'{override}': expected key=value, e.g. num_rounds=5"
+            continue
+        if not value.strip():
+            yield f"'{override}': no value; write {key}=null for the default"
+            continue
+        try:
+            for tree, found in zip(trees, _values_of(value), strict=True):
+                _name_sections(tree)
+                OmegaConf.update(tree, key, found)
+        except (YAMLError, OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
+            yield f"'{override}': not usable with {path}: {_one_line(error)}"
 
 
 class _AsWritten(yaml.SafeLoader):

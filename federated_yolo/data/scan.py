@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,13 @@ def check_dataset(
         raise InputError(problems)
     if forgiven is not None:
         forgiven += problems
-    form = form_of(data)
+    return replace(_counted(form_of(data), datasets), test_is_unlabelled=test_is_unlabelled)
+
+
+def _counted(
+    form: DataSummary, datasets: Mapping[str, PrivateDataset | PrivateClassDataset]
+) -> DataSummary:
+    """The same form with what the splits hold: images, labels of each class, classes."""
     numbers = {split: len(dataset) for split, dataset in datasets.items()}
     counts = {
         split: np.bincount(_labels(dataset), minlength=len(form.names)).tolist()
@@ -85,7 +91,6 @@ def check_dataset(
         num_val=numbers.get("val", 0),
         num_test=numbers.get("test", 0),
         class_counts=tuple(counts.get("train", form.class_counts)),
-        test_is_unlabelled=test_is_unlabelled,
         val_classes=classes.get("val", ()),
         test_classes=classes.get("test", ()),
     )

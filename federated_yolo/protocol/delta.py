@@ -1,6 +1,6 @@
 """New arrays as what changed in old ones that both sides have, and what a client keeps for that.
 
-An increment is itself a few named arrays, which travel as any others:
+A delta is itself a few named arrays, which travel as any others:
 
     changed      (arrays,) bool, in the order of the layout: which arrays are new
     packed       (bytes,) uint8: those, exactly
@@ -25,7 +25,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class LackingArraysError(Exception):
-    """An increment builds on arrays that this client does not have."""
+    """A delta builds on arrays that this client does not have."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Encoding:
     parameters: frozenset[str]
 
     def whole(self, arrays: Arrays) -> Arrays:
-        """An increment that builds on nothing."""
+        """A delta that builds on nothing."""
         return {
             "changed": np.ones(len(arrays), bool),
             "packed": _as_array(pack(select(arrays, self.layout.names))),
         }
 
-    def increment(self, new: Arrays, old: Arrays, residual: Arrays) -> tuple[Arrays, Arrays]:
+    def delta(self, new: Arrays, old: Arrays, residual: Arrays) -> tuple[Arrays, Arrays]:
         """What leads from old to (about) new arrays, and what of the change it leaves out.
 
         residual: left out before, and now added to the change: error feedback (Seide et al. 2014;
@@ -57,25 +57,25 @@ class Encoding:
         approximate = set(encoded.names)
         exact = select(new, [name for name in self.layout.names if name not in approximate])
         changed = changed_names(exact, old)
-        increment = {
+        delta = {
             "changed": np.isin(self.layout.names, changed),
             "packed": _as_array(pack(select(new, changed))),
         }
         if not encoded.entries:
-            return increment, {}
+            return delta, {}
         difference = {n: _difference(new[n], old[n], residual.get(n)) for n in encoded.names}
         data = encode(difference, self.codec)
         arriving = decode(data, encoded, self.codec)
-        increment["difference"] = _as_array(data)
-        return increment, {name: difference[name] - arriving[name] for name in difference}
+        delta["difference"] = _as_array(data)
+        return delta, {name: difference[name] - arriving[name] for name in difference}
 
-    def rebuilt(self, increment: Arrays, old: Arrays | None) -> Arrays:
-        """The arrays that an increment leads to, to the bit the same on any machine.
+    def rebuilt(self, delta: Arrays, old: Arrays | None) -> Arrays:
+        """The arrays that a delta leads to, to the bit the same on any machine.
 
         Raises ValueError, or KeyError, for one that is damaged or builds on arrays that are not
         there. Whether values make sense, `layout_problems` has to say.
         """
-        changed = increment["changed"]
+        changed = delta["changed"]
         if changed.dtype != bool or changed.shape != (len(self.layout.entries),):
             raise ValueError(
                 f"'changed' of the encoded arrays: found {changed.dtype.name} {changed.shape}, "
@@ -83,16 +83,16 @@ class Encoding:
             )
         entries = zip(self.layout.entries, changed, strict=True)
         new_layout = Layout(tuple(entry for entry, is_new in entries if is_new))
-        result = unpack(_as_bytes(increment["packed"]), new_layout)
+        result = unpack(_as_bytes(delta["packed"]), new_layout)
         if old is None:
             if not changed.all():
                 raise ValueError("the encoded arrays build on others that are not there")
             return result
         result = {**old, **result}
-        if "difference" in increment:
+        if "difference" in delta:
             if not self.encoded.entries:
                 raise ValueError("the encoded arrays have a difference, and no codec is set")
-            data = _as_bytes(increment["difference"])
+            data = _as_bytes(delta["difference"])
             with np.errstate(over="ignore"):  # infinite sums are found as such
                 for name, array in decode(data, self.encoded, self.codec).items():
                     result[name] = old[name] + array

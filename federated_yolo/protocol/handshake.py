@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from federated_yolo.data.data_yaml import Fraction
 from federated_yolo.data.summary import DataSummary
 
-PROTOCOL = 1  # raised when messages change their meaning
+PROTOCOL = 2  # raised when messages change their meaning
 PACKAGES = ("flwr", "torch")
 
 
@@ -68,7 +68,7 @@ _HELLO, _INTRODUCTION = TypeAdapter(Hello), TypeAdapter(Introduction)
 
 
 @dataclass(frozen=True)
-class Seat:
+class ClientAssignment:
     """A client's place in the federation, told to it in each message.
 
     index: in the config's `datasets`, by which its seed differs from the others'. trained: the last
@@ -89,15 +89,15 @@ class Seat:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return _SEAT.dump_json(self).decode()
+        return _ASSIGNMENT.dump_json(self).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> "Seat":
-        """Seat from `to_json`."""
-        return _SEAT.validate_json(text)
+    def from_json(cls, text: str) -> "ClientAssignment":
+        """ClientAssignment from `to_json`."""
+        return _ASSIGNMENT.validate_json(text)
 
 
-_SEAT = TypeAdapter(Seat)
+_ASSIGNMENT = TypeAdapter(ClientAssignment)
 
 
 def hello(task: str, fraction: Fraction = 1.0) -> Hello:

@@ -20,7 +20,7 @@ class Instructions:
     of the federation. train: resolved train arguments. num_clients: that may work on one machine.
     device, num_threads: of a client in a simulation. round_timeout_s: for one message.
     client: see `client_class`. cross_client: without it no client gives its local model away.
-    incremental: arrays travel as increments, see protocol/delta.py, with the differences that
+    sends_deltas: arrays travel as deltas, see protocol/delta.py, with the differences that
     codec encodes. privacy: clients see to its mode "local" themselves.
     """
 
@@ -42,7 +42,7 @@ class Instructions:
     round_timeout_s: float | None
     cross_client: bool
     client: str
-    incremental: bool
+    sends_deltas: bool
     codec: CodecConfig
     privacy: PrivacyConfig
 

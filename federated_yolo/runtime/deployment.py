@@ -13,7 +13,7 @@ from federated_yolo.config.schema import Config
 from federated_yolo.protocol.handshake import hello
 from federated_yolo.runtime.startup import make_server
 from federated_yolo.server.final_evaluation import finish, is_finished
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.results import Display, RunResult
 from federated_yolo.server.transport import exchange
 from federated_yolo.storage.run_dir import RunDir
@@ -35,17 +35,17 @@ def run_on(grid: Grid, federation: Federation, display: Display, run_dir: RunDir
         server.finish_loggers()
 
 
-def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> Members:
+def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> ClientRegistry:
     """Wait for the sites that the config lists, or for those that come; what they hold is known.
 
     Listed sites are waited for JOIN_WAIT_S; then, and where any site may come, `min_clients` of
     them are enough.
     """
     is_open = config.datasets == "supernodes" or config.new_clients
-    members = Members(
+    registry = ClientRegistry(
         config.clients, hello(task, fraction_of(config)), is_open=is_open, has_sites=True
     )
-    members.names = tuple(config.names) if config.names else None
+    registry.names = tuple(config.names) if config.names else None
 
     def tell(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -57,28 +57,28 @@ def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> M
     told: list[str] | None = None
     last_change = time.monotonic()
     while True:
-        before = members.present
-        for who, reason in members.refresh(grid, ask):
+        before = registry.present
+        for who, reason in registry.refresh(grid, ask):
             tell(f"{who} is refused: {reason}")
-        members.forget_absent()
-        present = members.present
+        registry.forget_absent()
+        present = registry.present
         for name in sorted(set(present) - set(before)):
-            tell(f"site '{name}' is there: node {members.by_name[name].node}")
+            tell(f"site '{name}' is there: node {registry.by_name[name].node}")
         if present != before:
             last_change = time.monotonic()
         patience_s = JOIN_WAIT_S if waits_for_all else SETTLE_S
         is_enough = len(present) >= config.min_clients
-        if waits_for_all and not members.missing:
-            return members
+        if waits_for_all and not registry.missing:
+            return registry
         if is_enough and time.monotonic() - last_change > patience_s:
             if not waits_for_all:
-                members.order_seats()
-            return members
+                registry.order_clients()
+            return registry
         if told != present:
             told = present
-            expected = ", ".join(members.missing) or (
+            expected = ", ".join(registry.missing) or (
                 f"{config.min_clients} SuperNodes (min_clients), found {len(present)}"
             )
-            if members.missing or not is_enough:
+            if registry.missing or not is_enough:
                 tell(f"waiting for {expected}")
         time.sleep(POLL_S)

@@ -8,9 +8,9 @@ from federated_yolo.client.kept_arrays import missing_state
 from federated_yolo.common.arrays import checksum
 from federated_yolo.common.errors import InputError
 from federated_yolo.protocol.instructions import Instructions
-from federated_yolo.server.broadcast import Downloads
+from federated_yolo.server.broadcast import Broadcast
 from federated_yolo.server.global_model import GlobalModel
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.results import RoundResult, result_of
 from federated_yolo.storage.run_dir import RESULTS, RunDir
 
@@ -21,9 +21,9 @@ def take_up(
     instructions: Instructions,
     *,
     model: GlobalModel,
-    members: Members,
+    registry: ClientRegistry,
     aggregation: Aggregation,
-    broadcast: Downloads | None,
+    broadcast: Broadcast | None,
     privacy: ServerPrivacy | None,
 ) -> list[RoundResult]:
     """Bring each of these to where it was after the last complete round; return the rounds so far.
@@ -33,13 +33,13 @@ def take_up(
     try:
         _check_start(run_dir, base_model, model)
         last = run_dir.last_round()
-        members.trained = {
+        registry.trained = {
             row["client"]: int(row["round"])
             for row in run_dir.rows("clients.csv")
             if row.get("num_examples")
         }
-        if not members.has_sites:  # a site has its own state, and says itself if it is gone
-            _check_states(run_dir, instructions, members.trained, last)
+        if not registry.has_sites:  # a site has its own state, and says itself if it is gone
+            _check_states(run_dir, instructions, registry.trained, last)
         if last:
             model.load(last)
             if aggregation.has_state:

@@ -28,10 +28,10 @@ from federated_yolo.protocol.delta import Encoding
 from federated_yolo.protocol.handshake import hello
 from federated_yolo.protocol.instructions import Instructions
 from federated_yolo.runtime.resume import take_up
-from federated_yolo.server.broadcast import Downloads
+from federated_yolo.server.broadcast import Broadcast
 from federated_yolo.server.global_model import GlobalModel
 from federated_yolo.server.messenger import Messenger
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.replies import ReplyReader
 from federated_yolo.server.results import Display
 from federated_yolo.server.server import Server
@@ -58,8 +58,8 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     )
     model = _global_model(federation, instructions, aggregation.parameters, run_dir)
     encoding = Encoding(model.layout, instructions.codec, aggregation.parameters)
-    broadcast = Downloads(encoding, model.arrays) if instructions.incremental else None
-    members = _members(federation, run_dir)
+    broadcast = Broadcast(encoding, model.arrays) if instructions.sends_deltas else None
+    registry = _registry(federation, run_dir)
     evaluator = _server_evaluator(federation, run_dir)
     privacy = _privacy(config, model, run_dir)
     rounds = take_up(
@@ -67,7 +67,7 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         config.base_model,
         instructions,
         model=model,
-        members=members,
+        registry=registry,
         aggregation=aggregation,
         broadcast=broadcast,
         privacy=privacy,
@@ -76,10 +76,10 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
     return Server(
         config,
         model,
-        members,
+        registry,
         aggregation,
-        Messenger(members, instructions, run_dir, broadcast),
-        ReplyReader(config, instructions, model, members, encoding, aggregation.parameters),
+        Messenger(registry, instructions, run_dir, broadcast),
+        ReplyReader(config, instructions, model, registry, encoding, aggregation.parameters),
         run_dir,
         display,
         evaluator,
@@ -107,16 +107,16 @@ def _global_model(
     )
 
 
-def _members(federation: Federation, run_dir: RunDir) -> Members:
+def _registry(federation: Federation, run_dir: RunDir) -> ClientRegistry:
     """The clients: sites that are there, or those whose data is on this machine."""
     config = federation.config
-    members = federation.members or Members(
+    registry = federation.registry or ClientRegistry(
         config.clients, hello(federation.task), is_open=False, has_sites=False
     )
-    members.names = tuple(config.names or ())
-    members.classes = selected_classes(config.train, members.names)
-    members.at_start = as_at_start(federation.summaries, run_dir)
-    return members
+    registry.names = tuple(config.names or ())
+    registry.classes = selected_classes(config.train, registry.names)
+    registry.at_start = as_at_start(federation.summaries, run_dir)
+    return registry
 
 
 def _privacy(config: Config, model: GlobalModel, run_dir: RunDir) -> ServerPrivacy | None:
@@ -217,7 +217,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
         cross_client=config.evaluate.cross_client,
         client=config.client or "",
         privacy=config.privacy,
-        incremental=config.codec.name != "none" or (config.has_sites and not config.server_ema),
+        sends_deltas=config.codec.name != "none" or (config.has_sites and not config.server_ema),
         codec=config.codec,
     )
 

@@ -68,6 +68,34 @@ def show_run(
 def show_start(console: Console, federation: Federation, run_dir: RunDir) -> None:
     """Say what is about to run: model, device, and the images and classes of each client."""
     config = federation.config
+    _show_model(console, federation)
+    if config.privacy.mode != "none":
+        console.print(
+            f"Differential privacy: {config.privacy.mode}, epsilon at most "
+            f"{epsilon(config.privacy, config.num_rounds):.3g} at delta {config.privacy.delta:g} "
+            "for a client that trains in all rounds; noise on each number of the mean: standard "
+            f"deviation {noise_of_mean(config.privacy, config.clients_per_round):.3g} in a round",
+            soft_wrap=True,
+        )
+    if federation.gpu_choice:
+        console.print(federation.gpu_choice, soft_wrap=True, markup=False)
+    for problem in federation.unusable:
+        console.print(f"Left out until it is mended: {problem}", soft_wrap=True, markup=False)
+    console.print(_clients_table(federation))
+    left_out = [name for name, s in federation.summaries.items() if s.test_is_unlabelled]
+    if left_out:
+        names = ", ".join(left_out)
+        console.print(f"No test scores of {names}: no image of the test split has a label there")
+    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
+    done = run_dir.last_round()
+    if done:
+        is_complete = done >= config.num_rounds
+        console.print("All rounds are complete" if is_complete else f"Going on after round {done}")
+
+
+def _show_model(console: Console, federation: Federation) -> None:
+    """What is trained, on what, and how each client trains it."""
+    config = federation.config
     resources = config.client_resources
     device = f"On {resources.num_gpus:g} GPU" if resources.num_gpus else "On the CPU"
     if not resources.num_gpus and not torch.cuda.is_available():
@@ -87,18 +115,11 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         f"{train['optimizer']} lr0 {train.get('lr0', DEFAULT_CFG_DICT['lr0']):.4g}",
         soft_wrap=True,
     )
-    if config.privacy.mode != "none":
-        console.print(
-            f"Differential privacy: {config.privacy.mode}, epsilon at most "
-            f"{epsilon(config.privacy, config.num_rounds):.3g} at delta {config.privacy.delta:g} "
-            "for a client that trains in all rounds; noise on each number of the mean: standard "
-            f"deviation {noise_of_mean(config.privacy, config.clients_per_round):.3g} in a round",
-            soft_wrap=True,
-        )
-    if federation.gpu_choice:
-        console.print(federation.gpu_choice, soft_wrap=True, markup=False)
-    for problem in federation.unusable:
-        console.print(f"Left out until it is mended: {problem}", soft_wrap=True, markup=False)
+
+
+def _clients_table(federation: Federation) -> Table:
+    """Images and labels of each class at each client."""
+    config = federation.config
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
     names = config.names
@@ -116,19 +137,10 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         cells = [boxes.get(name, absent) for name in names]
         has_gaps |= "–" in cells
         table.add_row(data.name, *map(str, counts), *cells)
-    left_out = [name for name, s in federation.summaries.items() if s.test_is_unlabelled]
     if has_gaps:
         table.caption = "– not annotated there: says nothing about that class"
         table.caption_justify = "left"
-    console.print(table)
-    if left_out:
-        names = ", ".join(left_out)
-        console.print(f"No test scores of {names}: no image of the test split has a label there")
-    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
-    done = run_dir.last_round()
-    if done:
-        is_complete = done >= config.num_rounds
-        console.print("All rounds are complete" if is_complete else f"Going on after round {done}")
+    return table
 
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:

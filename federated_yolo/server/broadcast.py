@@ -11,11 +11,11 @@ from federated_yolo.common.arrays import Arrays, checksum
 from federated_yolo.protocol.delta import Encoding
 from federated_yolo.protocol.records import LACKS_ARRAYS, to_record
 
-INCREMENT, RESIDUAL, BEFORE = "increment/", "residual/", "before"  # in the state
+DELTA, RESIDUAL, BEFORE = "increment/", "residual/", "before"  # in the state
 
 
-class Downloads:
-    """Holds the last increment and its residual, and which node holds which global arrays.
+class Broadcast:
+    """Holds the last delta and its residual, and which node holds which global arrays.
 
     Arrays are told apart by their checksums.
     """
@@ -26,13 +26,13 @@ class Downloads:
         self._residual: Arrays = {}
         self._held: dict[int, str] = {}
         self._presumed = ""  # held by a node that has not answered yet
-        self._place(arrays, before="", increment={})
+        self._place(arrays, before="", delta={})
 
     def advance(self, aggregated: Arrays) -> Arrays:
-        """The next global arrays, which are those that an increment towards these leads to."""
-        increment, self._residual = self.encoding.increment(aggregated, self.arrays, self._residual)
-        arrays = self.encoding.rebuilt(increment, self.arrays)
-        self._place(arrays, before=self._checksum, increment=increment)
+        """The next global arrays, which are those that a delta towards these leads to."""
+        delta, self._residual = self.encoding.delta(aggregated, self.arrays, self._residual)
+        arrays = self.encoding.rebuilt(delta, self.arrays)
+        self._place(arrays, before=self._checksum, delta=delta)
         return arrays
 
     def addressed(self, message: Message) -> Message:
@@ -40,8 +40,8 @@ class Downloads:
         held = self._held.get(message.metadata.dst_node_id, self._presumed)
         if held == self._checksum:
             return self._carrying(message, ArrayRecord())
-        if self._increment and held == self._before:
-            return self._carrying(message, to_record(self._increment))
+        if self._delta and held == self._before:
+            return self._carrying(message, to_record(self._delta))
         return self.whole(message)
 
     def whole(self, message: Message) -> Message:
@@ -66,7 +66,7 @@ class Downloads:
     def state(self) -> Arrays:
         """All that a resumed run needs of this."""
         return {
-            **{f"{INCREMENT}{name}": array for name, array in self._increment.items()},
+            **{f"{DELTA}{name}": array for name, array in self._delta.items()},
             **{f"{RESIDUAL}{name}": array for name, array in self._residual.items()},
             BEFORE: np.array(self._before),
         }
@@ -78,13 +78,13 @@ class Downloads:
         """
         self._residual = _starting_with(RESIDUAL, state)
         self._presumed = str(state[BEFORE])
-        self._place(arrays, self._presumed, _starting_with(INCREMENT, state))
+        self._place(arrays, self._presumed, _starting_with(DELTA, state))
 
-    def _place(self, arrays: Arrays, before: str, increment: Arrays) -> None:
+    def _place(self, arrays: Arrays, before: str, delta: Arrays) -> None:
         self.arrays = arrays
         self._checksum = checksum(arrays)
         self._before = before
-        self._increment = increment
+        self._delta = delta
         self._whole: ArrayRecord | None = None
 
     def _carrying(self, message: Message, encoded: ArrayRecord) -> Message:

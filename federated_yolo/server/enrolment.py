@@ -24,9 +24,9 @@ class Enrolment:
         self.config = config
         self.model = model
         self.messenger = messenger
-        self.members = messenger.members
+        self.registry = messenger.registry
         self.display = display
-        self.greeted: set[int] = set()  # nodes that have the model
+        self.has_model: set[int] = set()  # nodes that have the model
         self._num_recorded = len(config.clients)  # clients in args.yaml
 
     def greet(self, grid: Grid) -> None:
@@ -36,17 +36,17 @@ class Enrolment:
         (runtime/deployment.py); others join later.
         """
         self.meet(grid)
-        while self.members.missing and not self.members.has_sites:
+        while self.registry.missing and not self.registry.has_sites:
             self.messenger.pause(POLL_S)
             self.meet(grid)
 
     def wait_for(self, num_clients: int, grid: Grid) -> None:
         """Look who is there before a round; sites that have gone may come back."""
         self.meet(grid)
-        if self.members.has_sites and len(self.members.present) < num_clients:
-            there = ", ".join(self.members.present) or "none"
+        if self.registry.has_sites and len(self.registry.present) < num_clients:
+            there = ", ".join(self.registry.present) or "none"
             self.display.notice(f"waiting: a round needs {num_clients} clients, found {there}")
-            while len(self.members.present) < num_clients:
+            while len(self.registry.present) < num_clients:
                 self.messenger.pause(SITE_POLL_S)
                 self.meet(grid)
 
@@ -56,32 +56,32 @@ class Enrolment:
         Sites that do not fit are left out. Raises FederationError in a simulation, where a client
         that does not fit is a mistake in the run.
         """
-        members, journal = self.members, RoundJournal(self.display)
+        registry, journal = self.registry, RoundJournal(self.display)
         refused = list(
-            members.refresh(grid, lambda asked: self.messenger.exchange(grid, asked, journal))
+            registry.refresh(grid, lambda asked: self.messenger.exchange(grid, asked, journal))
         )
-        new = [node for node in members.nodes if node not in self.greeted]
-        messages = [Message(self.greeting(node), node, "query") for node in new]
+        new = [node for node in registry.nodes if node not in self.has_model]
+        messages = [Message(self.first_message(node), node, "query") for node in new]
         for reply in self.messenger.exchange(grid, messages, journal):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                name, reason = members.names_by_node[node], reason_in(reply)
-                members.refuse(grid, name, reason)
+                name, reason = registry.names_by_node[node], reason_in(reply)
+                registry.refuse(grid, name, reason)
                 refused.append((f"client '{name}'", reason))
             else:
-                self.greeted.add(node)
-        if refused and not members.has_sites:
+                self.has_model.add(node)
+        if refused and not registry.has_sites:
             raise FederationError(f"before round 1: {'; '.join(reason for _, reason in refused)}")
         for who, reason in refused:
             self.display.notice(f"{who} is refused: {reason}")
-        for name, before, now in members.moved:
+        for name, before, now in registry.moved:
             self.display.notice(
                 f"client '{name}': it is node {now} now, and was node {before}: another key"
             )
-        members.moved.clear()
+        registry.moved.clear()
         self._record_new_clients()
 
-    def greeting(self, node: int) -> RecordDict:
+    def first_message(self, node: int) -> RecordDict:
         """What a client gets before its first round: all of the model but the global arrays."""
         record = RecordDict({"config": self.messenger.config_record(node)})
         if not self.model.is_whole:
@@ -89,9 +89,9 @@ class Enrolment:
         return record
 
     def _record_new_clients(self) -> None:
-        """Write down who has joined, so that a resumed run gives each the same seat."""
-        self.members.remember_summaries()
-        if len(self.members.clients) > self._num_recorded:
-            self._num_recorded = len(self.members.clients)
-            config = self.config.model_copy(update={"datasets": self.members.clients})
+        """Write down who has joined, so that a resumed run gives each the same assignment."""
+        self.registry.remember_summaries()
+        if len(self.registry.clients) > self._num_recorded:
+            self._num_recorded = len(self.registry.clients)
+            config = self.config.model_copy(update={"datasets": self.registry.clients})
             self.messenger.run_dir.write_text(CONFIG_FILE, config.to_yaml())

@@ -44,7 +44,7 @@ def finish(server: Server, grid: Grid) -> None:
 def _end_clients(server: Server, grid: Grid) -> None:
     """Let the clients' `finish` run."""
     record = RecordDict({"config": server.messenger.config_record()})
-    messages = server.messenger.messages(record, server.members.nodes, "query.finish")
+    messages = server.messenger.messages(record, server.registry.nodes, "query.finish")
     for reply in server.exchange(grid, messages):
         server.reader.read(reply, lambda _, reply: reply, server.journal)
 
@@ -71,7 +71,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
     models of their own, it is those of the last round: earlier private arrays are not kept.
     """
     is_on_server = server.evaluator is not None and "test" in server.evaluator.data
-    if not (server.members.nodes_with_test or is_on_server):
+    if not (server.registry.nodes_with_test or is_on_server):
         return
     rows = []
     for round_number, arrays in _kept_models(server).items():
@@ -111,10 +111,10 @@ def _scores_on_test(
     server: Server, grid: Grid, round_number: int, arrays: Arrays | None
 ) -> list[Score]:
     """Scores of the clients that have a test split. arrays: None for those deployed now."""
-    nodes = server.members.nodes_with_test
+    nodes = server.registry.nodes_with_test
     if not nodes:
         return []
-    server.display.step(round_number, "test", server.members.names_of(nodes))
+    server.display.step(round_number, "test", server.registry.names_of(nodes))
     if arrays is None:
         return server.scorer.ask(grid, round_number, nodes, server.journal, "test")
     config = server.messenger.config_record()
@@ -145,17 +145,17 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
     empty: list[dict[str, object]] = []
     for model, owner, arrays in _models(server, grid):
         if arrays is None:
-            names = server.members.names_of(server.members.nodes)
+            names = server.registry.names_of(server.registry.nodes)
             empty.extend({"model": model, "owner": owner, "data": name} for name in names)
             continue
         server.display.step(
             server.config.num_rounds,
             f"evaluate the {model} model{f' of {owner}' if owner else ''}",
-            server.members.names_of(server.members.nodes),
+            server.registry.names_of(server.registry.nodes),
         )
         config = server.messenger.config_record()
         record = RecordDict({"arrays": to_record(arrays), "config": config})
-        messages = server.messenger.messages(record, server.members.nodes, "evaluate.whole")
+        messages = server.messenger.messages(record, server.registry.nodes, "evaluate.whole")
         scores = server.scorer.read(grid, messages, server.journal)
         if server.evaluator:
             scores += _scores_here(server, arrays, "val")
@@ -197,8 +197,8 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | Non
         if row.get("num_examples") and config.evaluate.is_due(int(row["round"]), config.num_rounds)
     }
     for kind in kinds:
-        for node in server.members.nodes:
-            name = server.members.names_by_node[node]
+        for node in server.registry.nodes:
+            name = server.registry.names_by_node[node]
             if kind == "local" and name not in have_local:
                 yield kind, name, None
                 continue
@@ -219,7 +219,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
     """Draw predictions of the first and the last round beside the labels, where that is allowed."""
     num_images = server.config.evaluate.show_images
     on_server = server.evaluator if num_images else None
-    nodes = server.members.nodes_with_pictures
+    nodes = server.registry.nodes_with_pictures
     if not nodes and on_server is None:
         return
     first = _arrays_of(server, 1)
@@ -234,7 +234,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
             _write_picture(server, "predictions.jpg", picture)
     if nodes:
         server.display.step(
-            server.config.num_rounds, "draw predictions", server.members.names_of(nodes)
+            server.config.num_rounds, "draw predictions", server.registry.names_of(nodes)
         )
         record = RecordDict({title: to_record(values) for title, values in arrays.items()})
         record["config"] = server.messenger.config_record()
@@ -246,7 +246,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
         for reply in server.exchange(grid, messages):
             picture = server.reader.read(reply, read, server.journal)
             if picture is not None:
-                name = server.members.names_by_node[reply.metadata.src_node_id]
+                name = server.registry.names_by_node[reply.metadata.src_node_id]
                 server.display.client_done(name, "drawn")
                 _write_picture(server, f"predictions_{name}.jpg", picture)
 

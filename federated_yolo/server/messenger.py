@@ -10,11 +10,11 @@ from flwr.serverapp import Grid
 
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.errors import FederationError
-from federated_yolo.protocol.handshake import Seat
+from federated_yolo.protocol.handshake import ClientAssignment
 from federated_yolo.protocol.instructions import Instructions
-from federated_yolo.server.broadcast import Downloads
+from federated_yolo.server.broadcast import Broadcast
 from federated_yolo.server.journal import RoundJournal, Traffic
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.transport import POLL_S, SITE_POLL_S, exchange, num_bytes
 from federated_yolo.storage.run_dir import RunDir
 
@@ -22,17 +22,17 @@ from federated_yolo.storage.run_dir import RunDir
 class Messenger:
     """Sends messages, tells each client which one it is, and counts bytes.
 
-    broadcast: sends arrays as increments; None sends them as they are.
+    broadcast: sends arrays as deltas; None sends them as they are.
     """
 
     def __init__(
         self,
-        members: Members,
+        registry: ClientRegistry,
         instructions: Instructions,
         run_dir: RunDir,
-        broadcast: Downloads | None = None,
+        broadcast: Broadcast | None = None,
     ) -> None:
-        self.members = members
+        self.registry = registry
         self.instructions = instructions
         self.run_dir = run_dir
         self.broadcast = broadcast
@@ -48,41 +48,41 @@ class Messenger:
             raise FederationError("stopped")
 
     def config_record(self, node: int | None = None) -> ConfigRecord:
-        """What every message says; with the seat of one client."""
+        """What every message says; with the assignment of one client."""
         record = ConfigRecord({"instructions": self.instructions.to_json()})
         if node is not None:
-            record["seat"] = self.seat(node).to_json()
+            record["assignment"] = self.assignment(node).to_json()
         return record
 
-    def seat(self, node: int) -> Seat:
+    def assignment(self, node: int) -> ClientAssignment:
         """Which client a node is."""
-        members = self.members
-        name = members.names_by_node[node]
-        index = members.seat(name)
-        data = members.clients[index]
-        seat = Seat(
+        registry = self.registry
+        name = registry.names_by_node[node]
+        index = registry.index_of(name)
+        data = registry.clients[index]
+        assignment = ClientAssignment(
             index,
             name,
-            members.trained.get(name, 0),
+            registry.trained.get(name, 0),
             not_annotated=data.not_annotated,
-            summary=members.at_start.get(name),
+            summary=registry.at_start.get(name),
         )
         if data.data is None:
-            return seat
+            return assignment
         return replace(
-            seat,
+            assignment,
             data=data.data,
             show_images=data.show_images,
             private_dir=str(self.run_dir.client_dir(name)),
         )
 
     def messages(self, content: RecordDict, nodes: Iterable[int], kind: str) -> list[Message]:
-        """The same for each of these nodes, but for the client's seat."""
-        return self._seated([Message(content, node, kind) for node in nodes])
+        """The same for each of these nodes, but for the client's assignment."""
+        return self._assigned([Message(content, node, kind) for node in nodes])
 
     def addressed(self, messages: Iterable[Message]) -> list[Message]:
-        """Messages with the global arrays for each client, as increments where these are used."""
-        seated = self._seated(messages)
+        """Messages with the global arrays for each client, as deltas where these are used."""
+        seated = self._assigned(messages)
         if self.broadcast is None:
             return seated
         return [self.broadcast.addressed(message) for message in seated]
@@ -109,7 +109,7 @@ class Messenger:
             messages,
             self._limit_s(len(messages)),
             self.pause,
-            poll_s=SITE_POLL_S if self.members.has_sites else POLL_S,
+            poll_s=SITE_POLL_S if self.registry.has_sites else POLL_S,
             again=again,
         )
         for reply in replies:
@@ -117,13 +117,13 @@ class Messenger:
             yield reply
             del reply  # its arrays, which would stay until the next one is there
 
-    def _seated(self, messages: Iterable[Message]) -> list[Message]:
+    def _assigned(self, messages: Iterable[Message]) -> list[Message]:
         """Tell each client which one it is."""
         result = []
         for message in messages:
             content, node = message.content, message.metadata.dst_node_id
             config = ConfigRecord(dict(content.config_records["config"]))
-            config["seat"] = self.seat(node).to_json()
+            config["assignment"] = self.assignment(node).to_json()
             own = RecordDict({**dict(content), "config": config})
             result.append(Message(own, node, message.metadata.message_type))
         return result
@@ -131,7 +131,7 @@ class Messenger:
     def _limit_s(self, num_messages: int) -> float | None:
         """For all answers: sites work side by side, clients of a simulation may wait in a queue."""
         timeout_s = self.instructions.round_timeout_s
-        return timeout_s and timeout_s * (1 if self.members.has_sites else num_messages)
+        return timeout_s and timeout_s * (1 if self.registry.has_sites else num_messages)
 
     def _sent_again(
         self, message: Message, reply: Message, journal: RoundJournal
@@ -144,4 +144,4 @@ class Messenger:
         return whole
 
     def _traffic(self, node: int, journal: RoundJournal) -> Traffic:
-        return journal.traffic[self.members.names_by_node.get(node, "")]
+        return journal.traffic[self.registry.names_by_node.get(node, "")]

@@ -39,10 +39,10 @@ class Member:
     summary: DataSummary | None
 
 
-class Members:
+class ClientRegistry:
     """Holds who the clients are, on which nodes, and who has been refused.
 
-    clients: in the order of their seats; grows when others may join. names: class names of the
+    clients: in their order; grows when others may join. names: class names of the
     federation, None while they depend on who comes. classes: those that train.classes leaves,
     None for all.
     """
@@ -67,7 +67,7 @@ class Members:
 
     @property
     def present(self) -> list[str]:
-        """Names of the clients that are there, in the order of their seats."""
+        """Names of the clients that are there, in their order."""
         names = (data.name for data in self.clients)
         return [n for n in names if n in self.by_name and self.by_name[n].node in self.online]
 
@@ -79,7 +79,7 @@ class Members:
 
     @property
     def summaries(self) -> dict[str, DataSummary]:
-        """What the sites hold, in the order of their seats."""
+        """What the sites hold, in their order."""
         found = {name: self.by_name[name].summary for name in self.present}
         return {name: summary for name, summary in found.items() if summary is not None}
 
@@ -133,11 +133,11 @@ class Members:
         for name, summary in self.summaries.items():
             self.at_start[name] = without_unlabelled_test(summary, self.classes)
 
-    def order_seats(self) -> None:
+    def order_clients(self) -> None:
         """By name, so that a run does not depend on who came first; only before it starts."""
         self.clients.sort(key=lambda data: data.name)
 
-    def seat(self, name: str) -> int:
+    def index_of(self, name: str) -> int:
         """Index of a client, by which its seed differs from the others'."""
         return [data.name for data in self.clients].index(name)
 
@@ -202,12 +202,12 @@ class Members:
         problems = _implausible(introduction, summary)
         if problems:
             raise Unfit(f"SuperNode '{name}': {'; '.join(problems)}; correct its data.yaml")
-        data = self._seat_for(name)
+        data = self._client_named(name)
         self._check_form(name, summary)
         if data is None:
             data = ClientData(name=name)
             self.clients.append(data)
-        self.clients[self.seat(name)] = data = data.model_copy(
+        self.clients[self.index_of(name)] = data = data.model_copy(
             update={
                 "not_annotated": introduction.not_annotated,
                 "show_images": introduction.show_images,
@@ -241,7 +241,7 @@ class Members:
         else:
             self._surplus.add(node)
 
-    def _seat_for(self, name: str) -> ClientData | None:
+    def _client_named(self, name: str) -> ClientData | None:
         """The client of this name; None if it is new and may come."""
         if not self.has_sites:
             raise Unfit(

@@ -37,7 +37,7 @@ from federated_yolo.server.plausible import (
     statistics_factors,
     statistics_problems,
 )
-from federated_yolo.server.registry import Members, reason_in
+from federated_yolo.server.registry import ClientRegistry, reason_in
 from federated_yolo.server.transport import num_bytes
 from federated_yolo.yolo.evaluator import class_metrics
 from federated_yolo.yolo.slice_mixin import smallest_imgsz
@@ -74,14 +74,14 @@ class ReplyReader:
         config: Config,
         instructions: Instructions,
         model: GlobalModel,
-        members: Members,
+        registry: ClientRegistry,
         encoding: Encoding,
         parameters: frozenset[str],
     ) -> None:
         self.config = config
         self.instructions = instructions
         self.model = model
-        self.members = members
+        self.registry = registry
         self.encoding = encoding
         self.parameters = parameters
         task, names = model.meta.task, model.meta.names
@@ -105,7 +105,7 @@ class ReplyReader:
         parse: takes the client's name and the reply. Raises ValueError, TypeError, KeyError or
         OverflowError for a reply that cannot be used.
         """
-        name = self.members.names_by_node[reply.metadata.src_node_id]  # `exchange` has seen to that
+        name = self.registry.names_by_node[reply.metadata.src_node_id]  # as `exchange` sees to
         try:
             if reply.has_error():
                 raise ValueError(reason_in(reply))
@@ -203,7 +203,7 @@ class ReplyReader:
 
         They are its weight in means. Its data may have grown; it may also claim what it has not.
         """
-        summary = self.members.at_start.get(name)
+        summary = self.registry.at_start.get(name)
         known = max(getattr(summary, f"num_{split}") for split in splits) if summary else found
         if found > known:
             journal.note(
@@ -214,7 +214,7 @@ class ReplyReader:
     def _rebuilt(self, reply: Message) -> Arrays:
         """All arrays of an update, of which the client has sent what it has changed."""
         start = self.model.arrays
-        if self.instructions.incremental:
+        if self.instructions.sends_deltas:
             return self.encoding.rebuilt(views(record_of(reply, "encoded", ArrayRecord)), start)
         unchanged: Any = record_of(reply, "client", ConfigRecord).get(UNCHANGED, [])
         arrays = {name: start[name] for name in unchanged}

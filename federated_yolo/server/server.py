@@ -18,7 +18,7 @@ from federated_yolo.server.enrolment import Enrolment
 from federated_yolo.server.global_model import GlobalModel
 from federated_yolo.server.journal import RoundJournal
 from federated_yolo.server.messenger import Messenger
-from federated_yolo.server.registry import Members
+from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.replies import ReplyReader, Score
 from federated_yolo.server.results import Display, RoundResult, RunResult
 from federated_yolo.server.round_tables import RoundOutcome, class_rows, client_rows, summarise
@@ -52,7 +52,7 @@ class Server:
 
     config: Config
     model: GlobalModel
-    members: Members
+    registry: ClientRegistry
     aggregation: Aggregation
     messenger: Messenger
     reader: ReplyReader
@@ -143,7 +143,7 @@ class Server:
     def absent(self) -> dict[str, list[int]]:
         """Indices of the classes that a client does not annotate, by its name."""
         is_one_class = self.config.train.get("single_cls")
-        return {} if is_one_class else self.members.absent(self.model.meta.names)
+        return {} if is_one_class else self.registry.absent(self.model.meta.names)
 
     def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
         """Send the global arrays, receive and check the clients' updates.
@@ -155,8 +155,8 @@ class Server:
         arrays, they do the same work.
         """
         seed = f"{self.config.seed}/{round_number}"
-        nodes = self.members.sample(self.config.fraction_train, seed)
-        name_of, needed = self.members.names_by_node, self.min_updates
+        nodes = self.registry.sample(self.config.fraction_train, seed)
+        name_of, needed = self.registry.names_by_node, self.min_updates
         add = None if self.needs_all_updates else self._add
         self.inbox.start([name_of[node] for node in nodes], add)
         updates = self.inbox.updates
@@ -180,7 +180,7 @@ class Server:
         )
 
     def _train(self, grid: Grid, round_number: int, nodes: list[int]) -> None:
-        self.display.step(round_number, "train", self.members.names_of(nodes))
+        self.display.step(round_number, "train", self.registry.names_of(nodes))
         record = self.messenger.config_record()
         evaluate = self.config.evaluate
         if evaluate.cross_client and evaluate.is_due(round_number, self.config.num_rounds):
@@ -192,10 +192,10 @@ class Server:
 
     def _take_in(self, reply: Message, round_number: int) -> None:
         if self.privacy and not reply.has_error():  # has left its client, whatever it is
-            self.privacy.count(self.members.names_by_node[reply.metadata.src_node_id])
+            self.privacy.count(self.registry.names_by_node[reply.metadata.src_node_id])
         update = self.reader.update(reply, self.journal)
         if update is not None:
-            self.members.trained[update.name] = round_number
+            self.registry.trained[update.name] = round_number
             self.inbox.put(update)
             text = f"loss {update.loss:.3g}, {update.seconds:.1f} s"
             self.display.client_done(update.name, text)
@@ -261,8 +261,8 @@ class Server:
         """Score the global model on the clients' val splits and on the server's data."""
         if not self.config.evaluate.is_due(round_number, self.config.num_rounds):
             return [], None
-        self.display.step(round_number, "evaluate", sorted(self.members.present))
-        scores = self.scorer.ask(grid, round_number, self.members.nodes, self.journal)
+        self.display.step(round_number, "evaluate", sorted(self.registry.present))
+        scores = self.scorer.ask(grid, round_number, self.registry.nodes, self.journal)
         if self.evaluator is None:
             return scores, None
         deployed = self.model.deployed

@@ -1,4 +1,4 @@
-"""What travels with a codec: increments, of which both sides make the same arrays."""
+"""What travels with a codec: deltas, of which both sides make the same arrays."""
 
 import re
 from dataclasses import replace
@@ -58,7 +58,7 @@ def encoded(message: Message) -> Arrays:
 
 def kinds(grid: LocalGrid) -> list[tuple[str, str]]:
     """Of each message with arrays to the first client: its type, and what it carries."""
-    names = {0: "nothing", 2: "whole", 3: "increment"}
+    names = {0: "nothing", 2: "whole", 3: "delta"}
     return [
         (m.metadata.message_type, names[len(encoded(m))])
         for m in grid.sent
@@ -89,9 +89,9 @@ def test_arrays_travel_whole_once_and_then_what_changed_once_a_round(
 ) -> None:
     assert kinds(with_topk[0]) == [
         ("train", "whole"),
-        ("evaluate", "increment"),
+        ("evaluate", "delta"),
         ("train", "nothing"),
-        ("evaluate", "increment"),
+        ("evaluate", "delta"),
     ]
 
 
@@ -150,10 +150,10 @@ def test_a_client_that_lost_its_folder_gets_whole_arrays_and_the_round_goes_on(
     assert not display.failures
     assert kinds(grid) == [
         ("train", "whole"),
-        ("evaluate", "increment"),
+        ("evaluate", "delta"),
         ("train", "nothing"),
         ("train", "whole"),
-        ("evaluate", "increment"),
+        ("evaluate", "delta"),
     ]
     assert_identical(final_arrays(result), final_arrays(with_topk[1]))
 
@@ -210,7 +210,7 @@ def test_a_client_that_was_not_sampled_gets_whole_arrays(tmp_path: Path) -> None
     again = [a == b for a, b in zip(trained[1:], trained[:-1], strict=True)]
     assert any(again)
     assert not all(again)
-    assert found == [2] + [3 if is_again else 2 for is_again in again]  # increment, or whole
+    assert found == [2] + [3 if is_again else 2 for is_again in again]  # delta, or whole
 
 
 def test_with_nothing_encoded_increments_give_the_same_bits(
@@ -222,7 +222,7 @@ def test_with_nothing_encoded_increments_give_the_same_bits(
     plain = federation(data, tmp_path / "plain", train, **settings)
     original = simulation._instructions
     monkeypatch.setattr(
-        simulation, "_instructions", lambda *args: replace(original(*args), incremental=True)
+        simulation, "_instructions", lambda *args: replace(original(*args), sends_deltas=True)
     )
     result = federation(data, tmp_path / "runs", train, **settings)
     assert_identical(final_arrays(result), final_arrays(plain))

@@ -52,7 +52,7 @@ def test_a_worker_killed_in_every_round_changes_nothing_but_the_time(tmp_path: P
     with started(str(config), cwd=tmp_path) as (process, marker):
         for last in (folder.parents[1] / "weights" / f"round{n}.npz" for n in range(2)):
             assert wait_until(last.exists, 120)
-            assert wait_until((folder / "ultralytics").exists, 120)  # training, not greeting
+            assert wait_until((folder / "ultralytics").exists, 120)  # training, not the greeting
             assert wait_until(lambda: working_since(marker, folder) is not None, 60)
             time.sleep(0.2)
             victim = working_since(marker, folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shortages import shortage
 
-from federated_yolo.client.device_slots import Room, device_name, with_room
+from federated_yolo.client.device_slots import DeviceSlots, device_name, with_slot
 
 
 def failing(*errors: BaseException | None) -> Callable[[], str]:
@@ -30,13 +30,13 @@ def failing(*errors: BaseException | None) -> Callable[[], str]:
 
 
 def test_no_more_are_let_in_than_the_limit_says(tmp_path: Path) -> None:
-    room = Room(tmp_path, "run", 4)
+    slots = DeviceSlots(tmp_path, "run", 4)
     inside, most = 0, 0
     counting = threading.Lock()
 
     def work() -> None:
         nonlocal inside, most
-        with room.place():
+        with slots.one():
             with counting:
                 inside += 1
                 most = max(most, inside)
@@ -55,36 +55,36 @@ def test_no_more_are_let_in_than_the_limit_says(tmp_path: Path) -> None:
         return most
 
     assert highest() == 4
-    with room.place(), room.place():
-        assert room.lower_limit() == 2
+    with slots.one(), slots.one():
+        assert slots.lower_limit() == 2
     assert highest() == 2
 
 
 def test_the_limit_falls_below_those_that_were_there_but_never_below_one(tmp_path: Path) -> None:
-    room = Room(tmp_path, "run", 8)
-    with room.place(), room.place(), room.place():  # beside the one that has left
-        assert room.lower_limit() == 3
-        assert room.lower_limit() == 2  # another that was among the same
-    assert [room.lower_limit() for _ in range(2)] == [1, 1]
-    assert Room(tmp_path, "run", 8).limit() == 1
-    assert Room(tmp_path, "another run", 8).limit() == 8
+    slots = DeviceSlots(tmp_path, "run", 8)
+    with slots.one(), slots.one(), slots.one():  # beside the one that has left
+        assert slots.lower_limit() == 3
+        assert slots.lower_limit() == 2  # another that was among the same
+    assert [slots.lower_limit() for _ in range(2)] == [1, 1]
+    assert DeviceSlots(tmp_path, "run", 8).limit() == 1
+    assert DeviceSlots(tmp_path, "another run", 8).limit() == 8
 
 
 def test_who_wants_to_be_alone_waits_for_all_others_and_keeps_them_out(tmp_path: Path) -> None:
-    room = Room(tmp_path, "run", 3)
+    slots = DeviceSlots(tmp_path, "run", 3)
     order: list[str] = []
 
     def alone() -> None:
-        with room.alone():
+        with slots.alone():
             order.append("alone")
             time.sleep(0.3)
             order.append("left")
 
     def beside() -> None:
-        with room.place():
+        with slots.one():
             order.append("beside")
 
-    with room.place():
+    with slots.one():
         threads = [threading.Thread(target=alone) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -102,13 +102,13 @@ def test_who_wants_to_be_alone_waits_for_all_others_and_keeps_them_out(tmp_path:
 
 def test_places_of_a_worker_that_was_killed_are_free_again(tmp_path: Path) -> None:
     def die() -> None:
-        with Room(tmp_path, "run", 2).place():
+        with DeviceSlots(tmp_path, "run", 2).one():
             os._exit(9)
 
     process = multiprocessing.get_context("fork").Process(target=die)
     process.start()
     process.join()
-    with Room(tmp_path, "run", 2).alone():
+    with DeviceSlots(tmp_path, "run", 2).alone():
         pass
 
 
@@ -123,34 +123,34 @@ def test_each_gpu_and_each_machine_has_a_room_of_its_own(monkeypatch: pytest.Mon
 
 def test_work_that_fits_is_done_once_and_keeps_what_it_has_built(tmp_path: Path) -> None:
     forgotten: list[int] = []
-    room = Room(tmp_path, "run", 2)
-    assert with_room(room, failing(None), lambda: forgotten.append(1)) == ("done", "")
+    slots = DeviceSlots(tmp_path, "run", 2)
+    assert with_slot(slots, failing(None), lambda: forgotten.append(1)) == ("done", "")
     assert not forgotten
 
 
 @pytest.mark.parametrize("error", [shortage(), MemoryError("with train.batch=8")])
 def test_work_that_does_not_fit_is_done_again_and_says_so(tmp_path: Path, error: Exception) -> None:
     forgotten: list[int] = []
-    room = Room(tmp_path, "run", 3)
-    with room.place():
+    slots = DeviceSlots(tmp_path, "run", 3)
+    with slots.one():
         pass
-    result, note = with_room(room, failing(error, None), lambda: forgotten.append(1))
+    result, note = with_slot(slots, failing(error, None), lambda: forgotten.append(1))
     assert result == "done"
     assert note.startswith(f"out of memory ({type(error).__name__}: {error}); it did the work")
     assert note.endswith("at most 1 at once are at work")
     assert forgotten
-    assert room.limit() == 1
+    assert slots.limit() == 1
 
 
 def test_work_that_does_not_fit_even_alone_is_an_error_with_the_next_step(tmp_path: Path) -> None:
-    room = Room(tmp_path, "run", 2)
+    slots = DeviceSlots(tmp_path, "run", 2)
     with pytest.raises(
         MemoryError, match=r"no other client at work .* lower train\.batch or train\.imgsz .*CUDA"
     ):
-        with_room(room, failing(shortage(), shortage()), lambda: None)
-    assert with_room(room, failing(None), lambda: None)[0] == "done"  # its places are free
+        with_slot(slots, failing(shortage(), shortage()), lambda: None)
+    assert with_slot(slots, failing(None), lambda: None)[0] == "done"  # its slots are free
 
 
 def test_other_errors_are_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"):
-        with_room(Room(tmp_path, "run", 2), failing(ValueError("mine"), None), lambda: None)
+        with_slot(DeviceSlots(tmp_path, "run", 2), failing(ValueError("mine"), None), lambda: None)

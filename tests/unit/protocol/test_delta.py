@@ -36,8 +36,8 @@ def assert_identical(found: Arrays, expected: Arrays) -> None:
 @pytest.mark.parametrize("codec", [TOPK, CodecConfig(name="int8"), CodecConfig(name="float16")])
 def test_buffers_and_counters_are_exact_and_parameters_are_near(codec: CodecConfig) -> None:
     old, new = model(0), model(1)
-    increment, residual = encoding(codec).increment(new, old, {})
-    found = encoding(codec).rebuilt(increment, old)
+    delta, residual = encoding(codec).delta(new, old, {})
+    found = encoding(codec).rebuilt(delta, old)
     exact = ("running_mean", "counter")
     assert_identical({n: found[n] for n in exact}, {n: new[n] for n in exact})
     assert list(residual) == ["weight", "bias"]
@@ -59,8 +59,8 @@ def test_what_is_left_out_of_a_round_arrives_in_later_ones() -> None:
         steps = {n: rng.normal(0, scale, total[n].shape).astype(np.float32) for n in PARAMETERS}
         total = total | {name: total[name] + step for name, step in steps.items()}
         trained = held | {name: held[name] + step for name, step in steps.items()}
-        increment, residual = coding.increment(trained, held, residual)
-        held = coding.rebuilt(increment, held)
+        delta, residual = coding.delta(trained, held, residual)
+        held = coding.rebuilt(delta, held)
         distances.append(max(float(np.abs(held[n] - total[n]).max()) for n in PARAMETERS))
     assert distances[19] > 0.1
     assert distances[-1] < 0.001
@@ -70,25 +70,25 @@ def test_without_a_codec_only_what_changed_travels_and_exactly() -> None:
     old = model(0)
     new = {**old, "bias": model(1)["bias"], "running_mean": -0.0 * old["running_mean"]}
     exact = encoding(CodecConfig())
-    increment, residual = exact.increment(new, old, {})
-    assert increment["changed"].tolist() == [False, True, True, False]
+    delta, residual = exact.delta(new, old, {})
+    assert delta["changed"].tolist() == [False, True, True, False]
     assert not residual
-    assert_identical(exact.rebuilt(increment, old), new)
+    assert_identical(exact.rebuilt(delta, old), new)
 
 
 def test_a_zero_that_changes_its_sign_is_a_change() -> None:
     old = {**model(), "running_mean": np.zeros(20, np.float32)}
     new = {**old, "running_mean": np.full(20, -0.0, np.float32)}
-    increment, _ = encoding(CodecConfig()).increment(new, old, {})
-    assert_identical(encoding(CodecConfig()).rebuilt(increment, old), new)
+    delta, _ = encoding(CodecConfig()).delta(new, old, {})
+    assert_identical(encoding(CodecConfig()).rebuilt(delta, old), new)
 
 
 def test_a_whole_model_builds_on_nothing() -> None:
     whole = encoding().whole(model(3))
     assert_identical(encoding().rebuilt(whole, None), model(3))
-    increment, _ = encoding().increment(model(1), model(0), {})
+    delta, _ = encoding().delta(model(1), model(0), {})
     with pytest.raises(ValueError, match="build on others that are not there"):
-        encoding().rebuilt(increment, None)
+        encoding().rebuilt(delta, None)
 
 
 HOSTILE = {
@@ -105,43 +105,43 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("name", "array", "reason"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_increment_is_refused(name: str, array: np.ndarray, reason: str) -> None:
-    increment, _ = encoding().increment(model(1), model(0), {})
+    delta, _ = encoding().delta(model(1), model(0), {})
     with pytest.raises(ValueError, match=reason):
-        encoding().rebuilt({**increment, name: array}, model(0))
+        encoding().rebuilt({**delta, name: array}, model(0))
 
 
 def test_a_difference_where_no_codec_was_agreed_is_refused() -> None:
-    increment, _ = encoding().increment(model(1), model(0), {})
+    delta, _ = encoding().delta(model(1), model(0), {})
     with pytest.raises(ValueError, match="a difference, and no codec is set"):
-        encoding(CodecConfig()).rebuilt(increment, model(0))
+        encoding(CodecConfig()).rebuilt(delta, model(0))
 
 
 def test_a_client_makes_the_same_arrays_and_keeps_them(tmp_path: Path) -> None:
     held = HeldArrays(tmp_path)
     first = model(0)
     assert_identical(held.receive(encoding().whole(first), checksum(first), encoding()), first)
-    increment, _ = encoding().increment(model(1), first, {})
-    second = encoding().rebuilt(increment, first)
-    for again in (increment, increment, {}):  # a round that is tried again, and an evaluation
+    delta, _ = encoding().delta(model(1), first, {})
+    second = encoding().rebuilt(delta, first)
+    for again in (delta, delta, {}):  # a round that is tried again, and an evaluation
         found = HeldArrays(tmp_path).receive(again, checksum(second), encoding())
         assert_identical(found, second)
 
 
 def test_a_client_that_has_not_what_an_increment_builds_on_says_so(tmp_path: Path) -> None:
-    increment, _ = encoding().increment(model(1), model(0), {})
-    expected = checksum(encoding().rebuilt(increment, model(0)))
+    delta, _ = encoding().delta(model(1), model(0), {})
+    expected = checksum(encoding().rebuilt(delta, model(0)))
     held = HeldArrays(tmp_path)
     with pytest.raises(LackingArraysError):  # it has nothing
-        held.receive(increment, expected, encoding())
+        held.receive(delta, expected, encoding())
     held.receive(encoding().whole(model(2)), checksum(model(2)), encoding())
     with pytest.raises(LackingArraysError):  # it has others
-        held.receive(increment, expected, encoding())
+        held.receive(delta, expected, encoding())
     with pytest.raises(LackingArraysError):
         held.receive({}, expected, encoding())
     held.receive(encoding().whole(model(0)), checksum(model(0)), encoding())
     held.path.write_bytes(held.path.read_bytes()[:500])
     with pytest.raises(LackingArraysError):  # what it has is damaged
-        held.receive(increment, expected, encoding())
+        held.receive(delta, expected, encoding())
 
 
 def test_a_whole_model_that_is_another_is_an_error_and_not_kept(tmp_path: Path) -> None:

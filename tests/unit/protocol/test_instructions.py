@@ -2,7 +2,7 @@
 
 from federated_yolo.config.schema import CodecConfig, PrivacyConfig, SharedConfig
 from federated_yolo.protocol import instructions as instructions_module
-from federated_yolo.protocol.handshake import Seat
+from federated_yolo.protocol.handshake import ClientAssignment
 from federated_yolo.yolo.class_branch import Architecture
 
 
@@ -30,10 +30,10 @@ def test_instructions_survive_json() -> None:
         round_timeout_s=1.5,
         cross_client=True,
         client="utils/mine.py:Mine",
-        incremental=True,
+        sends_deltas=True,
         codec=CodecConfig(name="topk", fraction=0.5),
         privacy=PrivacyConfig(mode="local", clipping_norm=0.1, noise_multiplier=1e-3),
     )
     assert instructions_module.Instructions.from_json(instructions.to_json()) == instructions
-    seat = Seat(3, "north", 2, "/data.yaml", ("b",), 3, "/run/north")
-    assert Seat.from_json(seat.to_json()) == seat
+    assignment = ClientAssignment(3, "north", 2, "/data.yaml", ("b",), 3, "/run/north")
+    assert ClientAssignment.from_json(assignment.to_json()) == assignment

@@ -7,21 +7,21 @@ import pytest
 
 from federated_yolo.data.summary import DataSummary
 from federated_yolo.protocol.handshake import Hello, Introduction, hello
-from federated_yolo.server.registry import Members, Unfit
+from federated_yolo.server.registry import ClientRegistry, Unfit
 
 SUMMARY = DataSummary(names=("a", "b"), num_train=4, num_val=2, num_test=0, class_counts=(3, 1))
 
 
 def test_a_site_that_goes_before_the_start_holds_up_nobody() -> None:
-    members = Members([], hello("detect"), is_open=True, has_sites=True)
-    members._take(1, Introduction(name="trial", summary=replace(SUMMARY, channels=1)))
+    registry = ClientRegistry([], hello("detect"), is_open=True, has_sites=True)
+    registry._take(1, Introduction(name="trial", summary=replace(SUMMARY, channels=1)))
     south = Introduction(name="south", summary=SUMMARY)
     with pytest.raises(Unfit, match="channels 3, 'trial' has 1"):
-        members._take(2, south)
-    members.online.clear()
-    members.forget_absent()
-    members._take(2, south)
-    assert members.present == ["south"]
+        registry._take(2, south)
+    registry.online.clear()
+    registry.forget_absent()
+    registry._take(2, south)
+    assert registry.present == ["south"]
 
 
 @pytest.mark.parametrize(
@@ -50,41 +50,41 @@ def test_a_site_that_goes_before_the_start_holds_up_nobody() -> None:
 def test_a_site_that_says_what_cannot_be_is_refused_and_shapes_nothing(
     lie: dict[str, Any], reason: str
 ) -> None:
-    members = Members([], hello("detect"), is_open=True, has_sites=True)
+    registry = ClientRegistry([], hello("detect"), is_open=True, has_sites=True)
     with pytest.raises(Unfit, match=reason):
-        members._take(7, Introduction(name="liar", summary=replace(SUMMARY, **lie)))
-    assert not members.clients
-    members._take(8, Introduction(name="north", summary=SUMMARY))
-    assert members.present == ["north"]
+        registry._take(7, Introduction(name="liar", summary=replace(SUMMARY, **lie)))
+    assert not registry.clients
+    registry._take(8, Introduction(name="north", summary=SUMMARY))
+    assert registry.present == ["north"]
 
 
 def test_a_site_without_a_label_of_the_selected_classes_is_refused() -> None:
-    members = Members([], hello("detect"), is_open=True, has_sites=True)
-    members.names, members.classes = ("a", "b"), ("b",)
+    registry = ClientRegistry([], hello("detect"), is_open=True, has_sites=True)
+    registry.names, registry.classes = ("a", "b"), ("b",)
     summary = replace(SUMMARY, val_classes=("a",))
     with pytest.raises(Unfit, match=r"SuperNode 'north': val: no label is of \[b\], the classes"):
-        members._take(7, Introduction(name="north", summary=summary))
-    members._take(8, Introduction(name="north", summary=replace(summary, val_classes=("b",))))
-    assert members.present == ["north"]
+        registry._take(7, Introduction(name="north", summary=summary))
+    registry._take(8, Introduction(name="north", summary=replace(summary, val_classes=("b",))))
+    assert registry.present == ["north"]
 
 
 def test_a_site_that_means_other_keypoints_than_one_that_is_there_is_refused() -> None:
-    members = Members([], hello("pose"), is_open=True, has_sites=True)
+    registry = ClientRegistry([], hello("pose"), is_open=True, has_sites=True)
     silent = replace(SUMMARY, kpt_shape=(2, 3))
     north = replace(silent, flip_idx=(1, 0), kpt_names=(("left", "right"), ()))
     south = replace(silent, names=("b", "a"), kpt_names=((), ("right", "left")))
     for node, (name, summary) in enumerate({"first": silent, "north": north}.items()):
         introduction = Introduction(name=name, summary=summary)
-        members._take(node, Introduction.from_json(introduction.to_json()))
+        registry._take(node, Introduction.from_json(introduction.to_json()))
     with pytest.raises(Unfit, match="'south': kpt_names of 'a': right for keypoint 0, 'north' has"):
-        members._take(7, Introduction(name="south", summary=south))
-    members._take(8, Introduction(name="south", summary=replace(south, kpt_names=())))
+        registry._take(7, Introduction(name="south", summary=south))
+    registry._take(8, Introduction(name="south", summary=replace(south, kpt_names=())))
     with pytest.raises(Unfit, match=r"'west': kpt_shape \(2, 2\), 'first' has \(2, 3\); all data"):
-        members._take(9, Introduction(name="west", summary=replace(SUMMARY, kpt_shape=(2, 2))))
-    assert members.present == ["first", "north", "south"]
-    members.online.remove(1)  # north, which is away now
+        registry._take(9, Introduction(name="west", summary=replace(SUMMARY, kpt_shape=(2, 2))))
+    assert registry.present == ["first", "north", "south"]
+    registry.online.remove(1)  # north, which is away now
     with pytest.raises(Unfit, match=r"'east': flip_idx: 0 for keypoint 0, 'north' has 1; all data"):
-        members._take(10, Introduction(name="east", summary=replace(silent, flip_idx=(0, 1))))
+        registry._take(10, Introduction(name="east", summary=replace(silent, flip_idx=(0, 1))))
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_a_site_that_means_other_keypoints_than_one_that_is_there_is_refused() -
     ],
 )
 def test_what_a_site_allows_must_make_sense_too(lie: dict[str, Any], reason: str) -> None:
-    members = Members([], hello("detect"), is_open=True, has_sites=True)
+    registry = ClientRegistry([], hello("detect"), is_open=True, has_sites=True)
     with pytest.raises(Unfit, match=reason):
-        members._take(7, Introduction(name="liar", summary=SUMMARY, **lie))
+        registry._take(7, Introduction(name="liar", summary=SUMMARY, **lie))
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 5, [1.0, 0.5, 0], [3, 0.5]])
