@@ -1,7 +1,7 @@
 """A YAML file and key=value overrides become a `Config`, or one line for each problem."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -72,43 +72,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings as they are read, with overrides and references, but not validated; and problems."""
     try:
-        source = read_yaml_text(path)
-        loaded = OmegaConf.load(io.StringIO(source))
-        # The same as it is written, and with class names as Ultralytics reads them.
-        texts = OmegaConf.create(yaml.load(source, _AsWritten) or {})
-        names = OmegaConf.create(yaml.load(source, _AsClassNames) or {})
-    except FileNotFoundError:
-        return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
-    except (
-        Exception
-    ) as error:  # YAML's constructors of numbers, dates, ... raise errors of any kind
-        return {}, [f"{path}: not a readable YAML file: {_one_line(error)}"]
-    if not isinstance(loaded, DictConfig):
-        return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
-    assert isinstance(texts, DictConfig)
-    assert isinstance(names, DictConfig)
-    problems = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip(" ."):
-            problems.append(f"'{override}': expected key=value, e.g. num_rounds=5")
-            continue
-        if not value.strip():
-            problems.append(f"'{override}': no value; write {key}=null for the default")
-            continue
-        try:
-            for tree, found in zip((loaded, texts, names), _values_of(value), strict=True):
-                _name_sections(tree)
-                OmegaConf.update(tree, key, found)
-        except (YAMLError, OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
-            problems.append(f"'{override}': not usable with {path}: {_one_line(error)}")
+        trees = _read_trees(path)
+    except InputError as error:
+        return {}, error.problems
+    problems = [line for override in overrides for line in _override(trees, override, path)]
     if problems:
         return {}, problems
     try:
         settings, texts, names = (
-            _with_text_keys(OmegaConf.to_container(tree, resolve=True))
-            for tree in (loaded, texts, names)
+            _with_text_keys(OmegaConf.to_container(tree, resolve=True)) for tree in trees
         )
         for pattern in TEXTS:
             settings = _with_texts(settings, texts, pattern.split("."))
@@ -122,6 +96,46 @@ def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         return {}, [f"{path}: {_one_line(error)}"]
     # A section of which every line is commented out is None and has its defaults.
     return {key: value for key, value in settings.items() if value is not None}, []
+
+
+def _read_trees(path: Path) -> tuple[DictConfig, DictConfig, DictConfig]:
+    """A file as YAML means it, as it is written, and with class names as Ultralytics reads them.
+
+    It is parsed three times, since YAML settles what a value means while it parses.
+    Raises InputError.
+    """
+    try:
+        source = read_yaml_text(path)
+        loaded = OmegaConf.load(io.StringIO(source))
+        texts = OmegaConf.create(yaml.load(source, _AsWritten) or {})
+        names = OmegaConf.create(yaml.load(source, _AsClassNames) or {})
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; copy configs/example.yaml and adapt it") from error
+    except Exception as error:  # constructors of numbers, dates, ... raise errors of any kind
+        raise InputError(f"{path}: not a readable YAML file: {_one_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise InputError(
+            f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"
+        )
+    assert isinstance(texts, DictConfig)
+    assert isinstance(names, DictConfig)
+    return loaded, texts, names
+
+
+def _override(trees: Sequence[DictConfig], override: str, path: Path) -> Iterator[str]:
+    """Put `key=value` into the trees of `_read_trees`, or say why it cannot be."""
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip(" ."):
+        yield f"'{override}': expected key=value, e.g. num_rounds=5"
+    elif not value.strip():
+        yield f"'{override}': no value; write {key}=null for the default"
+    else:
+        try:
+            for tree, found in zip(trees, _values_of(value), strict=True):
+                _name_sections(tree)
+                OmegaConf.update(tree, key, found)
+        except (YAMLError, OmegaConfBaseException, IndexError, TypeError, ValueError) as error:
+            yield f"'{override}': not usable with {path}: {_one_line(error)}"
 
 
 class _AsWritten(yaml.SafeLoader):

@@ -46,25 +46,9 @@ def check_dataset(
     they are added to `forgiven` instead if it is given, and such a split counts as empty.
     """
     data = read_data(path, task, where=where)
-    where = f"{where} ({path})"
-    problems: list[str] = []
-    datasets: dict[str, PrivateDataset | PrivateClassDataset] = {}
     cache_dir.mkdir(parents=True, exist_ok=True)
-    for split in splits:
-        try:
-            datasets[split] = scan_split(data, task, split, cache_dir, fraction)
-        except InputError as error:
-            problems += [f"{where}: {split}: {line}" for line in error.problems]
-    test_is_unlabelled = False
-    if data.get("test") and is_used(fraction, "test"):
-        try:
-            datasets["test"] = scan_split(data, task, "test", cache_dir, fraction)
-        except _NoLabelError:
-            test_is_unlabelled = True
-        except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
-            pass
-        except InputError as error:
-            problems += [f"{where}: test: {line}" for line in error.problems]
+    datasets, damage, test_is_unlabelled = _scan_splits(data, task, splits, cache_dir, fraction)
+    problems = [f"{where} ({path}): {line}" for line in damage]
     if problems and forgiven is None:
         raise InputError(problems)
     if forgiven is not None:
@@ -89,6 +73,33 @@ def check_dataset(
         val_classes=classes.get("val", ()),
         test_classes=classes.get("test", ()),
     )
+
+
+def _scan_splits(
+    data: dict[str, Any], task: str, splits: tuple[str, ...], cache_dir: Path, fraction: Fraction
+) -> tuple[dict[str, PrivateDataset | PrivateClassDataset], list[str], bool]:
+    """These splits and the test split, those of them that are sound.
+
+    Returns also what is wrong with the others, and whether there are test images without a label.
+    """
+    problems: list[str] = []
+    datasets: dict[str, PrivateDataset | PrivateClassDataset] = {}
+    for split in splits:
+        try:
+            datasets[split] = scan_split(data, task, split, cache_dir, fraction)
+        except InputError as error:
+            problems += [f"{split}: {line}" for line in error.problems]
+    test_is_unlabelled = False
+    if data.get("test") and is_used(fraction, "test"):
+        try:
+            datasets["test"] = scan_split(data, task, "test", cache_dir, fraction)
+        except _NoLabelError:
+            test_is_unlabelled = True
+        except _NothingThereError:  # ordinary: the test split of COCO is kept elsewhere
+            pass
+        except InputError as error:
+            problems += [f"test: {line}" for line in error.problems]
+    return datasets, problems, test_is_unlabelled
 
 
 def _labels(dataset: PrivateDataset | PrivateClassDataset) -> np.ndarray:

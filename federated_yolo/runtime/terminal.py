@@ -99,14 +99,28 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         console.print(federation.gpu_choice, soft_wrap=True, markup=False)
     for problem in federation.unusable:
         console.print(f"Left out until it is mended: {problem}", soft_wrap=True, markup=False)
+    console.print(_clients_table(federation))
+    left_out = [name for name, s in federation.summaries.items() if s.test_is_unlabelled]
+    if left_out:
+        names = ", ".join(left_out)
+        console.print(f"No test scores of {names}: no image of the test split has a label there")
+    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
+    done = run_dir.last_round()
+    if done:
+        is_complete = done >= config.num_rounds
+        console.print("All rounds are complete" if is_complete else f"Going on after round {done}")
+
+
+def _clients_table(federation: Federation) -> Table:
+    """Images of each client, and its boxes of each class."""
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
-    names = config.names
+    names = federation.config.names
     for name in ("train images", "val images", *names):
         table.add_column(escape(name), justify="right")
     absent = "0" if federation.task == "classify" else "–"
     has_gaps = False
-    for data in config.clients:
+    for data in federation.config.clients:
         summary = federation.summaries.get(data.name)
         if summary is None:  # a site that has not come yet
             continue
@@ -116,19 +130,10 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         cells = [boxes.get(name, absent) for name in names]
         has_gaps |= "–" in cells
         table.add_row(data.name, *map(str, counts), *cells)
-    left_out = [name for name, s in federation.summaries.items() if s.test_is_unlabelled]
     if has_gaps:
         table.caption = "– not annotated there: says nothing about that class"
         table.caption_justify = "left"
-    console.print(table)
-    if left_out:
-        names = ", ".join(left_out)
-        console.print(f"No test scores of {names}: no image of the test split has a label there")
-    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
-    done = run_dir.last_round()
-    if done:
-        is_complete = done >= config.num_rounds
-        console.print("All rounds are complete" if is_complete else f"Going on after round {done}")
+    return table
 
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:

@@ -1,6 +1,10 @@
-"""The rooms of the package import one way only: each only from floors below its own."""
+"""The rooms of the package import one way only, each from floors below its own; all of it is short.
+
+A file, a class or a function beyond a limit does more than one thing, and is split by what it does.
+"""
 
 import ast
+from pathlib import Path
 
 import pytest
 from processes import ROOT
@@ -16,6 +20,7 @@ FLOORS = (
     "checks",
     "runtime",
 )
+FILE_LINES, CLASS_LINES, FUNCTION_LINES = 500, 250, 50
 NEVER = {"server": "client"}  # beside what floors say: they meet over messages alone
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.glob("*/*.py"))}
@@ -35,3 +40,17 @@ def test_a_file_imports_only_from_its_room_and_from_floors_below(name: str) -> N
             room = rest.partition(".")[0]  # empty for the package itself, which imports the rooms
             assert room == own or FLOOR.get(room, 99) < FLOOR[own], f"{own} imports {room}"
             assert room != NEVER.get(own)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
+def test_files_classes_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= FILE_LINES
+    long = {
+        f"{node.name}: {num_lines} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (num_lines := (node.end_lineno or 0) - node.lineno + 1)
+        > (CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES)
+    }
+    assert not long
