@@ -1,0 +1,92 @@
+"""What a checked config has settled, and how often the base model is read for that."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from recipes import make_checkpoint
+from sound_configs import Sites, config_of
+
+from federated_yolo.checks.federation import checked
+from federated_yolo.config.schema import Config, ResolvedConfig
+from federated_yolo.yolo import checkpoint as checkpoint_module
+
+SETTLED: dict[str, Any] = {
+    "base_model": "yolov8n.yaml",
+    "datasets": [{"name": "a", "data": "/data.yaml"}],
+    "names": ["x"],
+    "client_resources": {"num_gpus": 0.5},
+    "loggers": ["mlflow"],
+    "train": {"batch": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "open_setting",
+    [
+        {"datasets": "demo"},
+        {"datasets": "supernodes"},
+        {"names": None},
+        {"client_resources": {"num_gpus": "auto"}},
+        {"global_batch": 16},
+        {"loggers": "settings"},
+    ],
+)
+def test_a_resolved_config_leaves_nothing_open(open_setting: dict[str, Any]) -> None:
+    Config.model_validate({**SETTLED, **open_setting})
+    with pytest.raises(ValidationError):
+        ResolvedConfig.model_validate({**SETTLED, **open_setting})
+
+
+def test_a_resolved_config_is_written_as_a_config_is() -> None:
+    assert ResolvedConfig.model_validate(SETTLED).to_yaml() == Config(**SETTLED).to_yaml()
+
+
+def test_the_checks_change_only_what_was_open(tmp_path: Path, sites: Sites) -> None:
+    config = config_of(tmp_path, sites, train={"imgsz": 33, "batch": 2}, global_batch=None)
+    with checked(config) as federation:
+        before, after = (
+            yaml.safe_load(text) for text in (config.to_yaml(), federation.config.to_yaml())
+        )
+    changed = {name: after[name] for name in after if after[name] != before[name]}
+    assert list(before) == list(after)
+    assert changed == {
+        "names": ["a", "b", "c"],
+        "client_resources": {
+            "num_cpus": 1.0,
+            "num_gpus": after["client_resources"]["num_gpus"],  # of the machine
+        },
+        "train": {
+            "imgsz": 64,
+            "batch": 2,
+            "nbs": 2,
+            "optimizer": "AdamW",
+            "lr0": round(0.002 * 5 / (4 + 3), 6),
+            "momentum": 0.9,
+            "warmup_bias_lr": 0.0,
+        },
+    }
+    assert isinstance(after["client_resources"]["num_gpus"], float)
+
+
+@pytest.mark.parametrize("has_pretrained", [False, True])
+def test_each_checkpoint_is_read_once_by_the_checks(
+    tmp_path: Path, sites: Sites, has_pretrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ultralytics reads the weights again where it builds the model, as `yolo train` does."""
+    files = [make_checkpoint(tmp_path / f"{name}.pt", ["a", "z"]) for name in ("base", "weights")]
+    read: list[str] = []
+    load = checkpoint_module.torch_safe_load
+
+    def counted(path: str, **settings: Any) -> Any:
+        read.append(path)
+        return load(path, **settings)
+
+    monkeypatch.setattr(checkpoint_module, "torch_safe_load", counted)
+    train = {"pretrained": str(files[1])} if has_pretrained else {}
+    config = config_of(tmp_path, sites, base_model=str(files[0]), train={"imgsz": 32, **train})
+    with checked(config) as federation:
+        assert federation.class_change.startswith("2 classes before, 3 now; 1 of them")
+    assert read == [str(file) for file in files[: 1 + has_pretrained]]
