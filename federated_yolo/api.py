@@ -19,7 +19,20 @@ __all__ = ["Config", "InputError", "check", "load_config", "run"]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """A config from a YAML file and `key=value` overrides. Raises InputError with every problem."""
+    """Read a config from a YAML file and `key=value` overrides.
+
+    Args:
+        path: The YAML file; configs/example.yaml shows every setting.
+        overrides: `key=value` texts, as on the command line; dots reach nested settings
+            ("train.imgsz=320").
+
+    Returns:
+        A config whose settings are of the right types. Files that it names are not opened yet.
+
+    Raises:
+        InputError: With every problem of the file and the overrides, or where Ultralytics was
+            imported before with other settings.
+    """
     if not isinstance(path, str | Path) or isinstance(overrides, str):
         raise InputError(
             f"load_config: found {type(path).__name__}, {type(overrides).__name__}; expected the "
@@ -31,10 +44,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def check(config: Config) -> "Federation":
-    """Check a federation as `run` does before it starts; nothing is trained or written.
+    """Check a federation as `run` does before it starts.
 
-    Returns what the checks found: classes, images of each client, the model before round 1.
-    Raises InputError with all problems.
+    No round is trained, and nothing is left on disk but the data of the demo.
+
+    Args:
+        config: As of `load_config`.
+
+    Returns:
+        What the checks found: the resolved config, classes, images of each client and the model
+        before round 1. Its `caches` are gone.
+
+    Raises:
+        InputError: With all problems that would stop a run.
     """
     _prepare_for(config, "check")
     from federated_yolo.checks.federation import checked, with_demo_data
@@ -46,10 +68,17 @@ def check(config: Config) -> "Federation":
 def run(config: Config, *, show: bool = False) -> "RunResult":
     """Check a federation, simulate it on this machine in a directory of its own, and report it.
 
-    show: print what the command prints meanwhile; clients that were left out are also in the run's
-    clients.csv.
-    Raises InputError with all problems before anything is started, and FederationError
-    (server/server.py) when the run cannot go on.
+    Args:
+        config: As of `load_config`.
+        show: Whether to print what the command prints meanwhile. Clients that were left out of a
+            round are also in the run's clients.csv.
+
+    Returns:
+        The run's directory, its rounds and the best of them.
+
+    Raises:
+        InputError: With all problems, before anything is started.
+        FederationError: When the run cannot go on; its finished rounds stay usable.
     """
     _prepare_for(config, "run")
     from rich.console import Console

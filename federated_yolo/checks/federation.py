@@ -41,13 +41,20 @@ from federated_yolo.yolo.class_branch import Architecture
 class Federation:
     """A config that has passed every check, with what the checks found.
 
-    server_data: without a test split that has no labels. names: classes by index; one, "item",
-    with single_cls. summaries: by client.
-    model: the global model before round 1, of this architecture. caches: label caches, a folder for
-    each client. registry: the sites that are there, if the clients are SuperNodes.
-    gpu_choice: how `num_gpus: auto` was decided, where something was tried. unusable: what cannot
-    be used now of the data of a run that is resumed. class_change: what became of the base model's
-    classes, where it has others.
+    Attributes:
+        config: All settings, with nothing left open.
+        task: Ultralytics' task, such as "detect".
+        names: The classes by index; only "item" with `train.single_cls`.
+        summaries: What each client's data set holds, by name of the client.
+        server_data: What `evaluate.data` says, without a test split that has no labels; None
+            without such data.
+        model: The global model before round 1, float32 on the CPU.
+        architecture: What clients build that model from.
+        caches: Label caches, a folder for each client.
+        registry: The sites that are there, if the clients are SuperNodes.
+        gpu_choice: How `num_gpus: auto` was decided, where something was tried.
+        unusable: What cannot be used now of the data of a run that is resumed.
+        class_change: What became of the base model's classes, where it has others.
     """
 
     config: ResolvedConfig

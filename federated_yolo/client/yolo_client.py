@@ -36,9 +36,9 @@ LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
 class YoloClient(NumPyClient):
     """Trains and evaluates a YOLO model on one data set, slice by slice.
 
-    Parameters and results are lists of arrays in the order of `names`, which are those that are
-    shared. Holds the trainer and the evaluator, so that data sets, loaders and optimiser live
-    through the run.
+    Holds the trainer and the evaluator, so that data sets, loaders and optimiser live through the
+    run. Lists of arrays are in the order of `names`; shapes and dtypes of arrays are those of the
+    model's `state_dict`: float32, and int64 for counters of BatchNorm.
 
     A subclass may override these and nothing else; each has something of use to call by `super()`:
 
@@ -48,10 +48,14 @@ class YoloClient(NumPyClient):
         evaluate()   the score of the global model, or of this client's own
         finish()     after the run; again when a finished run is resumed
 
-    Raise AbortedError (client/attempts.py) in any of them to leave this client out of the round.
-    state: Flower's `Context.state`, for whatever should live from round to round; `history` is in
-    it. A run that is resumed begins with an empty one. notes: what the server is told with the next
-    reply beside its numbers, for clients.csv.
+    Raise AbortedError in any of them to leave this client out of the round.
+
+    Attributes:
+        name: The client's name in the federation.
+        settings: What it trains by; `settings.private_dir` is its folder.
+        state: Flower's `Context.state`, for whatever should live from round to round; `history` is
+            in it. A run that is resumed begins with an empty one.
+        notes: What the server is told with the next reply beside its numbers, for clients.csv.
     """
 
     def __init__(self, name: str, settings: SliceSettings, *, show_images: int = 0) -> None:
@@ -73,10 +77,21 @@ class YoloClient(NumPyClient):
         """
 
     def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
-        """Train the epochs of this round, starting from these global arrays; config as for `fit`.
+        """Train the epochs of this round, starting from these global arrays.
 
         A subclass may change the result, or call this with other arrays. It has to call it, or
         raise AbortedError: what the next round needs (optimiser, private arrays) is kept here.
+
+        Args:
+            round_number: 1 for the first round.
+            arrays: The shared arrays, read-only, by their names in the `state_dict`.
+            config: As for `fit`.
+
+        Returns:
+            The trained arrays, with losses and counts.
+
+        Raises:
+            AbortedError: When `abort` was called meanwhile.
         """
         proximal_mu = float(config.get("proximal-mu", 0.0))
         return self.trainer.train(round_number, arrays, proximal_mu)
@@ -87,24 +102,33 @@ class YoloClient(NumPyClient):
     def abort(self, reason: str) -> None:
         """Leave this client out of the round that it is training, after the present batch.
 
-        The server is told the reason and asks it again in the next round. It may be called from a
-        callback (`add_callback`), from another thread or a signal handler.
+        It may be called from a callback (`add_callback`), another thread or a signal handler.
+
+        Args:
+            reason: The server is told it, and asks this client again in the next round.
         """
         self.trainer.abort(reason)
 
     def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
-        """Call a function of Ultralytics' trainer at an event, such as "on_train_batch_end".
+        """Have a function called at an event of the training; for `prepare`.
 
-        For `prepare`. Ultralytics' own page lists the events; those of validation and saving do not
-        occur in a client.
+        Args:
+            event: Such as "on_train_batch_end". Ultralytics' own page lists the events; those of
+                validation and saving do not occur in a client.
+            function: It is given Ultralytics' trainer.
         """
         self.trainer.add_callback(event, function)
 
     def history(self, kind: str) -> dict[str, list[float]]:
         """Numbers of all rounds so far that this client took part in, oldest first.
 
-        kind: "train" (losses, seconds, ...) or "evaluate" (metrics on the val split, "fitness").
-        Returns a list for each name, with NaN where a round has no such number, and "round".
+        Args:
+            kind: "train" (losses, seconds, ...) or "evaluate" (metrics on the val split,
+                "fitness").
+
+        Returns:
+            A list for each name, with NaN where a round has no such number, and "round", the
+            rounds' numbers.
         """
         return recall(self.state, kind)
 
@@ -145,11 +169,18 @@ class YoloClient(NumPyClient):
     ) -> tuple[list[np.ndarray], int, dict[str, Any]]:
         """Train the slice of round `config["server-round"]` from these global arrays.
 
-        config: "proximal-mu" is FedProx's, if there. "keep-local": score the trained model, and
-        keep the best of all rounds as local_best.pt.
-        Returns the trained arrays, the number of training images, and the mean losses of the
-        slice ("train/box_loss", ...) with its "num-steps" of the optimiser, "seconds", and the
-        scores asked for ("local/fitness", ...); `notes` say why there are none.
+        Args:
+            parameters: The shared arrays, in the order of `names`.
+            config: "proximal-mu" is FedProx's, if there. "keep-local": score the trained model, and
+                keep the best of all rounds as local_best.pt.
+
+        Returns:
+            The trained arrays, the number of training images, and the mean losses of the slice
+            ("train/box_loss", ...) with its "num-steps" of the optimiser, "seconds", and the
+            scores asked for ("local/fitness", ...); `notes` say why there are none.
+
+        Raises:
+            AbortedError: When the client is left out of the round.
         """
         started = time.perf_counter()
         round_number = int(config["server-round"])
@@ -181,10 +212,17 @@ class YoloClient(NumPyClient):
     ) -> tuple[float, int, dict[str, Any]]:
         """Evaluate these global arrays, with the client's private ones.
 
-        config: "split" is "val" or "test". Where there are private arrays, the model is the
-        client's own, and it keeps the last and the best by its val split; so does a site.
-        Returns 1 - fitness (Ultralytics' validator computes no loss here), the number of images,
-        and Ultralytics' metrics, per class too, with "fitness" and "seconds".
+        Where there are private arrays, the model is the client's own, and it keeps the last and
+        the best by its val split; so does a site.
+
+        Args:
+            parameters: The shared arrays, in the order of `names`.
+            config: "server-round" is the round. "split" is "val" or "test", "val" where it is not
+                there.
+
+        Returns:
+            1 - fitness (Ultralytics' validator computes no loss here), the number of images, and
+            Ultralytics' metrics, of each class too, with "fitness" and "seconds".
         """
         started = time.perf_counter()
         round_number, split = int(config["server-round"]), str(config.get("split", "val"))
@@ -193,7 +231,7 @@ class YoloClient(NumPyClient):
         self.notes += result.notes
         if (self.is_personal or self.keeps_models) and split == "val":
             save_checkpoint(self.settings.private_dir / "last.pt", self.model, self.settings.train)
-            self._keep_best("best", round_number, result.fitness)
+            _keep_best(self.settings, self.model, "best", round_number, result.fitness)
         return _as_reply(result, started)
 
     def evaluate_whole(self, arrays: Arrays) -> tuple[float, int, dict[str, Any]]:
@@ -237,19 +275,22 @@ class YoloClient(NumPyClient):
     def _score_local_model(self, round_number: int, trained: Arrays) -> dict[str, float]:
         self._load(trained, round_number)
         result = self.evaluator(self.model)
-        self._keep_best(LOCAL_BEST, round_number, result.fitness)
+        _keep_best(self.settings, self.model, LOCAL_BEST, round_number, result.fitness)
         scores = {**result.metrics, "fitness": result.fitness}
         return {f"local/{name}": value for name, value in scores.items()}
 
-    def _keep_best(self, stem: str, round_number: int, fitness: float) -> None:
-        """Write STEM.pt if no round before scored higher; STEM.json remembers by what."""
-        folder = self.settings.private_dir
-        record = folder / f"{stem}.json"
-        best = json.loads(record.read_text()) if record.exists() else None
-        if best is None or fitness >= best["fitness"] or best["round"] >= round_number:
-            save_checkpoint(folder / f"{stem}.pt", self.model, self.settings.train)
-            text = json.dumps({"round": round_number, "fitness": fitness})
-            write_atomically(record, lambda file: file.write(text.encode()))
+
+def _keep_best(
+    settings: SliceSettings, model: torch.nn.Module, stem: str, round_number: int, fitness: float
+) -> None:
+    """Write STEM.pt if no round before scored higher; STEM.json records its round and score."""
+    folder = settings.private_dir
+    record = folder / f"{stem}.json"
+    best = json.loads(record.read_text()) if record.exists() else None
+    if best is None or fitness >= best["fitness"] or best["round"] >= round_number:
+        save_checkpoint(folder / f"{stem}.pt", model, settings.train)
+        text = json.dumps({"round": round_number, "fitness": fitness})
+        write_atomically(record, lambda file: file.write(text.encode()))
 
 
 def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str, Any]]:

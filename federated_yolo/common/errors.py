@@ -5,7 +5,12 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user can fix. `problems` has one line for each: where, found, expected."""
+    """Something the user can fix.
+
+    Attributes:
+        problems: A line for each problem, which says where it is, what was found there, what is
+            expected, and what to do next.
+    """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -19,7 +24,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 class AbortedError(Exception):
-    """A client takes no part in this round, for the reason that is the text; raise it in a hook."""
+    """Raise it in a hook of a client to leave this client out of the round.
+
+    Its text is the reason, which is noted in clients.csv. The server goes on with the other
+    clients and asks this one again in the next round.
+    """
 
 
 class LostWorkerError(RuntimeError):
@@ -27,4 +36,7 @@ class LostWorkerError(RuntimeError):
 
 
 class FederationError(RuntimeError):
-    """The run cannot go on; what is on disk stays usable."""
+    """The run cannot go on, such as when too few clients answer or the disk is full.
+
+    Its finished rounds are on disk and can be used, and the run can be resumed.
+    """

@@ -163,10 +163,13 @@ def _in_steps(
 ) -> bytes:
     """The step of each array, (arrays,) float32, then all values in steps, int8."""
     scales = np.minimum(steps, MAX_SCALE).astype(np.float32)
-    values = [
-        np.clip(rounded(array.ravel() / scale), -STEPS, STEPS) if scale else np.zeros(array.size)
-        for array, scale in zip(difference.values(), scales, strict=True)
-    ]
+    with np.errstate(over="ignore"):  # what is beyond all numbers is the most steps, too
+        values = [
+            np.clip(rounded(array.ravel() / scale), -STEPS, STEPS)
+            if scale
+            else np.zeros(array.size)
+            for array, scale in zip(difference.values(), scales, strict=True)
+        ]
     return scales.tobytes() + np.concatenate(values).astype(np.int8).tobytes()
 
 

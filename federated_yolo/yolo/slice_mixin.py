@@ -31,9 +31,19 @@ from federated_yolo.yolo.model import trainer_class
 class SliceSettings:
     """What a client needs to know to train its slices.
 
-    architecture: of the global model; weights come with each round.
-    data: the private data.yaml. private_dir: folder for this client's files.
-    train: Ultralytics train arguments. device: "cpu" or "0". num_threads: of PyTorch on the CPU.
+    Attributes:
+        architecture: What the global model is built from; weights come with each round.
+        task: Ultralytics' task, such as "detect".
+        data: The client's data.yaml as it was written for its training, in `private_dir`.
+        private_dir: A folder for this client's files of this run, which nobody else uses.
+        train: Ultralytics' train arguments, the same at all clients.
+        num_rounds: Rounds of the run.
+        local_epochs: Epochs in a round; the learning-rate schedule spans all rounds' epochs.
+        seed: The client's own.
+        device: "cpu" or the index of a GPU, "0".
+        num_threads: Threads of PyTorch on the CPU.
+        shared: Which arrays are federated; the others stay in `private_dir`.
+        keep_optimizer: Whether the optimiser keeps its state between rounds.
     """
 
     architecture: Architecture

@@ -47,12 +47,16 @@ from federated_yolo.yolo.slice_state import (
 
 @dataclass(frozen=True)
 class SliceResult:
-    """Outcome of one slice.
+    """Outcome of one slice, the epochs that a client trains in one round.
 
-    arrays: float32 weights (not the EMA's) and buffers; those that are shared.
-    num_examples: training images. num_steps: steps of the optimiser.
-    losses: mean over the slice's epochs, by Ultralytics' name, e.g. "train/box_loss".
-    notes: what has changed in the data since the last slice.
+    Attributes:
+        arrays: The shared arrays after the last step, by their names in the model's `state_dict`
+            and in its shapes: weights (not the EMA's) and statistics, float32, and counters of
+            BatchNorm, int64.
+        num_examples: Images of the train split, each of which was trained on once an epoch.
+        num_steps: Steps of the optimiser in the slice.
+        losses: Mean over the slice's epochs, by Ultralytics' names, such as "train/box_loss".
+        notes: What has changed in the data since the last slice, a sentence each.
     """
 
     arrays: Arrays

@@ -73,7 +73,7 @@ SEEN = {
     "omegaconf": ("2.3.0", "2.4.0"),
     "torch": ("2.6.0", "2.14.1"),
     "torchvision": ("0.21.0", "0.29.1"),
-    "ultralytics": ("8.4.183", "8.4.190"),
+    "ultralytics": ("8.4.189", "8.4.190"),
 }
 # `# unstable: PLACE`, what this project uses that a new version may change without a word; with
 # `says 'TEXT'` where it is text of the source.
