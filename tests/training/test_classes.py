@@ -85,7 +85,7 @@ def class_rows(arrays: Arrays, start: Arrays) -> np.ndarray:
 @pytest.mark.parametrize("base_model", ["yolov8n.yaml", "yolov10n.yaml", "yolo26n.yaml"])
 def test_a_class_that_is_not_annotated_gets_no_gradient(base_model: str, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", num_train=2, names=("a", "c"))
-    train = {**TRAIN, "weight_decay": 0.0, "warmup_epochs": 0.0}
+    train = {**TRAIN, "weight_decay": 0.0, "warmup_epochs": 0.0, "lr0": 0.1}
     grid = LocalGrid(1)
     result = federation(
         [data],
@@ -173,7 +173,7 @@ def test_names_by_index_may_stand_in_any_order(tmp_path: Path) -> None:
 
 def test_rtdetr_leaves_out_a_class_that_is_not_annotated(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", num_train=2, names=("a", "c"))
-    train = {**TRAIN, "weight_decay": 0.0, "warmup_epochs": 0.0}
+    train = {**TRAIN, "weight_decay": 0.0, "warmup_epochs": 0.0, "lr0": 0.1}
     grid = LocalGrid(1)
     result = federation(
         [data],
