@@ -210,8 +210,9 @@ def spoil_replies(folder: Path, options: argparse.Namespace) -> tuple[int, int]:
         check=False,
     )
     lines = done.stdout.splitlines()
-    passed = sum(line.startswith("PASSED") for line in lines)
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    # Of a test, and not of the log that -rA shows, which has lines of ERROR too.
+    passed = sum(line.startswith("PASSED tests/") for line in lines)
+    failed = [line for line in lines if line.startswith(("FAILED tests/", "ERROR tests/"))]
     print(*failed, sep="\n")
     if done.returncode and not failed:  # they could not even be collected
         raise SystemExit(f"{done.stdout}{done.stderr}")
