@@ -50,11 +50,12 @@ def abstain(
     *,
     robust: bool = False,
 ) -> list[Update]:
-    """Make each class's own rows the affair of the clients that annotate it.
+    """Average each class's rows only over the clients that annotate that class.
 
-    The other clients' rows do not move, and would hold back what those learn. They become the mean
-    of theirs, weighted by images, so that every mean over all clients is theirs; where no client
-    of the round annotates the class, its rows stay as in `origin`.
+    The rows of the other clients do not move, and would pull the mean back to where it started.
+    They are replaced by the mean of the annotating clients, weighted by images, so that a mean
+    over all clients gives that same value. Where no client of the round annotates the class, its
+    rows stay as in `origin`.
 
     absent: indices of the classes that a client does not annotate, by its name. class_rows: names
     of arrays of shape (classes, ...). robust: takes the median instead, which a hostile client

@@ -1,8 +1,7 @@
-"""A round's updates on their way into the mean: in a fixed order, and not in memory.
+"""Adds updates to the running mean in order of client names; early arrivals wait on disk.
 
 Sums in float64 depend on their order in the last bits, and results must not depend on who answers
-first, or fails and answers later. So updates are added in the order of the clients' names; one that
-comes before its turn waits on disk.
+first, or fails and answers later.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""`num_gpus: auto`: how many clients share a GPU, by what one of them takes in a try.
+"""`num_gpus: auto`: how many clients share a GPU, measured by a trial run of one client.
 
 The try trains a few batches of one client in a process of its own, before the simulation starts,
 because Flower fixes the number of its workers then. Memory of an evaluation is not tried; where the

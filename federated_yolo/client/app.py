@@ -392,5 +392,5 @@ def _unpack(request: Request) -> tuple[YoloClient, list[np.ndarray]]:
             f"{len(client.names)} (missing: {', '.join(missing[:3]) or 'none'})"
         )
     for array in received.values():
-        array.flags.writeable = False  # what is sent back is told by what differs from these
+        array.flags.writeable = False  # replies are computed as a difference from these
     return client, [received[name] for name in client.names]

@@ -156,7 +156,7 @@ class YoloClient(NumPyClient):
 
     @property
     def moved_names(self) -> list[str]:
-        """Those of `names` that training moves."""
+        """Shared arrays that training changes."""
         moved = moved_names(self.model, self.settings.train.get("freeze"))
         return [name for name in self.names if name in moved]
 

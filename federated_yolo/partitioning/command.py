@@ -137,7 +137,9 @@ def _option_problems(options: argparse.Namespace) -> Iterator[str]:
             )
     output = options.output
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        yield f"-o {output}: is there and is left as it is; choose a new or empty folder"
+        yield (
+            f"-o {output}: already exists and will not be overwritten; choose a new or empty folder"
+        )
     elif output.absolute().parent.exists() and not output.absolute().parent.is_dir():
         yield f"-o {output}: {output.absolute().parent} is not a folder; choose another place"
     if not options.source.exists():

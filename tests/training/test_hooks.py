@@ -241,7 +241,7 @@ def test_a_round_that_was_aborted_leaves_the_client_as_after_the_one_before(
 def test_what_was_received_cannot_be_changed_by_a_hook(
     codec: str, hooks: Path, tmp_path: Path
 ) -> None:
-    """What is sent is told by what differs from it."""
+    """Replies are computed as a difference from it."""
     two_datasets(tmp_path)
     with pytest.raises(FederationError, match="0 of 2 clients"):
         run(tmp_path, "run", f"{hooks}:Careless", codec=codec, num_rounds=1)

@@ -101,7 +101,7 @@ def test_a_folder_with_something_in_it_is_left_as_it_is(
     (tmp_path / "mine.txt").write_text("mine")
     code, _, errors = run(capsys, source, "-o", tmp_path)
     assert (code, len(errors)) == (2, 1)
-    assert errors[0].endswith("is there and is left as it is; choose a new or empty folder")
+    assert errors[0].endswith("will not be overwritten; choose a new or empty folder")
     assert file_digests(tmp_path).keys() == {"mine.txt"}
 
 
