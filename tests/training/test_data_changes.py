@@ -29,7 +29,7 @@ from trainings import TRAIN, Silent, federation
 from federated_yolo.client import workspace as client_module
 from federated_yolo.server.results import RunResult
 from federated_yolo.storage.run_dir import read_csv
-from federated_yolo.yolo import slice_mixin as trainer_module
+from federated_yolo.yolo import trainer as trainer_module
 
 
 def run(
