@@ -32,7 +32,7 @@ Examples:
 
     {name} my_config.yaml num_rounds=50 train.imgsz=640
     {name} check my_config.yaml
-    {name} resume runs/federated/train2 num_rounds=100
+    {name} resume runs/federated/train2
     {name} export yolo11n.pt runs/federated/train/weights/round50.npz --format onnx
 
 `{name} COMMAND --help` tells more of export, partition and report. run CONFIG.yaml is the same as
