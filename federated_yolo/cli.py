@@ -57,7 +57,7 @@ def main(arguments: list[str], grid: "Grid | None" = None) -> int:
 
     grid: the nodes to run on, in a Flower app; without it, a simulation is started here.
     """
-    from federated_yolo.common.command_line import failed
+    from federated_yolo.common.command_line import called_as, failed
     from federated_yolo.common.environment import prepare_environment, remove_private_settings
     from federated_yolo.common.errors import InputError
     from federated_yolo.common.processes import exit_on_interrupt
@@ -70,9 +70,10 @@ def main(arguments: list[str], grid: "Grid | None" = None) -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return module.main(arguments[1:])
         if {"-h", "--help"} & set(arguments):
-            print(USAGE.format(name=called()))
+            print(USAGE.format(name=called_as()))
             return 0
         if arguments == ["--version"]:
+            prepare_environment()
             print(versions())
             return 0
         command = parse(arguments)
@@ -223,22 +224,15 @@ def demo_config() -> Path:
     return inside if inside.is_file() else PACKAGE.parent / "configs" / "demo.yaml"
 
 
-def called() -> str:
-    """What the user types to start this command."""
-    script = Path(sys.argv[0]).name
-    if script.endswith(".py"):
-        return "python federated.py" if script == "federated.py" else "python -m federated_yolo"
-    return "federated-yolo"
-
-
 def versions() -> str:
     """One line with the versions of this package and of what it stands on."""
     from importlib.metadata import version
 
     from federated_yolo import __version__
+    from federated_yolo.protocol import handshake
 
-    packages = ("flwr", "ultralytics-opencv-headless", "torch", "ray")
-    return f"federated-yolo {__version__} ({', '.join(f'{p} {version(p)}' for p in packages)})"
+    packages = {**handshake.versions(), "ray": version("ray")}
+    return f"federated-yolo {__version__} ({', '.join(f'{n} {v}' for n, v in packages.items())})"
 
 
 def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:

@@ -32,12 +32,13 @@ def parser_of(command: str, text: str | None, *, allow_abbrev: bool = True) -> P
     )
 
 
-def called_as(command: str) -> str:
-    """How the user calls a command: below `federated-yolo`, or as a script of the clone."""
+def called_as(command: str = "") -> str:
+    """How the user calls a command, or without one the program: installed, or in the clone."""
     script = Path(sys.argv[0])
     if script.parent.name == "utils":
         return f"python utils/{script.name}"
-    return f"federated-yolo {command}"
+    programs = {"federated.py": "python federated.py", "__main__.py": "python -m federated_yolo"}
+    return f"{programs.get(script.name, 'federated-yolo')} {command}".rstrip()
 
 
 def show_problems(problems: Iterable[str]) -> None:

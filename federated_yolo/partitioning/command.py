@@ -35,7 +35,6 @@ import json
 import math
 import re
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -148,8 +147,6 @@ def _option_problems(options: argparse.Namespace) -> Iterator[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    for interrupt in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(interrupt, signal.default_int_handler)
     try:
         run(parse(arguments))
     except InputError as error:

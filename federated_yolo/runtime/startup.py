@@ -19,7 +19,7 @@ from federated_yolo.checks.stages import SERVER_CACHES
 from federated_yolo.common.arrays import Layout
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.common.errors import FederationError, InputError
-from federated_yolo.config.schema import ClientData, Config
+from federated_yolo.config.schema import ClientData, ResolvedConfig
 from federated_yolo.data.data_yaml import write_private_yaml
 from federated_yolo.data.label_space import selected_classes
 from federated_yolo.data.scan import move_caches
@@ -119,13 +119,13 @@ def _registry(federation: Federation, run_dir: RunDir) -> ClientRegistry:
     return registry
 
 
-def _privacy(config: Config, model: GlobalModel, run_dir: RunDir) -> ServerPrivacy | None:
+def _privacy(config: ResolvedConfig, model: GlobalModel, run_dir: RunDir) -> ServerPrivacy | None:
     if config.privacy.mode == "none":
         return None
     return ServerPrivacy(config.privacy, model.trained_names, run_dir.server / SPENT)
 
 
-def _loggers(config: Config, run_dir: RunDir, display: Display) -> Loggers | None:
+def _loggers(config: ResolvedConfig, run_dir: RunDir, display: Display) -> Loggers | None:
     try:
         return start_loggers(config, run_dir, display.notice)
     except LoggerError as error:

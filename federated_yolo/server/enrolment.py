@@ -4,7 +4,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from federated_yolo.common.errors import FederationError
-from federated_yolo.config.schema import Config
+from federated_yolo.config.schema import ResolvedConfig
 from federated_yolo.protocol.records import to_record
 from federated_yolo.server.global_model import GlobalModel
 from federated_yolo.server.journal import RoundJournal
@@ -19,7 +19,7 @@ class Enrolment:
     """Looks who is there and gives each new client the model. Holds which nodes have it."""
 
     def __init__(
-        self, config: Config, model: GlobalModel, messenger: Messenger, display: Display
+        self, config: ResolvedConfig, model: GlobalModel, messenger: Messenger, display: Display
     ) -> None:
         self.config = config
         self.model = model

@@ -115,14 +115,7 @@ def _scores_on_test(
     if not nodes:
         return []
     server.display.step(round_number, "test", server.registry.names_of(nodes))
-    if arrays is None:
-        return server.scorer.ask(grid, round_number, nodes, server.journal, "test")
-    config = server.messenger.config_record()
-    config.update({"server-round": round_number, "split": "test"})
-    record = RecordDict({"arrays": to_record(arrays), "config": config})
-    return server.scorer.read(
-        grid, server.messenger.messages(record, nodes, "evaluate"), server.journal
-    )
+    return server.scorer.ask(grid, round_number, nodes, server.journal, "test", arrays)
 
 
 def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict[str, object]]:

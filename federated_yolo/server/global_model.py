@@ -44,12 +44,13 @@ class GlobalModel:
         self.run_dir = run_dir
         self.train = train
         self.server_ema = server_ema
-        self.arrays = select(to_arrays(model), shared)
+        whole = to_arrays(model)
+        self.arrays = select(whole, shared)
         if halved_names:
             self.arrays = halved(self.arrays, halved_names)
         self.average: Arrays | None = None
         self.layout = Layout.of(self.arrays)
-        self.whole_layout = Layout.of(to_arrays(model))
+        self.whole_layout = Layout.of(whole)
         moved = moved_names(model, train.get("freeze"))
         self.trained_names = [name for name in self.arrays if name in moved]
         self.fixed_names = [n for n in self.arrays if n not in moved and not is_statistic(n)]

@@ -18,7 +18,7 @@ from federated_yolo.common.arrays import (
     negative_statistics,
     select,
 )
-from federated_yolo.config.schema import Config
+from federated_yolo.config.schema import ResolvedConfig
 from federated_yolo.protocol.delta import Encoding
 from federated_yolo.protocol.instructions import Instructions
 from federated_yolo.protocol.records import EXAMPLES_KEY, MAX_ATTEMPTS, STEPS_KEY, UNCHANGED, views
@@ -71,7 +71,7 @@ class ReplyReader:
 
     def __init__(
         self,
-        config: Config,
+        config: ResolvedConfig,
         instructions: Instructions,
         model: GlobalModel,
         registry: ClientRegistry,
@@ -302,7 +302,7 @@ def refuse_problems(problems: Iterable[str], start: str = "") -> None:
         raise ValueError(start + "; ".join(found[:3]))
 
 
-def work_of(config: Config, instructions: Instructions, model: Any) -> Work:
+def work_of(config: ResolvedConfig, instructions: Instructions, model: Any) -> Work:
     train, stride = instructions.train, max(int(model.stride.max()), 32)
     imgsz: Any = train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     multi_scale: Any = train.get("multi_scale", DEFAULT_CFG_DICT["multi_scale"])

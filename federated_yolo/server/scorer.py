@@ -40,13 +40,22 @@ class Scorer:
         nodes: Iterable[int],
         journal: RoundJournal,
         split: str = "val",
+        arrays: Arrays | None = None,
     ) -> list[Score]:
-        """Have clients score the model of this round on one of their splits; ordered by name."""
+        """Have clients score the model of a round on one of their splits; ordered by name.
+
+        arrays: of an earlier round's whole model; None for those that are deployed now, of which a
+        codec sends only what has changed.
+        """
         config = self.messenger.config_record()
         config.update({"server-round": round_number, "split": split})
-        record = RecordDict({"arrays": to_record(self.model.deployed), "config": config})
-        messages = [Message(record, node, "evaluate") for node in nodes]
-        return self.read(grid, self.messenger.addressed(messages), journal)
+        sent = self.model.deployed if arrays is None else arrays
+        record = RecordDict({"arrays": to_record(sent), "config": config})
+        if arrays is not None:
+            messages = self.messenger.messages(record, nodes, "evaluate")
+        else:
+            messages = self.messenger.addressed([Message(record, n, "evaluate") for n in nodes])
+        return self.read(grid, messages, journal)
 
     def read(self, grid: Grid, messages: list[Message], journal: RoundJournal) -> list[Score]:
         """Send evaluate messages; the scores of those clients that gave one, ordered by name."""

@@ -13,7 +13,7 @@ from federated_yolo.aggregation.outliers import limit_norms
 from federated_yolo.aggregation.privacy import ServerPrivacy
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.errors import FederationError
-from federated_yolo.config.schema import Config
+from federated_yolo.config.schema import ResolvedConfig
 from federated_yolo.server.enrolment import Enrolment
 from federated_yolo.server.global_model import GlobalModel
 from federated_yolo.server.journal import RoundJournal
@@ -50,7 +50,7 @@ class Server:
     that this one resumes. journal: of the round that goes on.
     """
 
-    config: Config
+    config: ResolvedConfig
     model: GlobalModel
     registry: ClientRegistry
     aggregation: Aggregation

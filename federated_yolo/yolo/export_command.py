@@ -16,7 +16,6 @@ Exit codes: 0 done, 1 the export failed (the .pt stays), 2 wrong input (nothing 
 
 import argparse
 import math
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +53,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(parse(arguments))
     except InputError as error:
