@@ -64,6 +64,21 @@ def near_duplicates(hashes: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return found
 
 
+def near_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that link all near-duplicates of each other, directly or through others.
+
+    hashes: (n, 64) float32, from `perceptual_hashes`. Returns two (pairs,) int, first and second.
+    """
+    firsts, seconds = [], []
+    for start in range(0, len(hashes), ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(hashes)))
+        near = _near(hashes, rows)
+        row, column = np.nonzero(near)
+        firsts.append(rows[row])
+        seconds.append(column)
+    return np.concatenate([*firsts, []]).astype(int), np.concatenate([*seconds, []]).astype(int)
+
+
 def nearest_duplicate(hashes: np.ndarray, image: int, group: np.ndarray) -> int:
     """The near-duplicate of an image in a group that is most like it; itself if there is none.
 

@@ -1,0 +1,212 @@
+"""What a user names as a data set, as one that Ultralytics reads: itself, or what is made of it.
+
+An export of an annotation tool is recognised, read and written as an Ultralytics data set below a
+folder of ours. What was made is used again while nothing has changed in the export.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from federated_yolo.common.errors import InputError
+from federated_yolo.data.exports.content import Content, first_problems
+from federated_yolo.data.exports.recognise import Format, recognise
+from federated_yolo.data.exports.sizes import rescaled, size_problems
+from federated_yolo.data.exports.split import with_val
+from federated_yolo.data.exports.write import original_of, remove, task_of, write
+
+VERSION = 1  # of what is written; a change makes everything anew
+MADE = "made.json"  # in the folder of what was made
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made of an export.
+
+    Attributes:
+        source: The folder or file that the user named.
+        format: Name of its format.
+        task: Ultralytics' task of the labels; "" where label files were taken as they are.
+        why: Why it is this task.
+        images: Number of images by split.
+        objects: Number of objects by split and class.
+        left_out: Number of objects that were left out, by reason and class.
+        notes: What else a user should know.
+    """
+
+    source: str
+    format: str
+    task: str = ""
+    why: str = ""
+    images: dict[str, int] = field(default_factory=dict)
+    objects: dict[str, dict[str, int]] = field(default_factory=dict)
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set for Ultralytics. path: Its data.yaml or folder. made: None if it is the user's."""
+
+    path: Path
+    made: Made | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an export is converted.
+
+    Attributes:
+        task: Ultralytics' task that the labels are for; None goes by the labels.
+        val_fraction: Share of the train images that becomes a val split where there is none.
+        seed: Of that choice.
+        rescale: Multiply coordinates where all images are larger than the export says.
+        needs_train: Whether a train split has to be there.
+    """
+
+    task: str | None = None
+    val_fraction: float | None = None
+    seed: int = 0
+    rescale: bool = False
+    needs_train: bool = True
+
+
+def prepare(path: Path, folder: Path, name: str, options: Options, *, where: str) -> Prepared:
+    """Make an Ultralytics data set of an export, or find one made before.
+
+    Args:
+        path: What the user names: a data.yaml, a folder, a file of annotations.
+        folder: Where to write: FOLDER/NAME-DIGEST.
+        name: Of the client.
+        options: How to convert.
+        where: Starts each line of an error.
+
+    Returns:
+        The same path for an ordinary Ultralytics data set.
+
+    Raises:
+        InputError: With all problems, or with the next step for a format that is not read.
+    """
+    found = recognise(path)
+    if found is None:
+        return Prepared(path / "data.yaml" if _is_folder_of_yaml(path) else path)
+    with _naming(where):
+        if found.read is None:
+            raise InputError(f"{path}: this is {found.name}, which is not read; {found.advice}")
+        target = folder / f"{name}-{_digest(path, options)}"
+        if not (target / MADE).is_file():
+            _make(found, path, target, options)
+    return Prepared(target / "data.yaml", read_made(target))
+
+
+def read_made(folder: Path) -> Made:
+    """What `prepare` has noted of a folder that it has made."""
+    return Made(**json.loads((folder / MADE).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def naming_originals(prepared: Prepared) -> Iterator[None]:
+    """Problems of what was made are told with the user's files, not with links to them."""
+    try:
+        yield
+    except InputError as error:
+        if prepared.made is None:
+            raise
+        folder, source = prepared.path.parent, prepared.made.source
+        lines = [original_of(line, folder) for line in error.problems]
+        raise InputError(line.replace(str(prepared.path), source) for line in lines) from error
+
+
+def _make(found: Format, path: Path, target: Path, options: Options) -> None:
+    assert found.read is not None
+    content = found.read(path)
+    if options.val_fraction is not None:
+        content = with_val(content, options.val_fraction, options.seed)
+    problems = list(size_problems(content, rescale=options.rescale))
+    problems += _split_problems(content, options)
+    if problems:
+        raise InputError(first_problems(problems))
+    content = rescaled(content) if options.rescale else content
+    task, why = (options.task, "") if options.task else task_of(content)
+    building = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        written = write(content, building, task or "detect")
+        made = Made(
+            source=str(path),
+            format=content.format,
+            task=task or "",
+            why=why,
+            images={split: len(pictures) for split, pictures in content.splits.items()},
+            objects=written.objects,
+            left_out=_merged(content.left_out, written.left_out),
+            notes=content.notes,
+        )
+        text = json.dumps(asdict(made), indent=1, ensure_ascii=False)
+        (building / MADE).write_text(text, encoding="utf-8")
+        building.rename(target)
+    except BaseException:
+        remove(building)
+        raise
+
+
+def _split_problems(content: Content, options: Options) -> list[str]:
+    """Say which split there is not, and what makes one."""
+    problems = []
+    if not content.splits.get("train") and options.needs_train:
+        problems.append(
+            f"{content.file}: {content.format} without train images; found "
+            f"{', '.join(content.splits) or 'no images'}"
+        )
+    if not content.splits.get("val"):
+        problems.append(
+            f"{content.file}: {content.format} without a val split; val_fraction=0.2 "
+            "(federated-yolo partition: --val-fraction 0.2) makes one of a fifth of its images"
+        )
+    return problems
+
+
+def _merged(
+    first: Mapping[str, Mapping[str, int]], second: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, int]]:
+    total: dict[str, Counter[str]] = {}
+    for counts in (first, second):
+        for reason, of_classes in counts.items():
+            total.setdefault(reason, Counter()).update(of_classes)
+    return {reason: dict(of_classes) for reason, of_classes in total.items()}
+
+
+def _is_folder_of_yaml(path: Path) -> bool:
+    return path.is_dir() and (path / "data.yaml").is_file()
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Start each line of an error with this."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"{where}: {line}" if where else line for line in error.problems
+        ) from error
+
+
+def _digest(path: Path, options: Options) -> str:
+    """A digest of the export's files (their names, sizes and times) and with the options."""
+    digest = hashlib.sha256(repr((VERSION, str(path.absolute()), options)).encode())
+    files = [path]
+    if path.is_dir():
+        for folder, folders, names in os.walk(path, followlinks=True):
+            folders.sort()
+            files += [Path(folder, name) for name in sorted(names)]
+    for file in files:
+        try:
+            stat = file.stat()
+        except OSError:  # it goes, or leads nowhere; reading it will say so
+            continue
+        digest.update(repr((str(file), stat.st_size, stat.st_mtime_ns)).encode())
+    return digest.hexdigest()[:12]
