@@ -1,7 +1,8 @@
 """What an export holds, whichever tool wrote it."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Content:
         notes: What else a user should know, a sentence each.
         form: What else the data.yaml has to say, such as `kpt_shape`.
         file: The file or folder that messages name.
+        task: Ultralytics' task, where the format is for one alone: "classify", whose images each
+            have one object that is nothing but a class name.
     """
 
     format: str
@@ -83,12 +86,30 @@ class Content:
     notes: tuple[str, ...] = ()
     form: Mapping[str, Any] = field(default_factory=dict)
     file: Path = Path()
+    task: str | None = None
 
     @property
     def pictures(self) -> Iterator[Picture]:
         """The images of all splits."""
         for pictures in self.splits.values():
             yield from pictures
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of exports.
+
+    Attributes:
+        name: As users know it.
+        matches: Whether a folder or file is of this format. Never raises.
+        read: Reads it; raises InputError with all problems. None for a format that is not read.
+        advice: What to do with one that is not read: "export it as ...".
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path], Content] | None = None
+    advice: str = ""
 
 
 class LeftOut:
@@ -106,3 +127,17 @@ def first_problems(problems: Sequence[str], limit: int = MAX_LINES) -> list[str]
     """The first of these, and how many more there are."""
     more = len(problems) - limit
     return [*problems[:limit], *([f"... and {more} more problems"] if more > 0 else [])]
+
+
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def split_in(name: str) -> str | None:
+    """The split that the name of a file or folder says, such as "instances_Train2017"; or None."""
+    words = re.findall(r"[a-z]+", name.lower())
+    found = [split for split, known in SPLIT_WORDS.items() if set(known) & set(words)]
+    return found[0] if len(found) == 1 else None

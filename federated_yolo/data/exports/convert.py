@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from federated_yolo.common.errors import InputError
-from federated_yolo.data.exports.content import Content, first_problems
-from federated_yolo.data.exports.recognise import Format, recognise
+from federated_yolo.data.exports.content import Content, Format, first_problems
+from federated_yolo.data.exports.recognise import recognise
 from federated_yolo.data.exports.sizes import rescaled, size_problems
 from federated_yolo.data.exports.split import with_val
 from federated_yolo.data.exports.write import original_of, remove, task_of, write

@@ -272,9 +272,7 @@ def _box(bounds: tuple[float, float, float, float], size: tuple[float, float]) -
     return numbers()
 
 
-def _outline(
-    parts: Sequence[Sequence[tuple[float, float]]], size: tuple[float, float]
-) -> list[float]:
+def _outline(parts: Sequence[Sequence[Point]], size: tuple[float, float]) -> list[float]:
     """One line as fractions of the image; parts are joined as Ultralytics' converter does."""
     scaled = [np.clip(np.array(part, float) / size, 0.0, 1.0) for part in parts]
     if len(scaled) == 1:
