@@ -14,6 +14,7 @@ from ultralytics.data.utils import img2label_paths
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import Fraction, image_lists, is_image_name, is_used, read_data
 from federated_yolo.data.datasets import PrivateClassDataset, PrivateDataset, build_dataset
+from federated_yolo.data.exports.made import naming_originals
 from federated_yolo.data.messages import ENDINGS, damaged_files, one_line
 from federated_yolo.data.summary import DataSummary, form_of
 
@@ -45,6 +46,19 @@ def check_dataset(
     Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split;
     they are added to `forgiven` instead if it is given, and such a split counts as empty.
     """
+    with naming_originals(path):
+        return _check_dataset(path, task, cache_dir, where, splits, forgiven, fraction)
+
+
+def _check_dataset(
+    path: Path,
+    task: str,
+    cache_dir: Path,
+    where: str,
+    splits: tuple[str, ...],
+    forgiven: list[str] | None,
+    fraction: Fraction,
+) -> DataSummary:
     data = read_data(path, task, where=where)
     where = f"{where} ({path})"
     problems: list[str] = []

@@ -10,43 +10,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.exports.content import Content, Format, first_problems
+from federated_yolo.data.exports.made import MADE, Made, read_made
 from federated_yolo.data.exports.recognise import recognise
 from federated_yolo.data.exports.sizes import rescaled, size_problems
 from federated_yolo.data.exports.split import with_val
-from federated_yolo.data.exports.write import original_of, remove, task_of, write
+from federated_yolo.data.exports.write import remove, task_of, write
 
 VERSION = 1  # of what is written; a change makes everything anew
-MADE = "made.json"  # in the folder of what was made
-
-
-@dataclass(frozen=True)
-class Made:
-    """What was made of an export.
-
-    Attributes:
-        source: The folder or file that the user named.
-        format: Name of its format.
-        task: Ultralytics' task of the labels; "" where label files were taken as they are.
-        why: Why it is this task.
-        images: Number of images by split.
-        objects: Number of objects by split and class.
-        left_out: Number of objects that were left out, by reason and class.
-        notes: What else a user should know.
-    """
-
-    source: str
-    format: str
-    task: str = ""
-    why: str = ""
-    images: dict[str, int] = field(default_factory=dict)
-    objects: dict[str, dict[str, int]] = field(default_factory=dict)
-    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,24 +77,6 @@ def prepare(path: Path, folder: Path, name: str, options: Options, *, where: str
         if not (target / MADE).is_file():
             _make(found, path, target, options)
     return Prepared(target / "data.yaml", read_made(target))
-
-
-def read_made(folder: Path) -> Made:
-    """What `prepare` has noted of a folder that it has made."""
-    return Made(**json.loads((folder / MADE).read_text(encoding="utf-8")))
-
-
-@contextmanager
-def naming_originals(prepared: Prepared) -> Iterator[None]:
-    """Problems of what was made are told with the user's files, not with links to them."""
-    try:
-        yield
-    except InputError as error:
-        if prepared.made is None:
-            raise
-        folder, source = prepared.path.parent, prepared.made.source
-        lines = [original_of(line, folder) for line in error.problems]
-        raise InputError(line.replace(str(prepared.path), source) for line in lines) from error
 
 
 def _make(found: Format, path: Path, target: Path, options: Options) -> None:

@@ -157,20 +157,6 @@ def _count_lines(labels: Path, names: Sequence[str]) -> Counter[str]:
     return found
 
 
-def original_of(text: str, folder: Path) -> str:
-    """A message in which links below `folder` are named as the images that they lead to."""
-    start = f"{folder.absolute()}{os.sep}images{os.sep}"
-    place = text.find(start)
-    if place < 0:
-        return text
-    ends = [i for i, c in enumerate(text) if i > place and c in ":,;'\")] "] + [len(text)]
-    for end in ends:
-        link = Path(text[place:end])
-        if link.is_symlink():
-            return f"{text[:place]}{link.readlink()}{text[end:]}"
-    return text
-
-
 def remove(folder: Path) -> None:
     """Remove what `write` began and could not finish."""
     shutil.rmtree(folder, ignore_errors=True)
