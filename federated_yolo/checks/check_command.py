@@ -28,6 +28,7 @@ from federated_yolo.checks.data_report import (
     look_at,
     pixel_problems,
 )
+from federated_yolo.checks.exports import made_notes, made_table, prepare_data
 from federated_yolo.checks.federation import Federation, check, with_demo_data
 from federated_yolo.checks.resolve import fraction_of
 from federated_yolo.checks.round_estimate import RoundEstimate, estimate_round
@@ -61,15 +62,19 @@ def check_and_show(console: Console, config: Config) -> None:
 
 def _check_and_show(console: Console, config: Config, caches: Path) -> None:
     with console.status("reading images and labels"):
-        federation, problems = _checked(config, caches)
-        config = federation.config if federation else config
         base = _base(config)
+        prepared = prepare_data(config, base.task if base else "detect")
+        federation, problems = _checked(prepared.config, caches)
+        config = federation.config if federation else prepared.config
         reports = look_at(config, base, caches)
     with console.status("comparing images"):
         twins = find_twins(reports)
     problems += pixel_problems(reports, twins.unreadable)
     names = all_classes(config, reports)
     console.print(_heading(config, base), soft_wrap=True)
+    if prepared.made:
+        console.print(made_table(prepared.made))
+        console.print("\n".join(made_notes(prepared.made)), soft_wrap=True, markup=False)
     if any(report.splits for report in reports):
         console.print(images_table(reports))
         console.print(objects_table(reports, names, config))

@@ -27,6 +27,7 @@ from federated_yolo.data.duplicates import (
     nearest_duplicate,
     perceptual_hashes,
 )
+from federated_yolo.data.exports.made import named
 from federated_yolo.data.label_space import selected_classes
 from federated_yolo.data.scan import open_split
 from federated_yolo.storage.run_dir import SERVER
@@ -151,13 +152,13 @@ def look_at(config: Config, base: LoadedBase | None, caches: Path) -> list[DataR
     reports = []
     for index, data in enumerate([] if config.has_sites else config.clients):
         path = Path(data.data or "")
-        where = f"datasets[{index}] '{data.name}' ({path})"
+        where = f"datasets[{index}] '{data.name}' ({named(path)})"
         report = DataReport(data.name, where, (), data.not_annotated)
         folder = caches / data.name
         reports.append(_read(report, path, ("train", *HELD_OUT), task, fed, folder))
     if config.evaluate.data is not None:
         path = Path(config.evaluate.data)
-        report = DataReport(SERVER, f"evaluate.data ({path})")
+        report = DataReport(SERVER, f"evaluate.data ({named(path)})")
         reports.append(_read(report, path, HELD_OUT, task, fed, caches / SERVER_CACHES))
     return reports
 

@@ -3,12 +3,13 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from federated_yolo.checks.exports import prepare_data
 from federated_yolo.checks.gpu_sharing import CudaMemory, MemoryProbe
 from federated_yolo.checks.resolve import resolve, resolve_train, with_whole_strides
 from federated_yolo.checks.setting_rules import (
@@ -30,6 +31,7 @@ from federated_yolo.checks.stages import (
 from federated_yolo.common.errors import InputError
 from federated_yolo.config.schema import ClientData, Config, ResolvedConfig
 from federated_yolo.data.data_yaml import class_names, read_data
+from federated_yolo.data.exports.made import Made
 from federated_yolo.data.label_space import in_label_space, selected_classes
 from federated_yolo.data.summary import DataSummary, model_data
 from federated_yolo.server.registry import ClientRegistry
@@ -55,6 +57,7 @@ class Federation:
         gpu_choice: How `num_gpus: auto` was decided, where something was tried.
         unusable: What cannot be used now of the data of a run that is resumed.
         class_change: What became of the base model's classes, where it has others.
+        made: What was made of the exports that the config names, by client, or "server".
     """
 
     config: ResolvedConfig
@@ -69,6 +72,7 @@ class Federation:
     gpu_choice: str = ""
     unusable: tuple[str, ...] = ()
     class_change: str = ""
+    made: Mapping[str, Made] = field(default_factory=dict)
 
 
 def with_demo_data(config: Config) -> Config:
@@ -123,7 +127,9 @@ def check(
     """
     settings = check_settings(config)
     sites = meet_sites(config, settings, meet)
-    data = check_data(config, settings.task, sites, caches, is_resumed=resumed is not None)
+    prepared = prepare_data(config, settings.task)
+    config = prepared.config
+    data = check_data(prepared, settings.task, sites, caches, is_resumed=resumed is not None)
     names = check_label_space(config, settings, data, is_resumed=resumed is not None)
     summaries, server_summary = scored(data, selected_classes(config.train, names))
     counted = summaries if resumed is None else as_at_start(summaries, resumed)
@@ -158,6 +164,7 @@ def check(
         gpu_choice=gpu_choice,
         unusable=data.unusable,
         class_change=built.class_change,
+        made=prepared.made,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from federated_yolo.aggregation.strategies import strategy_problems
 from federated_yolo.checks.cluster import Machine, cluster_gpus, inspected
+from federated_yolo.checks.exports import PreparedData
 from federated_yolo.checks.gpu_sharing import (
     MemoryProbe,
     gpu_share,
@@ -49,6 +50,7 @@ from federated_yolo.data.scan import check_dataset
 from federated_yolo.data.summary import DataSummary, without_unlabelled_test
 from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.tracking import logger_problems
+from federated_yolo.storage.run_dir import SERVER
 from federated_yolo.yolo.checkpoint import LoadedBase, load_base, weights_of
 from federated_yolo.yolo.class_branch import Architecture, architecture_of, class_change
 from federated_yolo.yolo.model import (
@@ -168,16 +170,26 @@ class CheckedData:
 
 
 def check_data(
-    config: Config, task: str, sites: ClientRegistry | None, caches: Path, *, is_resumed: bool
+    prepared: PreparedData,
+    task: str,
+    sites: ClientRegistry | None,
+    caches: Path,
+    *,
+    is_resumed: bool,
 ) -> CheckedData:
     """Read all images' headers and labels of this machine; sites have done so themselves.
 
     task: as which labels are read. caches: label caches, a folder for each data set.
     """
+    config = prepared.config
     problems: list[str] = []
     unusable: list[str] = []
 
     def read(path: str, folder: str, where: str, splits: tuple[str, ...]) -> DataSummary | None:
+        name = SERVER if folder == SERVER_CACHES else folder
+        if name in prepared.problems:
+            problems.extend(prepared.problems[name])
+            return None
         try:
             return check_dataset(
                 Path(path),

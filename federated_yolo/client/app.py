@@ -21,7 +21,7 @@ from federated_yolo.client.history import remember
 from federated_yolo.client.kept_arrays import HeldArrays, Residuals, missing_state
 from federated_yolo.client.redaction import paths_at, without_paths
 from federated_yolo.client.request import Request, read_request
-from federated_yolo.client.site import is_site, read_site
+from federated_yolo.client.site import is_site, prepared_data, read_site
 from federated_yolo.client.workspace import client_for, held_clients
 from federated_yolo.client.yolo_client import YoloClient
 from federated_yolo.common.arrays import Layout, changed_names, select
@@ -149,7 +149,7 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
             f"'{site.folder}'; give another one, or make it writable"
         ) from error
     summary = check_dataset(
-        site.data,
+        prepared_data(site, theirs.task),
         theirs.task,
         caches,
         where=f"site '{site.name}'",

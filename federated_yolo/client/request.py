@@ -10,7 +10,7 @@ from flwr.app import Context, Message, RecordDict
 
 from federated_yolo.client.custom_class import ROOT
 from federated_yolo.client.instruction_checks import MAX_BYTES, MAX_PICTURES, refuse_unsound
-from federated_yolo.client.site import Site, is_site, read_site
+from federated_yolo.client.site import Site, is_site, prepared_data, read_site
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.config.schema import CLIENT_NAME
@@ -123,7 +123,7 @@ def _workspace_of(
         is_site=True,
         index=assignment.index,
         name=site.name,
-        data=site.data,
+        data=prepared_data(site, instructions.task),
         not_annotated=site.not_annotated,
         show_images=site.show_images,
         private_dir=site_folder(site, instructions.run_id),

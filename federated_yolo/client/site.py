@@ -10,6 +10,7 @@ from typing import Any
 
 from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.config.schema import CLIENT_NAME
+from federated_yolo.data.exports.convert import Options, prepare
 
 DEFAULT_FOLDER = "~/.federated-yolo"
 MAX_THREADS = 1024  # with very many PyTorch ends in a segmentation fault
@@ -23,7 +24,7 @@ class Site:
     classes. show_images: how many images of its val split may be seen by others. share_model:
     whether its own model may be sent to others, if the federation's config asks for that. folder:
     where it keeps its files, one folder for each run. num_threads: of PyTorch on the CPU, None for
-    all.
+    all. val_fraction: Share of the train images that becomes the val split of data without one.
     """
 
     name: str
@@ -33,17 +34,19 @@ class Site:
     show_images: int = 0
     share_model: bool = False
     num_threads: int | None = None
+    val_fraction: float | None = None
 
 
 # Keys of a node config -> type and what is expected.
 KEYS: dict[str, tuple[type, str]] = {
-    "data": (str, "the path of a data.yaml, or of a classifier's folder"),
+    "data": (str, "the path of a data.yaml, a classifier's folder or an export"),
     "name": (str, "a name"),
     "folder": (str, "a folder"),
     "not-annotated": (str, "class names, separated by commas"),
     "show-images": (int, "a whole number of images, from 0 to 16"),
     "share-model": (bool, "true or false"),
     "num-threads": (int, f"a whole number from 1 to {MAX_THREADS}"),
+    "val-fraction": (float, "a number above 0 and below 1, such as 0.2"),
 }
 
 
@@ -72,6 +75,7 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
     data = _read_path(node_config["data"], "data")
     name = str(node_config.get("name", data.name if data.is_dir() else data.parent.name))
     images, threads = node_config.get("show-images", 0), node_config.get("num-threads")
+    fraction = node_config.get("val-fraction")
     if not CLIENT_NAME.fullmatch(name):
         problems.append(
             f"node-config: name: found {node_config['name']!r}, expected letters, digits, '.', '_' "
@@ -85,6 +89,7 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
         for key, fits in (
             ("show-images", 0 <= images <= 16),
             ("num-threads", threads is None or 0 < threads <= MAX_THREADS),
+            ("val-fraction", fraction is None or 0 < fraction < 1),
         )
         if not fits
     ]
@@ -99,7 +104,18 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
         show_images=images,
         share_model=node_config.get("share-model", False),
         num_threads=threads,
+        val_fraction=fraction,
     )
+
+
+def prepared_data(site: Site, task: str) -> Path:
+    """The site's data as Ultralytics reads it: its own, or what is made of an export in its folder.
+
+    Raises InputError.
+    """
+    options = Options(task, site.val_fraction)
+    where = f"site '{site.name}'"
+    return prepare(site.data, site.folder / "converted", site.name, options, where=where).path
 
 
 def _read_path(value: Any, key: str) -> Path:

@@ -1,6 +1,7 @@
 """How numbers, durations and errors are written for people."""
 
 import re
+from collections.abc import Mapping
 
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # and the like: ECMA-48, 5.4
 MAX_LINE = 2000
@@ -33,6 +34,11 @@ def format_count(value: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """1 round, 2 rounds"""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """train 12, val 4"""
+    return ", ".join(f"{name} {format_count(count)}" for name, count in counts.items())
 
 
 def format_bytes(value: float | None) -> str:

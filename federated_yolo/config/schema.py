@@ -40,8 +40,8 @@ class ClientData(FrozenModel, frozen=True):
     name: str
     """A name that is safe as a folder name; of a SuperNode, what its --node-config says."""
     data: PathText | None = None
-    """Path of the client's data.yaml, or of a classifier's folder; null for a SuperNode, which
-    knows where its data is."""
+    """Path of the client's data.yaml, of a classifier's folder, or of an annotation tool's export;
+    null for a SuperNode, which knows where its data is."""
     not_annotated: tuple[str, ...] = ()
     """Classes that the data.yaml lists but nobody looked for in these images. They are left out of
     the client's classification loss, as are the federation's classes that it does not list."""
@@ -237,6 +237,9 @@ class Config(FrozenModel, frozen=True):
     names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Class names of the federation, by index; null is the union of the clients' classes, in order
     of appearance."""
+    val_fraction: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    """Share of the train images that becomes the val split of a data set without one, such as 0.2;
+    null refuses such a data set. Near-duplicates stay on one side."""
     num_rounds: Annotated[PositiveInt, Field(le=MAX_ROUNDS)] = 10
     """Rounds of the run."""
     local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1

@@ -2,10 +2,12 @@
 
     federated-yolo partition SOURCE --clients 5 --scheme dirichlet -o DIR
         [--alpha 0.3] [--group-by folder|REGEX] [--val split|shared] [--copy] [--seed 0]
+        [--val-fraction 0.2] [--rescale]
 
 SOURCE is a data.yaml (detect, segment, pose, obb), a folder of classification data
-(train/CLASS/1.jpg), or a folder of COCO or Pascal VOC data (partitioning/coco_voc.py). The
-source is only read. DIR gets
+(train/CLASS/1.jpg), or the export of an annotation tool (docs/formats.md), which `--val-fraction`
+gives a val split where it has none, and `--rescale` the scale of its images where all of them were
+resized after they were annotated. The source is only read. DIR gets
 
     client_0/data.yaml ...   usable under `datasets:` of a config; for classification, folders
     federated.yaml           a config with all of them, ready to start
@@ -46,7 +48,8 @@ import numpy as np
 
 from federated_yolo.common.command_line import failed, parser_of
 from federated_yolo.common.errors import InputError, nearest
-from federated_yolo.partitioning.coco_voc import convert_coco, convert_voc, is_coco, is_voc
+from federated_yolo.data.exports.convert import Options, make
+from federated_yolo.data.exports.made import Made, naming_originals
 from federated_yolo.partitioning.divide import (
     ALPHA_RANGE,
     DEFAULT_ALPHA,
@@ -90,6 +93,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--alpha", type=float, help=f"default: {DEFAULT_ALPHA}")
     parser.add_argument("--group-by", metavar="folder|REGEX", help="default: folder")
     parser.add_argument("--val", default="split", help="split (default) or shared")
+    parser.add_argument("--val-fraction", type=float, metavar="F", help="of data without val")
+    parser.add_argument("--rescale", action="store_true", help="images were resized since")
     parser.add_argument("--copy", action="store_true", help="copy images and labels")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -112,6 +117,11 @@ def _option_problems(options: argparse.Namespace) -> Iterator[str]:
         yield f"--seed: found {options.seed}, expected a whole number of at least 0"
     if options.val not in ("split", "shared"):
         yield f"--val: found '{options.val}', expected split or shared"
+    if options.val_fraction is not None and not 0 < options.val_fraction < 1:
+        yield (
+            f"--val-fraction: found {options.val_fraction:g}, expected a number above 0 and below "
+            "1, such as 0.2"
+        )
     if options.alpha is not None:
         if scheme in SCHEMES and scheme not in SCHEMES_WITH_ALPHA:
             yield (
@@ -176,19 +186,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
-    path: Path = options.source
-    converted = None
-    if path.is_dir() and is_coco(path):
-        converted = convert_coco(path, output / "source")
-    elif path.is_dir() and is_voc(path):
-        converted = convert_voc(path, output / "source")
-    if converted:
-        source = read_source(converted.path, scratch, converted.task)
-    else:
-        source = read_source(path, scratch)
+    conversion = Options(None, options.val_fraction, options.seed, options.rescale)
+    prepared = make(options.source, output / "source", conversion, where="SOURCE")
+    made = prepared.made
+    with naming_originals(prepared.path):
+        source = read_source(prepared.path, scratch, made.task or None if made else None)
     refuse_inside(source, output)
-    if converted:
-        print(f"Labels of {source.task}: {converted.why}")
+    if made:
+        print(f"Made of {made.format}: {_made_text(made)}")
+    if made and made.why:
+        print(f"Labels of {source.task}: {made.why}")
     elif source.why:
         print(
             f"Labels of {source.task}: {source.why}; for another task change base_model in "
@@ -201,6 +208,8 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     described = f"{options.source} by {describe(options)}"
     write(source, partition, output, copy=options.copy)
     result = {"partition": described, **summary(source, partition, duplicates)}
+    if made:
+        result["left_out"] = made.left_out
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     (output / "partitions.json").write_text(text, encoding="utf-8")
     counts = class_counts(source, partition, "train")
@@ -208,13 +217,22 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     unit = "images" if source.task == "classify" else "objects"
     draw_partitions(output / "partitions.png", train_images, counts, source.names, unit)
     show(source, result, counts)
-    for warning in [*(converted.warnings if converted else ()), *warnings]:
+    for warning in [*(made.notes if made else ()), *warnings]:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{output / 'partitions.png'}  {described}")
     print("Next:")
     config = write_config(source, partition, output, described)
     print(f"  python federated.py check {config}")
     print(f"  python federated.py {config}")
+
+
+def _made_text(made: Made) -> str:
+    """Images of each split, objects of each class, and what was left out and why."""
+    totals = Counter[str]()
+    for counts in made.objects.values():
+        totals.update(counts)
+    lost = [f"left out: {listed(counts)}: {reason}" for reason, counts in made.left_out.items()]
+    return "; ".join([f"{listed(made.images)} images", f"objects: {listed(totals)}", *lost])
 
 
 def describe(options: argparse.Namespace) -> str:

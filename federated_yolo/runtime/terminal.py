@@ -28,6 +28,7 @@ from rich.text import Text
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from federated_yolo.aggregation.privacy import epsilon
+from federated_yolo.checks.exports import made_notes, made_table
 from federated_yolo.checks.federation import Federation
 from federated_yolo.common.command_line import show_problems
 from federated_yolo.common.errors import InputError
@@ -81,6 +82,9 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         console.print(federation.gpu_choice, soft_wrap=True, markup=False)
     for problem in federation.unusable:
         console.print(f"Left out until it is mended: {problem}", soft_wrap=True, markup=False)
+    if federation.made:
+        console.print(made_table(federation.made))
+        console.print("\n".join(made_notes(federation.made)), soft_wrap=True, markup=False)
     console.print(_clients_table(federation))
     left_out = [name for name, s in federation.summaries.items() if s.test_is_unlabelled]
     if left_out:

@@ -69,18 +69,38 @@ def prepare(path: Path, folder: Path, name: str, options: Options, *, where: str
     """
     found = recognise(path)
     if found is None:
-        return Prepared(path / "data.yaml" if _is_folder_of_yaml(path) else path)
-    with _naming(where):
-        if found.read is None:
-            raise InputError(f"{path}: this is {found.name}, which is not read; {found.advice}")
-        target = folder / f"{name}-{_digest(path, options)}"
-        if not (target / MADE).is_file():
+        return Prepared(own_data(path))
+    target = folder / f"{name}-{_digest(path, options)}"
+    if not (target / MADE).is_file():
+        with _naming(where):
             _make(found, path, target, options)
-    return Prepared(target / "data.yaml", read_made(target))
+    return prepared_in(target)
+
+
+def make(path: Path, target: Path, options: Options, *, where: str) -> Prepared:
+    """Make an Ultralytics data set of an export in this new folder; arguments as for `prepare`."""
+    found = recognise(path)
+    if found is None:
+        return Prepared(own_data(path))
+    with _naming(where):
+        _make(found, path, target, options)
+    return prepared_in(target)
+
+
+def own_data(path: Path) -> Path:
+    """What Ultralytics reads of a user's own data: a folder's data.yaml, or what is named itself."""
+    return path / "data.yaml" if path.is_dir() and (path / "data.yaml").is_file() else path
+
+
+def prepared_in(folder: Path) -> Prepared:
+    """The data set that was made in a folder."""
+    made = read_made(folder)
+    return Prepared(folder if made.task == "classify" else folder / "data.yaml", made)
 
 
 def _make(found: Format, path: Path, target: Path, options: Options) -> None:
-    assert found.read is not None
+    if found.read is None:
+        raise InputError(f"{path}: this is {found.name}, which is not read; {found.advice}")
     content = found.read(path)
     if options.val_fraction is not None:
         content = with_val(content, options.val_fraction, options.seed)
@@ -135,10 +155,6 @@ def _merged(
         for reason, of_classes in counts.items():
             total.setdefault(reason, Counter()).update(of_classes)
     return {reason: dict(of_classes) for reason, of_classes in total.items()}
-
-
-def _is_folder_of_yaml(path: Path) -> bool:
-    return path.is_dir() and (path / "data.yaml").is_file()
 
 
 @contextmanager
