@@ -48,6 +48,7 @@ import numpy as np
 
 from federated_yolo.common.command_line import failed, parser_of
 from federated_yolo.common.errors import InputError, nearest
+from federated_yolo.common.text import listed
 from federated_yolo.data.exports.convert import Options, make
 from federated_yolo.data.exports.made import Made, naming_originals
 from federated_yolo.partitioning.divide import (

@@ -1,4 +1,4 @@
-"""What is split: an Ultralytics data set, class folders, COCO or Pascal VOC."""
+"""What is split: an Ultralytics data set, or class folders."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import class_names, read_class_folders, read_data_yaml
 from federated_yolo.data.datasets import PrivateClassDataset, PrivateDataset
+from federated_yolo.data.exports.recognise import unknown_folder
 from federated_yolo.data.scan import scan_split
 
 # A model of the task to start from, which needs no download.
@@ -61,14 +62,9 @@ def read_source(path: Path, scratch: Path, task: str | None = None) -> Source:
     """
     if not path.is_dir():
         return _read_detection(path, scratch, task)
-    has_yaml = (path / "data.yaml").is_file()
-    if (path / "train").is_dir() and not has_yaml and not _has_label_folders(path):
+    if (path / "train").is_dir() and not _has_label_folders(path):
         return _read_classification(path, scratch)
-    hint = f"; did you mean {path / 'data.yaml'}?" if has_yaml else ""
-    raise InputError(
-        f"{path}: found a folder that is not of train/CLASS/*.jpg, expected a data.yaml, or a "
-        f"folder of classification, COCO or Pascal VOC data{hint}"
-    )
+    raise InputError(f"{path}: {unknown_folder(path)}")
 
 
 def _has_label_folders(path: Path) -> bool:

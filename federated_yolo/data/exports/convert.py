@@ -88,7 +88,7 @@ def make(path: Path, target: Path, options: Options, *, where: str) -> Prepared:
 
 
 def own_data(path: Path) -> Path:
-    """What Ultralytics reads of a user's own data: a folder's data.yaml, or what is named itself."""
+    """A folder's data.yaml, which Ultralytics reads; or else the path itself."""
     return path / "data.yaml" if path.is_dir() and (path / "data.yaml").is_file() else path
 
 
