@@ -42,7 +42,7 @@ def damaged_files(messages: Iterable[str]) -> list[str]:
 
 
 def yaml_error(error: Exception) -> str:
-    """Describe the error and its place, without content of the file, which must not leave a site."""
+    """Describe the error and its place without the file's content, which must not leave a site."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark, problem = error.problem_mark, error.problem or ""
         # Scanner and parser errors quote signs, except the one about a tag handle; that one and all
