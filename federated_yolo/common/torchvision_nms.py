@@ -51,7 +51,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 OTHER_TORCHVISION = (
     "yolo train, val and predict fail in this environment: its torchvision is built for another "
-    "PyTorch; install the one that goes with it, from where that came from"
+    "PyTorch; install the torchvision that belongs to this PyTorch, from the same source"
 )
 
 

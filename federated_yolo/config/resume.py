@@ -83,7 +83,7 @@ def trust_problems(path: Path, overrides: Sequence[str]) -> list[str]:
     given = {override.partition("=")[0].strip() for override in overrides}
     return problems + [
         f"{path}: {setting}: found {word.partition('=')[2]}, which would {WHAT_IT_DOES[setting]}; "
-        f"of a run that is resumed only the command line decides that: add {shlex.quote(word)} if "
+        f"for a resumed run only the command line decides this: add {shlex.quote(word)} if "
         f"you trust whoever made it, or {setting}={WITHOUT.get(setting, 'null')}"
         for setting, word in said_again(settings).items()
         if not {setting, setting.partition(".")[0]} & given

@@ -99,7 +99,7 @@ def _differences(split: str, before: SplitState, now: SplitState) -> Iterator[st
     elif now.signature != before.signature:
         yield f"its {split} split has changed, and has {images} as before"
     if now.classes != before.classes:
-        yield "it lists its classes otherwise than before"
+        yield "it lists its classes differently than before"
 
 
 def one_note(notes: Iterable[str]) -> str:

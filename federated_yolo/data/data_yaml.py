@@ -100,8 +100,8 @@ def _refuse_packed(path: Path, where: str) -> None:
     suffix = "" if path.is_dir() else path.suffix.lower()
     if suffix == ".ndjson":
         raise InputError(
-            f"{where}: NDJSON, which Ultralytics makes a data set of, with downloads; do so once, "
-            'by python -c "import asyncio; from ultralytics.data.converter import '
+            f"{where}: NDJSON, which Ultralytics converts to a data set, with downloads; convert "
+            'it once, with python -c "import asyncio; from ultralytics.data.converter import '
             "convert_ndjson_to_yolo as c; print(asyncio.run(c('FILE', 'FOLDER')))\", and give "
             "what it prints"
         )
@@ -207,7 +207,7 @@ def class_names(data: dict[str, Any]) -> tuple[str, ...]:
 
 
 def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
-    """Write a cleaned data.yaml (absolute paths, nothing to execute) and return its path."""
+    """Write `data` (absolute paths, nothing to execute) as a data.yaml, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "data.yaml"
     YAML.save(str(path), data)

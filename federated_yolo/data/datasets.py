@@ -79,7 +79,7 @@ class PrivateDataset(YOLODataset):
         ]
 
     def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
-        """Return whether memory suffices for `cache: ram`; `__init__` reads images first here."""
+        """Redirect .npy paths before `__init__` reads images; return whether `cache: ram` fits."""
         self._ignore_foreign_npy()
         return super().check_cache_ram(safety_margin)
 
@@ -213,7 +213,7 @@ def _wrong_label(path: Path, keypoints: bool, num_classes: int, num_points: int,
 
 
 def _wrong_row(row: Sequence[str], width: int, dim: int) -> str:
-    """Describe a wrong row. width: Expected columns, 0 for an outline. dim: Numbers a keypoint."""
+    """Describe a wrong row. width: Expected columns (0: outline). dim: Numbers per keypoint."""
     try:
         values = np.array(row, np.float32)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Reads and checks all images and labels of a data set, before round 1 and when data changed."""
+"""Reads and checks all images and labels of a data set, before round 1 and during a run."""
 
 import logging
 import shutil

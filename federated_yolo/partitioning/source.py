@@ -28,7 +28,10 @@ MAX_LINES = 5
 
 @dataclass(frozen=True)
 class Split:
-    """images: Absolute paths, each once. labels: Class indices of the objects on each image."""
+    """Images and labels of one split.
+
+    images: Absolute paths, each once. labels: Class indices of the objects on each image.
+    """
 
     images: list[str]
     labels: list[np.ndarray]

@@ -120,7 +120,7 @@ def _read_headers(
                 raise ValueError(f"'{name}' holds Python objects, which are not loaded")
             size = math.prod(shape) * dtype.itemsize
             if member.tell() + size != info.file_size or min(shape, default=0) < 0:
-                raise ValueError(f"'{name}' says {size} bytes by its header, and has others")
+                raise ValueError(f"'{name}' says {size} bytes in its header, but has another size")
             if name == META_KEY and dtype.kind == "U" and size <= MAX_DESCRIPTION_BYTES:
                 text = str(np.frombuffer(member.read(size), dtype).reshape(shape))
         headers[name] = (shape, dtype)
