@@ -90,7 +90,7 @@ class PrivateDataset(YOLODataset):
         if CLASS_MAP not in data:
             return self._with_shapes(super().get_labels())
         class_map = np.array(data[CLASS_MAP], np.float32)
-        self.data = {**data, "names": dict(enumerate(data[CLASS_MAP]))}  # to check against
+        self.data = {**data, "names": dict(enumerate(data[CLASS_MAP]))}  # its own, for checks
         try:
             labels = super().get_labels()
         finally:
