@@ -1,5 +1,5 @@
-"""Errors, texts, files, arrays, figures and processes: what every room needs.
+"""Helpers that every room needs: errors, texts, files, arrays, figures and processes.
 
 It imports no other room.
-Start at errors.py: what a command turns into lines and an exit code.
+Start at errors.py: the errors that a command reports as lines of text and an exit code.
 """

@@ -1,7 +1,7 @@
 """Named arrays of a model: their layout, checks, casts and checksums. NumPy only.
 
-Arrays travel as `dict[str, np.ndarray]`, named as in the model's `state_dict`; a `Layout` says
-which names, shapes and dtypes there must be. Nothing is ever found by position.
+Arrays travel as `dict[str, np.ndarray]`, named as in the model's `state_dict`; a `Layout` lists
+the expected names, shapes and dtypes. An array is never identified by its position.
 """
 
 import hashlib
@@ -14,21 +14,21 @@ from functools import cached_property
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-CHUNK = 1 << 16  # values to work on at once: 512 KB in float64, which stay in a core's cache
+CHUNK = 1 << 16  # values processed at once: 512 KiB in float64, which fit in one core's cache
 
 
 @dataclass(frozen=True)
 class Layout:
     """Names, shapes and dtypes of a model's arrays, in the order of its `state_dict`.
 
-    entries: one `(name, shape, dtype name)` for each array.
+    entries: One `(name, shape, dtype name)` for each array.
     """
 
     entries: tuple[tuple[str, tuple[int, ...], str], ...]
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "Layout":
-        """Layout of these arrays."""
+        """Return the layout of these arrays."""
         return cls(tuple((name, a.shape, a.dtype.name) for name, a in arrays.items()))
 
     @property
@@ -38,7 +38,7 @@ class Layout:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of the values of all arrays."""
+        """Size of the values of all arrays together, in bytes."""
         return sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in self.entries)
 
     @cached_property
@@ -48,7 +48,7 @@ class Layout:
 
 
 def layout_problems(arrays: Mapping[str, np.ndarray], layout: Layout) -> list[str]:
-    """Say what keeps `arrays` from being a model of this layout; an empty list if nothing does.
+    """Describe where `arrays` do not fit the layout; an empty list if they fit.
 
     Besides names, shapes and dtypes, values must be finite: one NaN would stay in the global
     model for good. Shapes are compared exactly, since NumPy would broadcast a 0-d array silently.
@@ -77,7 +77,7 @@ def layout_problems(arrays: Mapping[str, np.ndarray], layout: Layout) -> list[st
 
 
 def negative_statistics(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Say which BatchNorm variances and counters are negative; a variance would make NaNs."""
+    """Describe BatchNorm variances and counters below 0; such a variance would cause NaNs."""
     return [
         f"{name}: has negative values"
         for name, array in arrays.items()
@@ -86,17 +86,17 @@ def negative_statistics(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def select(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> Arrays:
-    """The arrays of these names, in the order of the names."""
+    """Return the arrays of these names, in the order of the names."""
     return {name: arrays[name] for name in names}
 
 
 def changed_names(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the arrays that are not the same to the bit: 0.0 and -0.0 are not."""
+    """Return the names of arrays whose bytes differ; 0.0 and -0.0 count as different."""
     return [name for name, array in new.items() if array.tobytes() != old[name].tobytes()]
 
 
 def to_double(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """Copy to float64, the precision to aggregate in.
+    """Copy arrays to float64, the precision used for aggregation.
 
     Averaging in float32 makes the mean of three equal models differ from the model.
     """
@@ -106,22 +106,23 @@ def to_double(arrays: Mapping[str, np.ndarray]) -> Arrays:
 def distance(
     arrays: Mapping[str, np.ndarray], origin: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> float:
-    """L2 norm of the difference over the arrays of these names together, in float64."""
+    """Return the L2 norm of the difference over all named arrays together, in float64."""
     total = 0.0
     for name in names:
         new, old = arrays[name].reshape(-1), origin[name].reshape(-1)
         for start in range(0, new.size, CHUNK):
             part = slice(start, start + CHUNK)
             difference = np.subtract(new[part], old[part], dtype=np.float64)
-            # BLAS would share such short sums out to threads, which costs more than it saves.
+            # BLAS would distribute such short sums over threads, which costs more than it saves.
             total += np.square(difference, out=difference).sum()
     return float(np.sqrt(total))
 
 
 def add_scaled(total: np.ndarray, array: np.ndarray, weight: float) -> None:
-    """total += weight * array, in float64 and without a copy of the array.
+    """Add weight * array to `total` in place, in float64 and without a copy of the array.
 
-    total: float64, contiguous. Exact for float32 values and whole weights below 2^29.
+    total: Contiguous float64 array. Products are exact for float32 values and whole weights below
+    2^29.
     """
     assert total.shape == array.shape  # NumPy would broadcast
     sums, values = total.reshape(-1), array.reshape(-1)
@@ -135,7 +136,10 @@ def add_scaled(total: np.ndarray, array: np.ndarray, weight: float) -> None:
 
 
 class Shortened(Mapping[str, np.ndarray]):
-    """origin + factor * (arrays - origin), from float64; each array is made when asked for."""
+    """Mapping of origin + factor * (arrays - origin); each array is computed when it is read.
+
+    The arithmetic is in float64; the result has the array's own dtype.
+    """
 
     def __init__(
         self, arrays: Mapping[str, np.ndarray], origin: Mapping[str, np.ndarray], factor: float
@@ -156,7 +160,7 @@ class Shortened(Mapping[str, np.ndarray]):
 
 
 def cast(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Cast to this dtype; integers are rounded to the nearest, never truncated."""
+    """Cast to this dtype; round to the nearest integer, never truncate."""
     if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f":
         array = np.rint(array)
     return np.asarray(array, dtype)  # rint makes 0-d arrays scalars
@@ -165,13 +169,13 @@ def cast(array: np.ndarray, dtype: str) -> np.ndarray:
 def cast_to(arrays: Mapping[str, np.ndarray], layout: Layout) -> Arrays:
     """Cast aggregated arrays back to the dtypes of the layout, in its order.
 
-    Integers are BatchNorm's batch counters.
+    The integer arrays are BatchNorm's batch counters.
     """
     return {name: cast(np.asarray(arrays[name]), dtype) for name, _, dtype in layout.entries}
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, dtypes, shapes and values, hexadecimal."""
+    """Return the SHA-256 digest over names, dtypes, shapes and values, hexadecimal."""
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(f"{name}:{array.dtype.name}:{array.shape}".encode())

@@ -1,4 +1,4 @@
-"""What the commands have in common: wrong usage and wrong input are one line each."""
+"""Helpers that all commands share: the parser, and one line for each problem in the input."""
 
 import argparse
 import sys
@@ -10,18 +10,19 @@ from federated_yolo.common.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports wrong usage as any other wrong input. Raises InputError."""
+    """Argument parser that raises InputError for wrong usage, as for any other wrong input."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
+        """Raise InputError; argparse calls this for wrong usage."""
         raise InputError(f"{message}; see --help")
 
 
 def parser_of(command: str, text: str | None, *, allow_abbrev: bool = True) -> Parser:
-    """A parser of a command, such as "export", whose --help shows this text.
+    """Return the parser of a command, such as "export", whose --help shows this text.
 
-    Where the text has `federated-yolo COMMAND`, it shows what the user has typed.
-    allow_abbrev: as of argparse; false where an option is looked for in full before.
+    `federated-yolo COMMAND` in the text is replaced by what the user typed.
+    allow_abbrev: Argparse's setting; false if the arguments were searched for an option's full
+    name before.
     """
     called = called_as(command)
     return Parser(
@@ -33,7 +34,7 @@ def parser_of(command: str, text: str | None, *, allow_abbrev: bool = True) -> P
 
 
 def called_as(command: str = "") -> str:
-    """How the user calls a command, or without one the program: installed, or in the clone."""
+    """Return how the user called a command, or the program: installed or in the clone."""
     script = Path(sys.argv[0])
     if script.parent.name == "utils":
         return f"python utils/{script.name}"
@@ -42,12 +43,12 @@ def called_as(command: str = "") -> str:
 
 
 def show_problems(problems: Iterable[str]) -> None:
-    """Print one line on stderr for each problem."""
+    """Print one line to stderr for each problem."""
     for problem in problems:
         print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
 
 
 def failed(problems: Iterable[str], exit_code: int) -> int:
-    """Show problems, and return the exit code that goes with them."""
+    """Print problems and return the given exit code."""
     show_problems(problems)
     return exit_code

@@ -14,24 +14,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-# Whoever sets one of these before starting is obeyed.
+# A variable that is already set keeps its value.
 DEFAULTS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns that it will stop hiding GPUs
-    # A worker's last call races with Ray's own end, which would put a line on stderr now and then.
+    # A worker's last call races with Ray's shutdown, which would sometimes print a line to stderr.
     "RAY_enable_output_error_log_if_still_retry": "0",
-    "RAY_worker_niceness": "0",  # Ray 2.55's is 15: a run would yield to all else on the machine
+    "RAY_worker_niceness": "0",  # Ray 2.55 has 15: a run would yield to all other processes
     "YOLO_OFFLINE": "1",  # no look-up of weights, fonts or package updates
     "YOLO_AUTOINSTALL": "0",  # no pip install behind the user's back
     "YOLO_VERBOSE": "false",
     "KMP_WARNINGS": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # MLflow's 7 let a server that is gone hold up
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # a round for many minutes
+    # With MLflow's 7 retries, an unreachable server delays a round by many minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
+# Ultralytics' settings that reach the network or other packages.
 SETTINGS_OFF = (
     "sync",
     "clearml",
@@ -49,35 +51,36 @@ SETTINGS_OFF = (
 def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     """Set the variables above and give Ultralytics a private settings folder. Idempotent.
 
-    trust_checkpoints: a .pt is a pickle, which can run any code while it is loaded, and a model
-    YAML is partly evaluated; Ultralytics loads known classes only and evaluates nothing unless this
-    is true. A variable in the user's shell does not decide it.
+    trust_checkpoints: Whether Ultralytics may load any class and evaluate code. A .pt is a pickle,
+    which can run any code while it is loaded, and a model YAML is partly evaluated; unless this is
+    true, Ultralytics loads known classes only and evaluates nothing. A variable in the user's
+    shell has no influence on it.
 
-    The user's own Ultralytics settings keep their folders (`datasets_dir`, ...); the copy only
-    switches off what would reach the network. Fonts are taken from Matplotlib, because
+    The private copy of the user's Ultralytics settings keeps their folders (`datasets_dir`, ...)
+    and only switches off what would reach the network. Fonts are copied from Matplotlib, because
     Ultralytics would download one to draw class names.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("RAY_ADDRESS", None)  # the setting ray.address says which Ray
+    os.environ.pop("RAY_ADDRESS", None)  # only the setting ray.address selects a cluster
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
     if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
         return
     folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
-    atexit.register(remove_private_settings)  # of the processes that Flower starts, too
+    atexit.register(remove_private_settings)  # also in processes that Flower starts
     os.environ["FEDERATED_YOLO_USER_SETTINGS"] = str(_user_settings_file())
     _write_settings(folder / "Ultralytics", user_settings())
     os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
 
 
 def worker_variables() -> dict[str, str]:
-    """What `prepare_environment` has set for workers that do not inherit it; but for folders."""
+    """Return the variables, except folders, for workers that do not inherit the environment."""
     names = (*DEFAULTS, "ULTRALYTICS_SAFE_LOAD")
     return {name: os.environ[name] for name in names}
 
 
 def num_cpus() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -91,9 +94,9 @@ def remove_private_settings() -> None:
 
 
 def set_verbosity(*, verbose: bool) -> None:
-    """Show the log lines of Ultralytics, Flower and Ray, or keep them off the screen.
+    """Show or hide the log lines of Ultralytics, Flower and Ray.
 
-    Failures are shown by this project either way. Call it before workers start: they inherit it.
+    This project shows failures in both cases. Call it before workers start: they inherit it.
     """
     if verbose:
         os.environ["YOLO_VERBOSE"] = "true"
@@ -105,10 +108,10 @@ def set_verbosity(*, verbose: bool) -> None:
 
 @contextmanager
 def quiet_stdout(*, verbose: bool) -> Iterator[None]:
-    """Drop what Ray prints from its own threads, such as its news of a worker that died.
+    """Discard what Ray prints from its own threads, such as messages about a worker that died.
 
-    Ray 2.55 has no switch for it: `log_to_driver` is about the workers' output. A rich Console made
-    before with `file=sys.stdout` goes on printing.
+    Ray 2.55 has no switch for it: `log_to_driver` only affects the workers' output. A rich Console
+    that was created earlier with `file=sys.stdout` still prints.
     """
     if verbose:
         yield
@@ -119,17 +122,17 @@ def quiet_stdout(*, verbose: bool) -> Iterator[None]:
 
 # unstable: ultralytics.utils says 'USER_CONFIG_DIR / "settings.json"'
 def _user_settings_file() -> Path:
-    """Where the user's own Ultralytics settings are, before they have a private folder."""
+    """Return the path of the user's own Ultralytics settings, before the private folder is set."""
     config_home = os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config"))
     parent = Path(os.environ.get("YOLO_CONFIG_DIR", config_home))
     return parent / "Ultralytics" / "settings.json"
 
 
 def user_settings() -> dict[str, object]:
-    """The user's own Ultralytics settings as they are on disk, not those of the private folder."""
+    """Return the user's own Ultralytics settings from disk, not the private copy."""
     try:
         return json.loads(Path(os.environ["FEDERATED_YOLO_USER_SETTINGS"]).read_text())
-    except (OSError, ValueError):  # no settings yet: Ultralytics' defaults are as good
+    except (OSError, ValueError):  # no settings yet: Ultralytics' defaults apply
         return {}
 
 

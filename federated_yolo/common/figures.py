@@ -1,4 +1,4 @@
-"""Figures of Matplotlib: colours, axes and tables that all pictures share."""
+"""Matplotlib helpers that all pictures share: colours, axes and tables."""
 
 import math
 import warnings
@@ -12,23 +12,24 @@ import numpy as np
 from federated_yolo.common.files import write_atomically
 from federated_yolo.common.text import NO_VALUE, short
 
-# Okabe and Ito's colours (2008), told apart by the colour-blind; five, each in four dashes.
+# Okabe and Ito's colours (2008), which colour-blind people can distinguish. There are five, each
+# used with four dash patterns.
 COLORS = ("#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 
 INK, ACCENT = "#1c1f23", "#0072b2"
-SHADES = ("#e3edf5", "#9cc3dd", "#3f8dbd", "#0b4f86")  # of the heat maps, from low to high
+SHADES = ("#e3edf5", "#9cc3dd", "#3f8dbd", "#0b4f86")  # for heat maps, from low to high
 
 
 def save_figure(path: Path, figure: Any) -> None:
     """Write a figure as a PNG."""
     with warnings.catch_warnings():
-        # Names in a script that Matplotlib's font lacks become boxes; report.html has them.
+        # Characters that Matplotlib's font lacks become boxes; report.html shows them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         write_atomically(path, partial(figure.savefig, dpi=120, format="png"))
 
 
 def new_figure(width: float, height: float, **look: Any) -> Any:
-    """A figure of so many inches that no pyplot state knows of."""
+    """Return a figure of this size in inches that is independent of pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,7 +39,7 @@ def new_figure(width: float, height: float, **look: Any) -> Any:
 
 
 def finish_bars(axes: Any, title: str) -> None:
-    """Give horizontal bars their title and look."""
+    """Set the title and the appearance of a horizontal bar chart."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -48,7 +49,7 @@ def finish_bars(axes: Any, title: str) -> None:
 
 
 def name_ticks(axis: Any, names: Sequence[str], rotation: float = 0) -> None:
-    """Names beside an axis, as they are: Matplotlib would read $...$ as a formula."""
+    """Write names beside an axis unchanged; Matplotlib would read $...$ as a formula."""
     axis.set_ticks(
         range(len(names)), [short(name) for name in names], rotation=rotation,
         ha="right" if rotation or axis.axis_name == "y" else "center", rotation_mode="anchor",
@@ -56,14 +57,14 @@ def name_ticks(axis: Any, names: Sequence[str], rotation: float = 0) -> None:
     )  # fmt: skip
 
 
-MAX_CLASSES, MAX_CLIENTS = 80, 100  # shown; names of more could not be read
-MAX_NUMBERS = 20  # classes, up to which each count is written
+MAX_CLASSES, MAX_CLIENTS = 80, 100  # most that are shown; with more, names are unreadable
+MAX_NUMBERS = 20  # most classes for which each count is also written as a number
 
 
 def draw_class_table(
     axes: Any, counts: Sequence[Sequence[int | None]], names: Sequence[str], *, with_numbers: bool
 ) -> None:
-    """Draw counts, a row for each client, shaded by their part of the class; None is not known."""
+    """Draw counts, one row per client, shaded by their share of the class; None is unknown."""
     from matplotlib.colors import LinearSegmentedColormap
 
     values = np.array([[count or 0 for count in row] for row in counts])

@@ -1,7 +1,7 @@
-"""Files of strangers: read only if they are ordinary files, and only as far as is sound.
+"""Safe reading of files that somebody else wrote (ordinary, of limited size), and safe writing.
 
-A FIFO blocks whoever opens it, a device may never end, and a YAML of a few lines can stand for more
-values than memory holds, since an alias repeats what it names.
+Opening a FIFO blocks, a device may never end, and a YAML file of a few lines can expand to more
+values than memory holds, since an alias repeats the value that it names.
 """
 
 import os
@@ -23,13 +23,14 @@ KINDS = (
 
 
 class SpecialFileError(OSError):
-    """The path names no ordinary file, but what can block or never end when it is read."""
+    """The path leads to a FIFO, socket or device, which could block or never end when read."""
 
 
 def special_kind(path: str | Path) -> str | None:
-    """What a path is, or leads to, if it is neither file nor folder; it is not opened.
+    """Return the kind of a FIFO, socket or device at a path (links are followed), else None.
 
-    None also where nothing is there, or cannot be looked at: opening it will say so.
+    Nothing is opened. None also if nothing exists there or it cannot be examined: opening it will
+    raise the error.
     """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 (called for each image; a Path costs as much)
@@ -46,7 +47,7 @@ def refuse_special(path: str | Path) -> None:
 
 
 def special_files(paths: Iterable[str]) -> Iterator[str]:
-    """One line for each of these files that is a FIFO, a socket or a device."""
+    """Yield one line for each of these files that is a FIFO, a socket or a device."""
     for path in paths:
         kind = special_kind(path)
         if kind is not None:
@@ -54,7 +55,7 @@ def special_files(paths: Iterable[str]) -> Iterator[str]:
 
 
 def read_yaml_text(path: Path) -> str:
-    """The text of a YAML file that is ordinary, short enough and stands for few enough values.
+    """Return the text of a YAML file that is ordinary and within the limits on bytes and values.
 
     Raises OSError (SpecialFileError), UnicodeDecodeError and yaml.YAMLError.
     """
@@ -62,7 +63,10 @@ def read_yaml_text(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, with values of the simple kinds only. Raises as `read_yaml_text`."""
+    """Return the content of a YAML file, of YAML's simple types only.
+
+    Raises the errors of `read_yaml_text`.
+    """
     _, node = _read_sound_yaml(path)
     if node is None:
         return None
@@ -96,13 +100,13 @@ def _read_sound_yaml(path: Path) -> tuple[str, yaml.Node | None]:
 
 
 def _num_values(root: yaml.Node) -> int:
-    """How many values a YAML stands for once each alias is what it names; too many for a cycle."""
+    """Count the values of a YAML with every alias expanded; a cycle counts as too many."""
     counts: dict[int, int] = {}
 
     def count(node: yaml.Node) -> int:
         if id(node) in counts:
             return counts[id(node)]
-        counts[id(node)] = MAX_YAML_VALUES + 1  # while it is counted: met again, it holds itself
+        counts[id(node)] = MAX_YAML_VALUES + 1  # while counting: a node met again contains itself
         children: Iterable[yaml.Node] = ()
         if isinstance(node, yaml.MappingNode):
             children = (part for pair in node.value for part in pair)
@@ -129,7 +133,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder outlive a power failure, where the system can."""
+    """Make a rename in this folder survive a power failure, if the system supports it."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -140,5 +144,5 @@ def _sync_folder(folder: Path) -> None:
 
 
 def at_home(path: str) -> str:
-    """A path with `~` replaced by the home folder; Path's own way raises for one without a home."""
+    """Replace `~` by the home folder, if there is one (Path.expanduser raises if not)."""
     return os.path.expanduser(path)  # noqa: PTH111

@@ -1,4 +1,4 @@
-"""Processes that end when they should: on an interrupt, and with their parent."""
+"""Ends processes when they should end: on an interrupt, and after their parent process."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from federated_yolo.common.environment import remove_private_settings
 
 
 def exit_on_interrupt() -> None:
-    """End at Ctrl-C without a word; for as long as the imports of a script take."""
+    """Let Ctrl-C end the process silently; meant for the time in which a script imports."""
 
     def leave(*_: object) -> None:
         remove_private_settings()
@@ -24,7 +24,7 @@ def exit_on_interrupt() -> None:
 
 
 def kill_children() -> None:
-    """Kill what Ray has started for this process; some of it would outlive it by a minute."""
+    """Kill all child processes; some that Ray started would outlive this one by a minute."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
@@ -34,12 +34,12 @@ def kill_children() -> None:
 # unstable: flwr.supercore.app_utils.start_parent_process_monitor says 'raise_signal'
 @cache
 def end_with_parent(look_s: float = 1.0, grace_s: float = 10.0) -> None:
-    """End a process of Flower's as Ctrl-C does once the one that started it has gone.
+    """End a process that Flower started, as Ctrl-C does, once its parent process has ended.
 
-    Where it is started with --parent-pid, Flower 1.41 means to do this itself, but raises the
-    signal in a thread of its own, which does not wake a main thread that waits for other threads: a
-    ServerApp whose SuperLink was killed while arrays were on their way would stay for ever, and
-    hold its run. It has `grace_s` before.
+    With --parent-pid, Flower 1.41 is meant to do this itself, but raises the signal in a separate
+    thread, which does not wake a main thread that waits for other threads: a ServerApp whose
+    SuperLink was killed during a transfer of arrays would stay forever and block its run. Flower's
+    own attempt gets `grace_s` first.
     """
     if "--parent-pid" not in sys.argv or not hasattr(signal, "pthread_kill"):  # not on Windows
         return

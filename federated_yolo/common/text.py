@@ -1,20 +1,20 @@
-"""How numbers, durations and errors are written for people."""
+"""Formats numbers, durations and errors for people."""
 
 import re
 from collections.abc import Mapping
 
-COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # and the like: ECMA-48, 5.4
+COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # control sequences: ECMA-48, 5.4
 MAX_LINE = 2000
 
 
 def in_one_line(text: str) -> str:
-    """Anyone's text for a terminal or a table, without colours and what would move a cursor."""
-    text = COLOUR.sub("", text[: 10 * MAX_LINE])  # of a text without end no more is looked at
+    """Return anyone's text as one line for a terminal or table, without control sequences."""
+    text = COLOUR.sub("", text[: 10 * MAX_LINE])  # limits the work for a text without end
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_LINE]
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in a line."""
+    """Return the type and text of an error in one line."""
     return in_one_line(f"{type(error).__name__}: {error}")
 
 
@@ -22,17 +22,17 @@ NO_VALUE = "–"
 
 
 def format_score(value: float | None) -> str:
-    """0.451"""
+    """Return a score as text: 0.451."""
     return NO_VALUE if value is None else f"{value:.3f}"
 
 
 def format_count(value: float | None) -> str:
-    """3 011 433, with narrow spaces that no line is broken at."""
+    """Return a count as text: 3 011 433, with narrow non-breaking spaces."""
     return NO_VALUE if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
 def counted(number: int, noun: str) -> str:
-    """1 round, 2 rounds"""
+    """Return a number with its noun: 1 round, 2 rounds."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -42,7 +42,7 @@ def listed(counts: Mapping[str, int]) -> str:
 
 
 def format_bytes(value: float | None) -> str:
-    """48.3 MB"""
+    """Return a number of bytes as text: 48.3 MB."""
     if value is None:
         return NO_VALUE
     for unit in ("B", "kB", "MB", "GB"):
@@ -53,7 +53,7 @@ def format_bytes(value: float | None) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """56.8 s, 2 min 5 s, 1 h 12 min"""
+    """Return a duration as text: 56.8 s, 2 min 5 s, 1 h 12 min."""
     if seconds is None:
         return NO_VALUE
     if seconds < 60:
@@ -64,5 +64,5 @@ def format_duration(seconds: float | None) -> str:
 
 
 def short(name: str, length: int = 24) -> str:
-    """A name cut to a length."""
+    """Return a name cut to `length` characters."""
     return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -1,4 +1,4 @@
-"""Suppression of overlapping boxes, where torchvision's operator cannot be loaded."""
+"""Non-maximum suppression for machines where torchvision's own operator cannot be loaded."""
 
 import sys
 import warnings
@@ -8,14 +8,15 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-BLOCK = 64  # boxes that are compared at a time
+BLOCK = 64  # boxes compared at a time
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Greedy non-maximum suppression, as torchvision's operator.
+    """Apply greedy non-maximum suppression, with the result of torchvision's operator.
 
-    Ultralytics' own version takes a Python step for each box that stays, which made up half of an
-    evaluation. Here one step takes BLOCK boxes; the arithmetic, and so the choice, is the same.
+    Ultralytics' own version takes one Python step for each box that remains, which was half of the
+    time of an evaluation. Here one step handles BLOCK boxes; the arithmetic, and so the selection,
+    is the same.
 
     boxes: (n, 4) float32, xyxy. scores: (n,). Returns indices of boxes, int64, best first.
     """
@@ -39,19 +40,18 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of each of a with each of b: (4, n), (4, m) -> (n, m) float32."""
+    """Return the IoU of each box of a with each of b: (4, n), (4, m) -> (n, m) float32."""
     left, top = np.maximum(a[:2, :, None], b[:2, None])
     right, bottom = np.minimum(a[2:, :, None], b[2:, None])
     shared = (right - left).clip(0) * (bottom - top).clip(0)
     area_a, area_b = ((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
-    with np.errstate(invalid="ignore"):  # of empty boxes, which overlap nothing
+    with np.errstate(invalid="ignore"):  # 0/0 of empty boxes, which overlap nothing
         return shared / (area_a[:, None] + area_b - shared)
 
 
-# Ultralytics' settings that reach the network or other packages.
 OTHER_TORCHVISION = (
     "yolo train, val and predict fail in this environment: its torchvision is built for another "
-    "PyTorch; install the one that goes with it, from where that came from"
+    "PyTorch; install the torchvision that belongs to this PyTorch, from the same source"
 )
 
 
@@ -60,14 +60,14 @@ def ensure_torchvision_nms() -> bool:
     """Make `import torchvision` work where its compiled operators do not fit this PyTorch.
 
     torchvision's Linux wheels on PyPI are CUDA builds. Beside a CPU build of PyTorch (seen with
-    torchvision 0.21.0 to 0.29.1 and torch 2.13.0+cpu) its library does not load and the import ends
-    in "operator torchvision::nms does not exist". Ultralytics imports it in every validator and
-    uses that one operator, for which that of common/torchvision_nms.py takes the place.
+    torchvision 0.21.0 to 0.29.1 and torch 2.13.0+cpu) its library does not load and the import
+    fails with "operator torchvision::nms does not exist". Ultralytics imports torchvision in every
+    validator and uses only this operator, which `nms` above replaces.
 
-    Only after a failed import, because a library that does load must find no operators of its name:
-    it would abort the process.
+    The replacement is registered only after a failed import: a torchvision library that does load
+    would abort the process if operators of its name already existed.
 
-    Returns whether torchvision works by itself (or is not installed). Raises InputError where it
+    Returns whether torchvision works by itself (or is not installed). Raises InputError if it
     cannot be imported for another reason.
     """
     first = _torchvision_trouble()
@@ -78,7 +78,7 @@ def ensure_torchvision_nms() -> bool:
     trouble: Exception | None = first
     if not hasattr(torch.ops.torchvision, "nms"):  # the library of its operators did not load
         _declare_nms()
-        with warnings.catch_warnings():  # of its other library, which reads images, for nobody here
+        with warnings.catch_warnings():  # about its image library, which is not used here
             warnings.simplefilter("ignore")
             trouble = _torchvision_trouble()
     if trouble is None:
@@ -96,11 +96,11 @@ def ensure_torchvision_nms() -> bool:
 
 
 def _torchvision_trouble() -> Exception | None:
-    """What importing torchvision ends in; None if it can be imported, or is not installed.
+    """Return the error of importing torchvision; None if it imports, or is not installed.
 
-    After a failure its submodules are gone, too: Python takes back only the module that raised, and
-    a second import would find the others without their package. In torch nothing is left, since
-    the first operator that torchvision registers anything for is the one that is missing.
+    After a failure its submodules are removed too: Python removes only the module that raised, and
+    a second import would find the others without their package. Nothing stays behind in torch,
+    since the first operator for which torchvision registers anything is the missing one.
     """
     try:
         import torchvision  # noqa: F401
@@ -117,6 +117,6 @@ def _declare_nms() -> None:
     import torch
 
     schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    for operator in ("nms", "qnms"):  # the import only wants both to be declared
+    for operator in ("nms", "qnms"):  # the import only needs both to be declared
         torch.library.define(f"torchvision::{operator}", schema)
     torch.library.impl("torchvision::nms", "CPU")(nms)

@@ -1,4 +1,4 @@
-"""A YAML file and key=value overrides become a `Config`, or one line for each problem."""
+"""Reads a YAML file and key=value overrides into a `Config`, or reports a line per problem."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,15 +30,16 @@ from federated_yolo.config.schema import (
 )
 from federated_yolo.config.train_arguments import NOT_TRAIN_ARGS, OWNED_TRAIN_ARGS
 
-# Settings that are text, whatever YAML would make of it: 0123 is a name, not 83. `*`: of a list.
+# Settings that are text, whichever type YAML gives them: 0123 is a name, not 83. `*` stands for
+# each entry of a list.
 TEXTS = ("base_model", "save_dir", "name", "client", "evaluate.data", "ray.address")
 TEXTS += ("datasets.*", "datasets.*.name", "datasets.*.data")
-# Class names are what Ultralytics reads in a data.yaml: yes is 'True' there, and 01 is '1'.
+# Class names are read as Ultralytics reads a data.yaml: yes becomes 'True', and 01 becomes '1'.
 CLASS_NAMES = ("names.*", "datasets.*.not_annotated.*")
 
 
 def trusts_checkpoint(path: Path, overrides: Sequence[str] = ()) -> bool:
-    """Whether `trust_checkpoint` is on; known before Ultralytics is imported, unlike the rest."""
+    """Whether `trust_checkpoint` is on; read before Ultralytics is imported, unlike the rest."""
     return read_config(path, overrides)[0].get("trust_checkpoint") is True
 
 
@@ -72,16 +73,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """What a file and overrides say, before it is validated; and what is wrong with them."""
+    """Return the settings of a file and overrides, not yet validated, and the problems in them."""
     try:
         source = read_yaml_text(path)
         loaded = OmegaConf.load(io.StringIO(source))
-        # The same as it is written, and with class names as Ultralytics reads them.
+        # The same file with all values as written, and as Ultralytics reads class names.
         texts = OmegaConf.create(yaml.load(source, _AsWritten) or {})
         names = OmegaConf.create(yaml.load(source, _AsClassNames) or {})
     except FileNotFoundError:
         return {}, [f"{path}: no such file; copy configs/example.yaml and adapt it"]
-    except Exception as error:  # YAML's constructors of numbers, dates, ... raise any kind
+    except Exception as error:  # YAML's constructors of numbers, dates, ... raise any error
         return {}, [f"{path}: not a readable YAML file: {_one_line(error)}"]
     if not isinstance(loaded, DictConfig):
         return {}, [f"{path}: found a list, expected 'key: value' lines as in configs/example.yaml"]
@@ -97,7 +98,7 @@ def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         )
         for pattern in TEXTS:
             settings = _with_texts(settings, texts, pattern.split("."))
-        # Text too, but for true and false.
+        # Also text, except for null, true and false.
         settings = _with_texts(settings, texts, ["train", "pretrained"], kept=(NoneType, bool))
         for pattern in CLASS_NAMES:
             settings = _with_texts(settings, names, pattern.split("."), kept=())
@@ -105,16 +106,16 @@ def read_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         return {}, [f"{path}: {_one_line(error)}; add it below 'vars', or give it as vars.NAME=..."]
     except OmegaConfBaseException as error:
         return {}, [f"{path}: {_one_line(error)}"]
-    # A section of which every line is commented out is None and has its defaults.
+    # A section whose lines are all commented out is None and gets its defaults.
     return {key: value for key, value in settings.items() if value is not None}, []
 
 
 def _override(
     path: Path, overrides: Sequence[str], trees: tuple[DictConfig, DictConfig, DictConfig]
 ) -> Iterator[str]:
-    """Put overrides into the trees; says which are not usable.
+    """Apply overrides to the trees; yield a line for each override that is not usable.
 
-    trees: a file's settings as YAML, as text, and as class names.
+    trees: The file's settings as YAML, as text, and as class names.
     """
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -133,28 +134,29 @@ def _override(
 
 
 class _AsWritten(yaml.SafeLoader):
-    """Takes all values as text; of YAML's own meanings only `<<` is left."""
+    """YAML loader that reads all values as text; only `<<` keeps its meaning."""
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
 
 
 class _AsClassNames(yaml.SafeLoader):
-    """Takes all values as Ultralytics takes class names: as Python writes what YAML 1.1 reads."""
+    """YAML loader that reads all values as Ultralytics reads class names: YAML 1.1, then str()."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """Called by PyYAML for each value and key."""
+        """Return the text of a value or key; PyYAML calls this for each."""
         if not isinstance(node, yaml.ScalarNode):
             return super().construct_object(node, deep)
         try:
             return str(super().construct_object(node, deep))
-        except ValueError:  # such as a day that no month has
+        except ValueError:  # such as a date that does not exist
             return node.value
 
 
 def _values_of(text: str) -> tuple[Any, Any, Any]:
-    """A value of the command line: as YAML, as text, and as class names. Raises YAMLError.
+    """Read a value of the command line as YAML, as text, and as class names. Raises YAMLError.
 
-    What is in no brackets or quotes is text as it stands there, with `#` and `: ` in it.
+    Without brackets or quotes, all but numbers, true, false and null is text exactly as written,
+    including `#` and `: `.
     """
     text = text.strip()
     is_text = text[0] not in "[{'\""
@@ -173,7 +175,7 @@ def _values_of(text: str) -> tuple[Any, Any, Any]:
 def _with_texts(
     value: Any, texts: Any, pattern: Sequence[str], *, kept: tuple[type, ...] = (NoneType,)
 ) -> Any:
-    """Put texts where the pattern leads; kept: types of values that stay."""
+    """Replace values by their texts at the places of the pattern. kept: Types that stay."""
     if not pattern:
         is_kept = not isinstance(texts, str) or isinstance(value, kept)
         return value if is_kept else texts
@@ -198,7 +200,7 @@ def _name_sections(settings: DictConfig) -> None:
 
 
 def _with_text_keys(value: Any) -> Any:
-    """YAML also has numbers for keys, which are no setting's name."""
+    """Convert all keys to text: YAML also allows numbers, which are not names of settings."""
     if isinstance(value, dict):
         return {str(key): _with_text_keys(entry) for key, entry in value.items()}
     return value
@@ -210,7 +212,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
-    """One line for each setting that Pydantic refused."""
+    """Return one line for each setting that Pydantic refused."""
     lines: dict[str, str] = {}
     for error in errors:
         first, *rest = error["loc"]
@@ -234,7 +236,7 @@ def _explain(path: Path, errors: Iterable[Any]) -> list[str]:
 
 
 def _nearest_setting(name: str, section: type[FrozenModel]) -> str:
-    """What may have been meant; at the top level also one of Ultralytics' train arguments."""
+    """Return a hint at the intended name; at the top level also at a train argument."""
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     if section is Config:

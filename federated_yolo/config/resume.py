@@ -1,4 +1,4 @@
-"""What a resumed run may be told anew, and what of a run's own config needs to be said again."""
+"""Which settings may change when a run is resumed, and which of its own must be confirmed."""
 
 import re
 import shlex
@@ -11,8 +11,8 @@ from yaml import YAMLError
 from federated_yolo.common.files import read_yaml
 from federated_yolo.config.loading import read_config
 
-# What a resumed run may be given anew: the weights do not depend on it, but that another number of
-# threads rounds differently.
+# Settings that may change on resume: the weights do not depend on them, except that another number
+# of threads rounds differently.
 RESUME_SETTINGS = (
     "client",
     "client_resources",
@@ -24,12 +24,12 @@ RESUME_SETTINGS = (
     "trust_checkpoint",
     "verbose",
 )
-REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(\$\{[^}\n]{0,40})")  # of OmegaConf
+REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(\$\{[^}\n]{0,40})")  # a reference of OmegaConf
 NETWORK_LOGGERS = ("wandb", "mlflow")
 
 
 def resume_problems(overrides: Sequence[str]) -> list[str]:
-    """Say which overrides would make a resumed run another run."""
+    """Describe overrides that would turn a resumed run into a different run."""
     return [
         f"'{override}': a resumed run keeps its settings, except {', '.join(RESUME_SETTINGS)}; "
         "leave it out, or start a new run from weights/last.pt as base_model"
@@ -39,10 +39,10 @@ def resume_problems(overrides: Sequence[str]) -> list[str]:
 
 
 def said_again(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What a resumed run needs to be told anew: settings that run code or connect to elsewhere.
+    """Return settings that must be confirmed on resume: they run code or connect elsewhere.
 
-    A run directory can be somebody else's, and its args.yaml is data.
-    Returns the word of a command line by the setting, for those that are in use.
+    A run directory may come from somebody else, so its args.yaml is not trusted.
+    Returns the override (key=value) by setting, for those settings that are in use.
     """
     client, loggers = settings.get("client"), settings.get("loggers")
     ray = settings.get("ray")
@@ -61,20 +61,20 @@ def said_again(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def words_said_again(path: Path) -> list[str]:
-    """The words of `said_again` for a run's args.yaml."""
+    """Return the overrides from `said_again` for a run's args.yaml."""
     return list(said_again(read_config(path, ())[0]).values())
 
 
 def trust_problems(path: Path, overrides: Sequence[str]) -> list[str]:
-    """Say what a run's args.yaml has of `said_again` and the command line does not say.
+    """Describe settings from `said_again` in a run's args.yaml that overrides do not confirm.
 
-    path: of the args.yaml.
+    path: Path of the args.yaml.
     """
     try:
         reference = next(_references(read_yaml(path)), None)
-    except (OSError, ValueError, YAMLError):  # `_read` says what is wrong with it
+    except (OSError, ValueError, YAMLError):  # `read_config` reports it
         reference = None
-    if reference:  # it can stand for more than memory holds
+    if reference:  # it can expand to more than memory holds
         return [
             f"{path}: found the reference {reference}, which no run writes; put there what it "
             "stands for"
@@ -83,7 +83,7 @@ def trust_problems(path: Path, overrides: Sequence[str]) -> list[str]:
     given = {override.partition("=")[0].strip() for override in overrides}
     return problems + [
         f"{path}: {setting}: found {word.partition('=')[2]}, which would {WHAT_IT_DOES[setting]}; "
-        f"of a run that is resumed only the command line decides that: add {shlex.quote(word)} if "
+        f"for a resumed run only the command line decides this: add {shlex.quote(word)} if "
         f"you trust whoever made it, or {setting}={WITHOUT.get(setting, 'null')}"
         for setting, word in said_again(settings).items()
         if not {setting, setting.partition(".")[0]} & given
@@ -100,7 +100,7 @@ WITHOUT = {"trust_checkpoint": "false", "loggers": "[]"}
 
 
 def _references(value: Any) -> Iterator[str]:
-    """What OmegaConf would replace by another setting."""
+    """Yield each start of a text that OmegaConf would replace by another setting."""
     if isinstance(value, dict):
         for key, entry in value.items():
             yield from _references(key)

@@ -1,4 +1,4 @@
-"""Rules between settings, which no single setting's type can say."""
+"""Rules between settings, which the type of a single setting cannot express."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from federated_yolo.config.train_arguments import train_problems
 
 
 def config_problems(config: Config) -> list[str]:
-    """Say what `load_config` would refuse, of a config that may have been made in another way."""
+    """Describe what `load_config` would refuse in a config that was created without it."""
     return setting_problems(config.model_dump()) + site_problems(config)
 
 
 def setting_problems(settings: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with settings that are of the right types."""
+    """Describe what is wrong with train arguments, client names and the choice of a batch size."""
     problems = []
     train = settings.get("train")
     if isinstance(train, dict):
@@ -27,9 +27,9 @@ def setting_problems(settings: Mapping[str, Any]) -> list[str]:
 
 
 def client_name_problems(datasets: Any) -> list[str]:
-    """Say which client names cannot be folder names or stand twice (also in another case).
+    """Describe client names that are not usable as folder names or repeated (case is ignored).
 
-    datasets: the setting as read; entries that are no clients at all are reported elsewhere.
+    datasets: The setting as read; entries that are not clients are reported elsewhere.
     """
     problems = []
     first: dict[str, int] = {}
@@ -54,7 +54,7 @@ def client_name_problems(datasets: Any) -> list[str]:
 
 
 def site_problems(config: Config) -> list[str]:
-    """Say what cannot be of clients that are SuperNodes, or only of such."""
+    """Describe settings that do not suit SuperNodes, or that only suit SuperNodes."""
     problems = []
     if not config.has_sites:
         if config.new_clients:

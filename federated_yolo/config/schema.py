@@ -1,8 +1,8 @@
 """Settings: a YAML file and key=value overrides become one validated, immutable `Config`.
 
 The name, default and meaning of every setting are here: the text below a setting is its meaning in
-docs/settings.md. configs/example.yaml shows them at work. Train arguments are Ultralytics' own:
-their names and types are checked against the installed version, and those which a federation
+docs/settings.md. configs/example.yaml shows them in use. Train arguments are Ultralytics' own:
+their names and types are checked against the installed version, and those that a federation
 decides itself are refused with the reason.
 """
 
@@ -17,15 +17,15 @@ from federated_yolo.common.files import at_home
 
 MAX_ROUNDS, MAX_LOCAL_EPOCHS = 1_000_000, 10_000
 DEFAULT_SAVE_DIR = "runs/federated"
-DEFAULT_FRACTION = 0.65  # of topk, by benchmarks/traffic.py
-LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # server/tracking.py has them
+DEFAULT_FRACTION = 0.65  # for topk, chosen by benchmarks/traffic.py
+LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # implemented in server/tracking.py
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 PathText = Annotated[str, AfterValidator(at_home)]
 # Numeric types that reject booleans.
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
-ShownImages = Annotated[int, Field(strict=True, ge=0, le=16)]  # what Ultralytics draws on a grid
+ShownImages = Annotated[int, Field(strict=True, ge=0, le=16)]  # a grid of Ultralytics has 16
 
 
 class FrozenModel(BaseModel, frozen=True):
@@ -38,7 +38,7 @@ class ClientData(FrozenModel, frozen=True):
     """One client: a name and a data set."""
 
     name: str
-    """A name that is safe as a folder name; of a SuperNode, what its --node-config says."""
+    """A name that is usable as a folder name; for a SuperNode, the name in its --node-config."""
     data: PathText | None = None
     """Path of the client's data.yaml, of a classifier's folder, or of an annotation tool's export;
     null for a SuperNode, which knows where its data is."""
@@ -46,7 +46,7 @@ class ClientData(FrozenModel, frozen=True):
     """Classes that the data.yaml lists but nobody looked for in these images. They are left out of
     the client's classification loss, as are the federation's classes that it does not list."""
     show_images: ShownImages = 0
-    """How many images of the val split others may see, in pictures of predictions."""
+    """Number of images of the val split that others may see, in pictures of predictions."""
 
 
 class StrategyConfig(BaseModel, frozen=True):
@@ -56,8 +56,8 @@ class StrategyConfig(BaseModel, frozen=True):
     name: str = "fedavg"
     """A name from docs/strategies."""
     weights: Literal["images", "equal"] = "images"
-    """What a client counts for in means of models, losses and scores: its images, or the same as
-    every other."""
+    """Weight of a client in means of models, losses and scores: its number of images, or the same
+    for every client."""
     max_share: Annotated[float, Field(strict=True, ge=1e-6, le=1)] | None = None
     """The largest share of a mean that one client may have; null is no limit."""
 
@@ -68,17 +68,17 @@ class StrategyConfig(BaseModel, frozen=True):
 
 
 class ClientResources(FrozenModel, frozen=True):
-    """What Ray reserves for one client at work; fractions let clients share."""
+    """Resources that Ray reserves for one working client; fractions let clients share."""
 
     num_cpus: Annotated[float, Field(strict=True, gt=0)] = 1.0
     """CPUs of a client; also its number of PyTorch threads, rounded down, at least 1."""
     num_gpus: Annotated[float, Field(strict=True, ge=0)] | Literal["auto"] = "auto"
-    """GPUs of a client, at most 1. `auto` lets as many clients share a GPU as fit, by a trial
-    before round 1, and is 0 where there is no GPU."""
+    """GPUs of a client, at most 1. `auto` lets as many clients share a GPU as fit, determined by a
+    trial before round 1, and is 0 without a GPU."""
 
 
 class RayConfig(FrozenModel, frozen=True):
-    """The Ray that runs the clients of a simulation."""
+    """The Ray cluster that runs the clients of a simulation."""
 
     address: Annotated[str, Field(pattern=r"^(auto|[^/\s]+:[0-9]{1,5})$")] | None = None
     """HOST:PORT of a running Ray cluster, or `auto` for the one of this machine; null starts Ray on
@@ -96,7 +96,7 @@ class SharedConfig(FrozenModel, frozen=True):
         "neck",
         "head",
     )
-    """Parts of the model that are shared, by the model's own YAML."""
+    """Parts of the model that are shared, as the model's own YAML divides it."""
     batchnorm: Literal["average", "local", "frozen"] = "average"
     """`average` shares BatchNorm like all other layers; `local` keeps it with the client (FedBN, Li
     et al. 2021, arXiv 2102.07623); `frozen` averages its statistics and then fixes them (FixBN,
@@ -123,10 +123,10 @@ class UpdateNormConfig(FrozenModel, frozen=True):
     """
 
     outliers: Literal["keep", "clip", "refuse"] = "keep"
-    """`keep` takes an update that is too long as it is, `clip` shortens it to the limit, `refuse`
+    """`keep` uses an update that is too long unchanged, `clip` shortens it to the limit, `refuse`
     leaves its client out of the round."""
     times_median: Annotated[float, Field(strict=True, gt=1)] = 3.0
-    """The limit, in medians of the lengths of the round's updates."""
+    """The limit, as a multiple of the median length of the round's updates."""
 
 
 class PrivacyConfig(FrozenModel, frozen=True):
@@ -136,22 +136,23 @@ class PrivacyConfig(FrozenModel, frozen=True):
     """`central` adds noise on the server, which is trusted, to the mean of the updates; `local`
     adds it at each client to its own update."""
     clipping: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` moves the clipping norm, round by round, to the median of the updates' norms."""
+    """`adaptive` moves the clipping norm, round by round, towards the median of update norms."""
     clipping_norm: Annotated[float, Field(strict=True, gt=0, lt=1e18)] | None = None
-    """The L2 norm to which a longer update is shortened; with `adaptive`, that of the first round.
-    Needed unless the mode is none."""
+    """The L2 norm to which a longer update is shortened; with `adaptive`, the norm of the first
+    round. Required unless the mode is none."""
     noise_multiplier: Annotated[float, Field(strict=True, gt=0, lt=1e18)] | None = None
-    """Standard deviation of the noise, in clipping norms. Needed unless the mode is none."""
+    """Standard deviation of the noise, as a multiple of the clipping norm. Required unless the mode
+    is none."""
     delta: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1e-5
     """The delta for which epsilon is stated."""
     secure_aggregation: Annotated[bool, Field(strict=True)] = False
-    """Refused if true, with the reason."""
+    """Not available: true is refused, with the reason."""
 
 
 class CodecConfig(FrozenModel, frozen=True):
     """How arrays travel.
 
-    A codec sends only what changed. What rounding leaves out is added to the next round's change
+    A codec sends only the change of arrays. What rounding loses is added to the next round's change
     (Karimireddy et al. 2019, arXiv 1901.09847).
     """
 
@@ -160,27 +161,27 @@ class CodecConfig(FrozenModel, frozen=True):
     precision (`float16`), in 8 bits (`int8`), or only the values of each array that changed most
     (`topk`)."""
     fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
-    """Only for `topk`: the share of each array's values that are sent; null is 0.65."""
+    """Only for `topk`: the share of each array's values that is sent; null means 0.65."""
 
     @property
     def kept(self) -> float:
-        """The fraction, with its default."""
+        """The fraction in use: the setting, or its default."""
         return DEFAULT_FRACTION if self.fraction is None else self.fraction
 
 
 class EvaluateConfig(FrozenModel, frozen=True):
-    """Which scores are made, and when. Clients always score on their own val splits."""
+    """Which scores are computed, and when. Clients always score on their own val splits."""
 
     data: PathText | None = None
-    """A data set that the server holds, given as a client's is; its val split scores each global
-    model, and best.pt goes by it."""
+    """A data set that the server holds, given like a client's; its val split scores each global
+    model, and best.pt is chosen by this score."""
     every: NonNegativeInt = 1
     """Evaluate after every n-th round and after the last; 0 never evaluates."""
     cross_client: Annotated[bool, Field(strict=True)] = False
     """Score each client's model before it is averaged; after the last round, send the best one of
     each client to every client, which scores it on its val split."""
     show_images: ShownImages = 4
-    """How many images of `data` are drawn with the predictions of the first and last round."""
+    """Number of images of `data` that are drawn with predictions of the first and last round."""
 
     def is_due(self, round_number: int, num_rounds: int) -> bool:
         """Whether this round is evaluated."""
@@ -188,7 +189,7 @@ class EvaluateConfig(FrozenModel, frozen=True):
 
 
 def name_client(value: Any) -> Any:
-    """Accept a bare path; its client is named after the file, or its folder for data.yaml."""
+    """Accept a bare path; its client is named after the file, or its folder if it is data.yaml."""
     if not isinstance(value, str):
         return value
     path = Path(value)
@@ -197,7 +198,7 @@ def name_client(value: Any) -> Any:
 
 
 def _check_loggers(value: Any) -> Any:
-    """Accept a bare name; one message about the whole, where a union would report each branch."""
+    """Accept a bare name; raise one error for the whole, where a union reports each branch."""
     names = [value] if isinstance(value, str) and value != "settings" else value
     known = names == "settings" or (
         isinstance(names, list | tuple) and all(name in LOGGER_NAMES for name in names)
@@ -224,82 +225,84 @@ class Config(FrozenModel, frozen=True):
     """
 
     base_model: PathText
-    """What training starts from: a checkpoint (.pt) that is there, or a model YAML of Ultralytics
-    (yolo11n.yaml), which starts from random weights. It decides the task."""
+    """The model from which training starts: an existing checkpoint (.pt), or a model YAML of
+    Ultralytics (yolo11n.yaml), which starts from random weights. It decides the task."""
     datasets: (
         Literal["demo", "supernodes"]
         | Annotated[list[Annotated[ClientData, BeforeValidator(name_client)]], Field(min_length=1)]
     )
-    """The clients. A bare path names its client after its folder. `demo` makes small synthetic data
-    sets; `supernodes` takes the SuperNodes that are there when the run starts or come later."""
+    """The clients. A client given as a bare path is named after its file, or after its folder if
+    the file is data.yaml. `demo` makes small synthetic data sets; `supernodes` takes the SuperNodes
+    that are connected when the run starts or connect later."""
     new_clients: Annotated[bool, Field(strict=True)] = False
     """Whether SuperNodes that `datasets` does not list may join."""
     names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Class names of the federation, by index; null is the union of the clients' classes, in order
-    of appearance."""
+    """Class names of the federation, by index; null means the union of the clients' classes, in
+    order of appearance."""
     val_fraction: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
     """Share of the train images that becomes the val split of a data set without one, such as 0.2;
     null refuses such a data set. Near-duplicates stay on one side."""
     num_rounds: Annotated[PositiveInt, Field(le=MAX_ROUNDS)] = 10
-    """Rounds of the run."""
+    """Number of rounds of the run."""
     local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1
     """Epochs that a client trains in a round. Learning-rate schedule and warm-up span all rounds
     together."""
     save_dir: PathText = DEFAULT_SAVE_DIR
-    """The folder of all runs."""
+    """The folder for all runs."""
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"
-    """The run's folder in `save_dir`; where it already exists, name2, name3, ..."""
+    """The run's folder in `save_dir`; if it already exists, name2, name3, ... is used."""
     seed: Annotated[NonNegativeInt, Field(lt=2**31)] = 0
-    """Seed of new weights, of the drawing of clients and of each client's training."""
+    """Seed for new weights, for drawing clients and for each client's training."""
     strategy: Annotated[StrategyConfig, BeforeValidator(by_name)] = StrategyConfig()
-    """How updates become the next global model; a bare name stands for one without options."""
+    """How updates become the next global model; a bare name means a strategy without options."""
     codec: Annotated[CodecConfig, BeforeValidator(by_name)] = CodecConfig()
-    """How arrays travel; a bare name stands for one without options."""
+    """How arrays travel; a bare name means a codec without options."""
     shared: SharedConfig = SharedConfig()
     """Which arrays travel."""
     fraction_train: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
-    """Share of the clients that train in a round, drawn anew in each from `seed`."""
+    """Share of the clients that train in a round, drawn anew for each round from `seed`."""
     global_batch: PositiveInt | None = None
-    """Images per step of all clients of a round together, shared out equally; null is Ultralytics'
-    16. `train.batch` gives each client's number instead."""
+    """Images per step of all clients of a round together, divided equally among them; null means
+    Ultralytics' 16. `train.batch` sets the number of each client instead."""
     client: PathText | None = None
     """FILE.py:CLASS, a subclass of YoloClient that does the clients' work; null is YoloClient."""
     local_optimizer: Literal["keep", "reset"] = "keep"
     """Whether a client's optimiser keeps its state between rounds."""
     server_ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     """Decay per round of a moving average of the global models, which is evaluated and saved in
-    their place; 0 is none."""
+    their place; 0 means no average."""
     min_clients: PositiveInt = 1
-    """Usable updates that a round needs. With fewer it is tried again, and in the end the run
-    stops."""
+    """Number of usable updates that a round needs. With fewer, the round is tried again, and
+    finally the run stops."""
     round_timeout_s: Annotated[float, Field(strict=True, gt=0, le=366 * 86400)] | None = None
-    """Seconds that a client may take for its work in a round; null is no limit."""
+    """Seconds that a client may take for its work in a round; null means no limit."""
     update_norm: UpdateNormConfig = UpdateNormConfig()
     """What happens to updates that are much longer than the others."""
     max_statistics_factor: Annotated[float, Field(strict=True, gt=1)] = 1e6
-    """The factor by which a client may change a BatchNorm variance in a round, or, in variances,
-    the square of a mean's shift. An update beyond it is refused; infinity takes all."""
+    """The largest factor by which a client may change a BatchNorm variance in a round; also the
+    largest squared shift of a BatchNorm mean, in variances. An update beyond it is refused;
+    infinity accepts all."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Differential privacy of the updates."""
     trust_checkpoint: Annotated[bool, Field(strict=True)] = False
-    """Load base models with any content, which can run code of whoever made them."""
+    """Load base models with any content, which can run code that their authors wrote."""
     client_resources: ClientResources = ClientResources()
-    """What a client takes of this machine."""
+    """Resources of this machine that one client uses."""
     ray: RayConfig = RayConfig()
-    """Where the clients of a simulation work."""
+    """Where the clients of a simulation run."""
     train: Annotated[dict[str, Any], AfterValidator(_with_home)] = {}
     """Ultralytics' train arguments by name, the same for all clients."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """Which scores are made, and when."""
+    """Which scores are computed, and when."""
     loggers: Annotated[Literal["settings"] | tuple[str, ...], BeforeValidator(_check_loggers)] = ()
-    """What follows the run live: tensorboard, wandb, mlflow; `settings` stands for those that
+    """Tracking that shows the run live: tensorboard, wandb, mlflow; `settings` means those that
     `yolo settings` switches on."""
     verbose: bool = False
     """Show the log lines of Flower, Ray and Ultralytics."""
 
     @property
     def clients(self) -> list[ClientData]:
-        """The clients; only after `datasets: demo` was replaced by them."""
+        """The clients; usable only after `datasets: demo` has been replaced by its clients."""
         assert self.datasets != "demo"
         return [] if isinstance(self.datasets, str) else self.datasets
 
@@ -312,56 +315,56 @@ class Config(FrozenModel, frozen=True):
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of the whole schedule, of which each round is a slice."""
+        """Epochs of the whole schedule; each round is a slice of it."""
         return self.num_rounds * self.local_epochs
 
     @property
     def clients_per_round(self) -> int:
-        """How many clients train in a round, at least one."""
+        """Number of clients that train in a round, at least one."""
         return self.num_training(len(self.clients))
 
     def num_training(self, num_clients: int) -> int:
-        """How many of so many clients train in a round, at least one."""
+        """Return how many of `num_clients` clients train in a round, at least one."""
         return max(1, round(self.fraction_train * num_clients))
 
     def to_yaml(self) -> str:
-        """YAML that gives this config again."""
+        """Return YAML text from which this config can be loaded again."""
         dump = self.model_dump(mode="json")
         return OmegaConf.to_yaml(OmegaConf.create(_without_references(dump)))
 
 
 class ResolvedResources(ClientResources, frozen=True):
-    """num_gpus: the share of a GPU that one client has; 0 is the CPU, and stands for sites too."""
+    """Resources with a final `num_gpus`: the share of a GPU per client; 0 for the CPU and sites."""
 
     num_gpus: Annotated[float, Field(strict=True, ge=0)] = 0.0
 
 
 class ResolvedConfig(Config, frozen=True):
-    """A config that has passed every check, with all that was left to the machine and the data.
+    """A config that has passed every check, with settings that depend on machine and data resolved.
 
     checks/resolve.py makes it. Its YAML is a config that gives the same run again. Paths are
-    absolute, `train` says `batch`, `nbs`, `optimizer`, and how large images are where it is not the
-    default; `global_batch` is shared out among the clients in it.
+    absolute; `train` has `batch`, `nbs`, `optimizer`, and the image size if it is not the default;
+    `global_batch` is null, since `train.batch` is each client's part of it.
     """
 
     datasets: list[ClientData]
-    # It has no default, which Pyright would have for it.
+    # No default here; Pyright objects, since the field of the base class has one.
     names: Annotated[tuple[str, ...], Field(min_length=1)]  # pyright: ignore[reportGeneralTypeIssues]
     global_batch: None = None
     client_resources: ResolvedResources = ResolvedResources()
     loggers: tuple[str, ...] = ()
 
     def with_num_gpus(self, num_gpus: float) -> "ResolvedConfig":
-        """The same with another share of a GPU for each client."""
+        """Return a copy with another share of a GPU for each client."""
         resources = self.client_resources.model_copy(update={"num_gpus": num_gpus})
         return self.model_copy(update={"client_resources": resources})
 
 
 def _without_references(value: Any) -> Any:
-    """Escape what OmegaConf would take for a reference to another setting, e.g. in class names."""
+    """Escape text that OmegaConf would read as a reference to a setting, e.g. in class names."""
     if isinstance(value, dict):
         return {key: _without_references(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_without_references(entry) for entry in value]
-    # Backslashes before one are taken for escapes, too.
+    # OmegaConf also reads backslashes before a reference as escapes.
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Ultralytics' train arguments: which a federation decides itself, and which it checks."""
+"""Which of Ultralytics' train arguments a federation sets itself, and which it checks."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from federated_yolo.common.errors import nearest
 
-# Train arguments that the federation sets: name -> which setting to use instead.
+# Train arguments that the federation sets: name -> what to use instead, or the reason.
 OWNED_TRAIN_ARGS = {
     "model": "use base_model",
     "data": "use datasets",
@@ -45,11 +45,11 @@ NOT_TRAIN_ARGS = frozenset(
 
 
 def _is_layer(value: Any) -> bool:
-    """Whether it names a layer by its number, or a part of one by its name."""
+    """Whether a value is the number of a layer, or the name of a part of one."""
     return (type(value) is int and value >= 0) or (isinstance(value, str) and bool(value))
 
 
-# Train arguments of which Ultralytics checks nothing, or only while it trains.
+# Train arguments that Ultralytics does not check, or only while it trains.
 CHECKED_TRAIN_ARGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch": (
         lambda x: type(x) is int and 1 <= x <= MAX_BATCH,
@@ -95,7 +95,7 @@ MAX_BATCH, MAX_WORKERS = 65536, 1024
 
 
 def train_problems(train: dict[str, Any]) -> list[str]:
-    """Say which train arguments are unknown, not the user's to set, or of a wrong type."""
+    """Describe train arguments that are unknown, set by the federation, wrong or without effect."""
     from ultralytics.cfg import check_cfg
     from ultralytics.utils import DEFAULT_CFG_DICT
 

@@ -1,8 +1,8 @@
-"""What has changed in a client's data since its last rounds.
+"""Detects changes in a client's data between rounds.
 
-A data set may gain, lose and replace images while a run goes on. Whoever keeps one in memory
-compares its signature before each use; what is to be told of it compares with the last round's,
-which a file in the client's private folder has, so that every process tells the same.
+A data set may gain, lose and replace images during a run. Code that keeps a data set in memory
+compares its signature before each use. Notes about changes compare with the last round, whose
+state is stored in the client's private folder, so that every process reports the same.
 """
 
 import json
@@ -18,15 +18,15 @@ from federated_yolo.common.files import write_atomically
 from federated_yolo.data.data_yaml import is_image_name
 
 SPLITS_FILE = "splits.json"
-KEPT_ROUNDS = 2  # of each split: the last round, and the one before it for one that is tried again
+KEPT_ROUNDS = 2  # per split: the last round, and the one before, in case the last is tried again
 
 
 @dataclass(frozen=True)
 class SplitState:
-    """What a split was in a round.
+    """State of a split in one round.
 
-    signature: as of `split_signature`. num_images: that were used. classes: the federation's
-    indices of the data set's own classes, in their order; None where they are the same.
+    signature: Result of `split_signature`. num_images: Number of images that were used. classes:
+    The federation's index of each of the data set's own classes; None if they are the same.
     """
 
     signature: str
@@ -35,12 +35,12 @@ class SplitState:
 
 
 def split_signature(images: str | list[str]) -> str:
-    """A digest of which images and labels a split has now, of their sizes and times of change.
+    """Return a digest of the images and labels of a split: paths, sizes and modification times.
 
-    It is what Ultralytics' label caches go by. Files are asked for and not read, but for lists of
-    images: 0.07 s of CPU time for 10,000 images with labels.
+    Ultralytics' label caches use the same hash. Only lists of images are read; other files are only
+    examined: 0.07 s of CPU time for 10,000 images with labels.
 
-    images: a folder, a list of images, or several of them, as of `read_data`.
+    images: Folder, list of images, or several of these, from `read_data`.
     """
     places = images if isinstance(images, list) else [images]
     files: Any = sorted(file for place in places for file in _image_files(Path(place)))
@@ -48,14 +48,14 @@ def split_signature(images: str | list[str]) -> str:
 
 
 def _image_files(place: Path) -> Iterator[str]:
-    """Paths of the images in a folder or a list; that of the place itself where it is neither."""
+    """Yield the paths of the images in a folder or a list; for other places, the place itself."""
     if place.is_dir():
         for folder, _, names in os.walk(place, followlinks=True):
             yield from (f"{folder}{os.sep}{name}" for name in names if is_image_name(name))
     elif place.is_file():
         text = place.read_text(encoding="utf-8-sig", errors="replace")
         for line in text.strip().splitlines():
-            # As Ultralytics finds it.
+            # Resolve it as Ultralytics does.
             yield str(place.parent / line[2:]) if line.startswith("./") else line
     else:
         yield str(place)
@@ -64,11 +64,11 @@ def _image_files(place: Path) -> Iterator[str]:
 def told_changes(
     folder: Path, split: str, round_number: int, now: SplitState, num_left_out: int
 ) -> list[str]:
-    """What to tell of a split's changes since the last round before this one, which is kept.
+    """Return notes on a split's changes since the last earlier round, and store its state.
 
-    Only numbers: what its files are called may not leave a site.
+    Notes contain only numbers: names of files must not leave a site.
 
-    folder: the client's private one. num_left_out: images that cannot be used.
+    folder: The client's private folder. num_left_out: Number of images that cannot be used.
     """
     path = folder / SPLITS_FILE
     splits = _read(path)
@@ -99,9 +99,9 @@ def _differences(split: str, before: SplitState, now: SplitState) -> Iterator[st
     elif now.signature != before.signature:
         yield f"its {split} split has changed, and has {images} as before"
     if now.classes != before.classes:
-        yield "it lists its classes otherwise than before"
+        yield "it lists its classes differently than before"
 
 
 def one_note(notes: Iterable[str]) -> str:
-    """Notes on a client as one text, each once."""
+    """Return notes on a client as one text, each note once."""
     return "; ".join(dict.fromkeys(note for note in notes if note))

@@ -1,4 +1,4 @@
-"""A data.yaml, or a folder of class folders, as Ultralytics reads it."""
+"""Reads a data.yaml, or a folder of class folders, as Ultralytics does, and checks it."""
 
 import os
 import re
@@ -16,20 +16,20 @@ from federated_yolo.data.messages import one_line, yaml_error
 
 # Keys of a data.yaml that training and validation read.
 DATA_KEYS = ("train", "val", "test", "names", "nc", "channels")
-OF_KEYPOINTS = ("kpt_names", "kpt_oks_sigmas", "flip_idx")  # mean nothing without kpt_shape
+OF_KEYPOINTS = ("kpt_names", "kpt_oks_sigmas", "flip_idx")  # have no meaning without kpt_shape
 DATA_KEYS += ("kpt_shape", *OF_KEYPOINTS)
 # Keys that `in_label_space` adds to private data.yaml files.
 CLASS_MAP, NOT_ANNOTATED = "federated_class_map", "federated_not_annotated"
 DATA_KEYS += (CLASS_MAP, NOT_ANNOTATED)
-# Folders of a classification data set by split; those that Ultralytics looks for, in its order.
+# Folder names that Ultralytics looks for in a classification data set, by split, in its order.
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
-# Ultralytics' `fraction`, of train or [train, val, test]: shares, or whole numbers of images.
+# Ultralytics' `fraction`, for train or as [train, val, test]: shares, or whole numbers of images.
 Fraction = int | float | list[int | float]
 
 
 def is_used(fraction: Fraction, split: str) -> bool:
-    """Whether `fraction` leaves anything of a split; of train and val it always does."""
+    """Whether `fraction` leaves any image of a split; train and val always keep some."""
     return split != "test" or get_split_fraction(fraction, split) != 0
 
 
@@ -48,11 +48,11 @@ def read_data(path: Path, task: str, *, where: str) -> dict[str, Any]:
 def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
     """Read train/CLASS, val/CLASS and test/CLASS as Ultralytics does; nothing is downloaded.
 
-    The classes are the folders in train, in the order of their names; those in val where there is
-    no train, which a server that only evaluates need not have. (Ultralytics would take train and
-    val out of a folder that has none, and copy the images.)
+    The classes are the folders in train, in the order of their names; or those in val if there is
+    no train, which a server that only evaluates does not need. (From a folder without both,
+    Ultralytics would make train and val itself, and copy the images.)
 
-    Returns the splits that are there, and names, nc and channels, as of a data.yaml.
+    Returns the paths of the splits that exist, and names, nc and channels, as in a data.yaml.
     Raises InputError; `where` starts each of its lines.
     """
     where = f"{where} ({path})"
@@ -96,12 +96,12 @@ def read_class_folders(path: Path, *, where: str) -> dict[str, Any]:
 
 
 def _refuse_packed(path: Path, where: str) -> None:
-    """Say what to do with data that Ultralytics would unpack, into folders of its own choice."""
+    """Raise InputError for data that Ultralytics would unpack into folders of its own choice."""
     suffix = "" if path.is_dir() else path.suffix.lower()
     if suffix == ".ndjson":
         raise InputError(
-            f"{where}: NDJSON, which Ultralytics makes a data set of, with downloads; do so once, "
-            'by python -c "import asyncio; from ultralytics.data.converter import '
+            f"{where}: NDJSON, which Ultralytics converts to a data set, with downloads; convert "
+            'it once, with python -c "import asyncio; from ultralytics.data.converter import '
             "convert_ndjson_to_yolo as c; print(asyncio.run(c('FILE', 'FOLDER')))\", and give "
             "what it prints"
         )
@@ -145,8 +145,8 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
             data.pop(key, None)
     if data.get("kpt_names"):
         data["kpt_names"] = keypoint_names(data["kpt_names"])
-    # As written, since Ultralytics turns codes of ImageNet into words; a mapping may list its
-    # indices in any order, and from here on they ascend.
+    # Names as written, since Ultralytics turns codes of ImageNet into words. A mapping may list its
+    # indices in any order; from here on they ascend.
     names = raw["names"]
     names = dict(enumerate(names)) if isinstance(names, list) else names
     data["names"] = {
@@ -156,15 +156,15 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
 
 
 def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
-    """Say what a data.yaml lacks, or has in a form that Ultralytics would stumble over later."""
-    raw = {"val": raw.get("validation"), **raw}  # Ultralytics takes either name
+    """Describe what a data.yaml lacks, or has in a form at which Ultralytics would fail later."""
+    raw = {"val": raw.get("validation"), **raw}  # Ultralytics accepts both names
     for key in ("train", "val", "names"):
         if not raw.get(key):
             yield f"no '{key}'; a data.yaml has train, val and names"
     for key in ("train", "val", "test"):
         folders = raw.get(key) or ""
         for entry in folders if isinstance(folders, list) else [folders]:
-            if not isinstance(entry, str):  # what it holds may be names, which may not leave a site
+            if not isinstance(entry, str):  # it may contain names, which must not leave a site
                 found = entry if isinstance(entry, int | float) else f"a {type(entry).__name__}"
                 yield f"{key}: found {found}, expected a folder of images or a list of them"
                 break
@@ -190,7 +190,7 @@ def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
 
 
 def repeated_names(names: Mapping[Any, Any]) -> Iterator[str]:
-    """Say which names stand for two classes. names: of classes, by their indices or other ids."""
+    """Describe names that stand for two classes. names: Class names by index or other id."""
     first: dict[str, Any] = {}
     for index, name in names.items():
         other = first.setdefault(str(name), index)
@@ -202,12 +202,12 @@ def repeated_names(names: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def class_names(data: dict[str, Any]) -> tuple[str, ...]:
-    """Class names by index."""
+    """Return the class names in the order of their indices."""
     return tuple(str(data["names"][i]) for i in range(len(data["names"])))
 
 
 def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
-    """Write `data` with absolute paths and nothing that Ultralytics could execute."""
+    """Write `data` (absolute paths, nothing to execute) as a data.yaml, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "data.yaml"
     YAML.save(str(path), data)
@@ -215,14 +215,14 @@ def write_private_yaml(data: dict[str, Any], folder: Path) -> Path:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether Ultralytics reads a file of this name as an image; it passes over others silently."""
+    """Whether Ultralytics reads a file of this name as an image; it silently skips others."""
     return name.rpartition(".")[-1].lower() in IMG_FORMATS
 
 
 def image_lists(places: Iterable[Path]) -> Iterator[tuple[Path, list[tuple[int, str]]]]:
-    """The lists among these places, with the number and text of their lines that are not blank."""
+    """Yield each list among these places, with number and text of its lines that are not blank."""
     for path in places:
-        if not path.is_file() or not os.access(path, os.R_OK):  # Ultralytics will say so
+        if not path.is_file() or not os.access(path, os.R_OK):  # Ultralytics will report it
             continue
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         yield path, [(n, x) for n, x in enumerate(text.rstrip().splitlines(), 1) if x.strip()]

@@ -1,13 +1,14 @@
-"""A client's data: what its data.yaml says, whether every file is sound, and reading it.
+"""Ultralytics' data sets for a client's data, which check every file and change none.
 
 For classification the data is a folder, with a folder of images for each class of each split.
 
 Clients may list different classes, or the same in another order. The federation's classes are
-counted by name, and labels are renumbered when they are read; weights and files never are.
+matched by name, and labels are renumbered when they are read; weights and files never change.
 
-The data folder is only ever read. Ultralytics would write label caches beside the labels, .npy
-caches and repaired JPEGs beside the images, and would execute a `download:` entry; here a private
-folder holds the caches and a cleaned copy of the data.yaml, and damaged images are reported.
+The data folder is only read, never written. Ultralytics would write label caches beside the labels,
+.npy caches and repaired JPEGs beside the images, and would execute a `download:` entry; here a
+private folder holds the caches and a cleaned copy of the data.yaml, and damaged images are
+reported.
 """
 
 import glob
@@ -46,10 +47,10 @@ from federated_yolo.data.messages import DAMAGED, MAX_LINES_PER_SPLIT, PREFIX
 class PrivateDataset(YOLODataset):
     """Ultralytics' data set for detect, segment, pose and obb, with its caches in `cache_dir`.
 
-    cache_dir: folder of this client, never shared with another process that may write.
-    split: names the cache file. messages: what Ultralytics says about files while it scans them.
-    shapes: height and width in pixels by image file. num_outlines: of objects that have one, also
-    where others have none, so that Ultralytics leaves them out.
+    cache_dir: Folder of this client, never shared with another process that may write.
+    split: Name of the cache file. messages: Ultralytics' messages about files during its scan.
+    shapes: Height and width in pixels by image file. num_outlines: Number of objects with an
+    outline; if other objects have none, Ultralytics itself drops all outlines.
     """
 
     def __init__(self, *args: Any, cache_dir: Path, split: str, **kwargs: Any) -> None:
@@ -62,13 +63,13 @@ class PrivateDataset(YOLODataset):
         self._ignore_foreign_npy()
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
-        """List the images; refuse what would block whoever reads it, as Ultralytics then does."""
+        """List the images; refuse special files, which would block Ultralytics as it reads them."""
         _refuse_special(_images_in(img_path))
         return super().get_img_files(img_path)
 
     @property
     def num_damaged(self) -> int:
-        """How many images were left out, because they or their labels are damaged."""
+        """Number of images that were left out because they or their labels are damaged."""
         return sum(DAMAGED in message for message in self.messages)
 
     def _ignore_foreign_npy(self) -> None:
@@ -78,18 +79,18 @@ class PrivateDataset(YOLODataset):
         ]
 
     def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
-        """Say whether memory suffices for `cache: ram`; the first to read images, in `__init__`."""
+        """Redirect .npy paths before `__init__` reads images; return whether `cache: ram` fits."""
         self._ignore_foreign_npy()
         return super().check_cache_ram(safety_margin)
 
     def get_labels(self) -> list[dict]:
-        """Read the labels as the files have them, then count classes as the federation does."""
-        _refuse_special(img2label_paths(self.im_files))  # else they would pass for missing ones
+        """Read the labels with the files' own classes, then renumber them to the federation's."""
+        _refuse_special(img2label_paths(self.im_files))  # else they would count as missing
         data = self.data
         if CLASS_MAP not in data:
             return self._with_shapes(super().get_labels())
         class_map = np.array(data[CLASS_MAP], np.float32)
-        self.data = {**data, "names": dict(enumerate(data[CLASS_MAP]))}  # checked against their own
+        self.data = {**data, "names": dict(enumerate(data[CLASS_MAP]))}  # its own, for checks
         try:
             labels = super().get_labels()
         finally:
@@ -99,7 +100,7 @@ class PrivateDataset(YOLODataset):
         return self._with_shapes(labels)
 
     def verify_labels(self, labels: list[dict], cache_path: Path) -> None:
-        """Refuse boxes among outlines with other words than boxes alone, which may be meant."""
+        """Refuse a mix of boxes and outlines, which gets another message than boxes alone."""
         self.num_outlines = sum(len(label["segments"]) for label in labels)
         num_boxes = sum(len(label["cls"]) for label in labels) - self.num_outlines
         if self.num_outlines and num_boxes and (self.use_segments or self.use_obb):
@@ -110,7 +111,7 @@ class PrivateDataset(YOLODataset):
         super().verify_labels(labels, cache_path)
 
     def _with_shapes(self, labels: list[dict]) -> list[dict]:
-        """The labels; rectangular batches, which come next, take the shapes away from them."""
+        """Store the shapes and return the labels; rectangular batches then remove the shapes."""
         self.shapes = {label["im_file"]: label["shape"] for label in labels}
         return labels
 
@@ -138,7 +139,7 @@ def _refuse_special(paths: Iterable[str]) -> None:
 
 
 def _images_in(places: str | list[str]) -> Iterator[str]:
-    """Paths of images as Ultralytics' `get_img_files` takes them: of folders, and of lists."""
+    """Yield the paths of images in folders and lists, as Ultralytics' `get_img_files` does."""
     for place in map(Path, places if isinstance(places, list) else [places]):
         if place.is_dir():
             files = glob.iglob(str(Path(glob.escape(str(place))) / "**" / "*.*"), recursive=True)  # noqa: PTH207 (as there: it follows links to folders)
@@ -154,13 +155,13 @@ def _images_in(places: str | list[str]) -> Iterator[str]:
 
 
 def _verify_read_only(channels: int, arguments: tuple) -> tuple | list:
-    """`verify_image_label`, which overwrites JPEGs that do not end in their end marker.
+    """Run `verify_image_label` without letting it overwrite JPEGs that lack their end marker.
 
-    Some cameras pad their files so. Such a file is verified through a copy, and trained on as it
-    is; one that is really cut off fails on the copy too. What is wrong in a label is told by line,
-    without what it holds, which may not leave a site.
+    Some cameras pad their files in this way. Such a file is verified through a copy, and used for
+    training unchanged; one that is really cut off fails on the copy too. An error in a label is
+    reported by its line number, without the content, which must not leave a site.
 
-    channels: that each image has to have. Read as grey (1) or colour (3), every image has.
+    channels: Number that each image must have. Read as grey (1) or colour (3), every image has it.
     """
     image, label_file, prefix = arguments[:3]
     with _left_alone(image) as twin:
@@ -178,7 +179,7 @@ def _verify_read_only(channels: int, arguments: tuple) -> tuple | list:
 
 
 def _wrong_channels(image: str, channels: int) -> str:
-    """What an image has instead of these channels, as Ultralytics reads it; empty if it has."""
+    """Describe how an image's channels, as Ultralytics reads it, differ; empty if they do not."""
     pixels = imread(image, cv2.IMREAD_UNCHANGED)
     if pixels is None:
         return "its pixels cannot be decoded"
@@ -191,9 +192,9 @@ def _wrong_channels(image: str, channels: int) -> str:
 
 
 def _wrong_label(path: Path, keypoints: bool, num_classes: int, num_points: int, dim: int) -> str:
-    """The first line of a label that Ultralytics cannot take, by its own rules (8.4).
+    """Describe the first line of a label that Ultralytics would refuse, by its own rules (8.4).
 
-    Empty for what is not wrong in a single line, and for a class that there is not.
+    Empty if no single line is wrong, and for a class index that does not exist.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -201,7 +202,7 @@ def _wrong_label(path: Path, keypoints: bool, num_classes: int, num_points: int,
         return ""
     rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
     width = 5 + num_points * dim
-    if not keypoints:  # of a row with keypoints, the box is taken
+    if not keypoints:  # of a row with keypoints, only the box is used
         rows = [(n, row[:5] if num_points and len(row) == width else row) for n, row in rows]
     outlines = not keypoints and any(len(row) > 6 for _, row in rows)
     for number, row in rows:
@@ -212,7 +213,7 @@ def _wrong_label(path: Path, keypoints: bool, num_classes: int, num_points: int,
 
 
 def _wrong_row(row: Sequence[str], width: int, dim: int) -> str:
-    """What is wrong with a row. width: its columns, 0 for an outline. dim: of keypoints."""
+    """Describe a wrong row. width: Expected columns (0: outline). dim: Numbers per keypoint."""
     try:
         values = np.array(row, np.float32)
     except ValueError:
@@ -227,7 +228,7 @@ def _wrong_row(row: Sequence[str], width: int, dim: int) -> str:
         expected = f"expected {width}: class, x, y, width, height{points}"
         return f"has {len(row)} columns, {expected}"
     places = values[5:].reshape(-1, dim)[:, :2] if width > 5 else values[1:]
-    if not (places <= 1.01).all():  # also those that are no number
+    if not (places <= 1.01).all():  # also false for NaN
         return "has coordinates that are not from 0 to 1"
     if values.min() < -0.01 or (width and values[3:5].min() < 0):
         return "has a negative number"
@@ -238,7 +239,7 @@ def _wrong_row(row: Sequence[str], width: int, dim: int) -> str:
 
 @contextmanager
 def _left_alone(image: str) -> Iterator[str]:
-    """A path to verify an image by: its own, or that of a copy if it would be overwritten."""
+    """Yield a path for verifying an image: its own, or that of a copy if it would be rewritten."""
     if not _would_be_rewritten(image):
         yield image
         return
@@ -253,20 +254,20 @@ def _would_be_rewritten(path: str) -> bool:
                 return False
             file.seek(-2, 2)
             return file.read() != b"\xff\xd9"
-    except OSError:  # unreadable: `verify_image_label` will say so
+    except OSError:  # unreadable: `verify_image_label` will report it
         return False
 
 
 class PrivateSquareDataset(PrivateDataset, RTDETRDataset):
-    """The same for RT-DETR, which takes images stretched to squares."""
+    """PrivateDataset for RT-DETR, which takes images stretched to squares."""
 
 
 class PrivateClassDataset(ClassificationDataset):
     """Ultralytics' data set for classify, with its cache in `cache_dir`.
 
-    The folders of a split are classes by name: their indices are those of `names`.
-    split: names the cache file. messages: what Ultralytics says about files while it scans them.
-    num_damaged: images that cannot be used.
+    Each folder of a split is a class by its name; `names` gives the class indices.
+    split: Name of the cache file. messages: Ultralytics' messages about files during its scan.
+    num_damaged: Number of images that cannot be used.
     """
 
     def __init__(
@@ -290,10 +291,10 @@ class PrivateClassDataset(ClassificationDataset):
         self.samples = [[file, own[label], *rest] for file, label, *rest in self.samples]
 
     def verify_images(self) -> list[tuple]:
-        """Do as Ultralytics, but with the cache in the private folder, and never repair a file.
+        """Verify as Ultralytics does, but keep the cache in the private folder and repair no file.
 
-        It has no smaller method to replace: the one beside the images is a pickle from a folder
-        that we do not own.
+        Ultralytics has no smaller method to override: its cache beside the images is a pickle from
+        a folder that we do not own.
         """
         _refuse_special(file for file, _ in self.samples)
         path = self.cache_dir / f"{self.split}.cache"
@@ -302,7 +303,7 @@ class PrivateClassDataset(ClassificationDataset):
             cache = load_dataset_cache_file(path)
             if (cache["version"], cache["hash"]) != (DATASET_CACHE_VERSION, cache_hash):
                 raise ValueError("stale")
-        except Exception:  # there is none, or it is stale or damaged, in any way a pickle can be
+        except Exception:  # no cache, or stale, or damaged in any way that a pickle can be
             with ThreadPool(NUM_THREADS) as pool:
                 found = pool.map(_verify_class_image, self.samples)
             cache = {
@@ -317,7 +318,7 @@ class PrivateClassDataset(ClassificationDataset):
 
 
 def _verify_class_image(sample: Sequence[Any]) -> tuple[Sequence[Any], bool, str]:
-    """The sample, whether its image is sound, and what Ultralytics says about it if it is not."""
+    """Return the sample, whether its image is sound, and Ultralytics' message if it is not."""
     image, label = sample
     with _left_alone(image) as twin:
         _, is_sound, _, message = verify_image(((twin, label), PREFIX))
@@ -336,12 +337,12 @@ def build_dataset(
 ) -> PrivateDataset | PrivateClassDataset:
     """Build what `ultralytics.data.build_yolo_dataset` builds, as a PrivateDataset.
 
-    That function names its class, so its call stands here again; a test compares the two.
-    For classify it is what the task's trainer and validator build.
+    That function names its class, so its call is repeated here; a test compares the two.
+    For classify, the result is what the task's trainer and validator build.
 
-    args: Ultralytics train arguments. batch: images per batch (rectangular batches need it).
-    mode: "train" augments, "val" does not. stride: largest stride of the model, pixels.
-    squares: for RT-DETR, as its own trainer and validator build it.
+    args: Ultralytics train arguments. batch: Images per batch (rectangular batches need it).
+    mode: "train" augments, "val" does not. stride: Largest stride of the model, in pixels.
+    squares: Whether to build for RT-DETR, as its own trainer and validator do.
     """
     train = mode == "train"
     split = "train" if train else args.split

@@ -1,6 +1,6 @@
 """A small synthetic detection data set for the demo: three clients that differ, and a held-out set.
 
-Takes a folder and a seed; gives ordinary Ultralytics data sets of circles, squares and triangles:
+Takes a folder and a seed; writes ordinary Ultralytics data sets of circles, squares and triangles:
 
     FOLDER/harbour/data.yaml    small objects, mostly circles, mostly on water
     FOLDER/forest/data.yaml     medium objects, mostly squares, mostly among leaves
@@ -28,13 +28,14 @@ VERSION = 1  # raise it when the same settings give other files
 NAMES = ("circle", "square", "triangle")
 IMAGE_SIZE = 128  # pixels; images are square
 NUM_HELD_OUT = 60
-# Of 5 images of a client; the other two show the other clients' backgrounds. With 5 of 5, averaged
-# BatchNorm statistics suited nobody: held-out mAP50 stayed below 0.85 after 12 rounds of FedAvg.
+# Images with the client's own background, out of 5; the other two show the other clients'. With 5
+# of 5, averaged BatchNorm statistics fitted no client: held-out mAP50 stayed below 0.85 after 12
+# rounds of FedAvg.
 NUM_HOME = 3
 NUM_OBJECTS = (2, 5)  # fewest and most per image; large ones may leave no room for the most
 MARGIN = 2  # pixels kept free between an object and the edge of the image
 OVERSAMPLING = 4  # shapes are drawn this much larger, for smooth edges
-MARKER = "demo_data.sha256"  # digest of all that decides the contents of the folder
+MARKER = "demo_data.sha256"  # digest of everything that decides the folder's contents
 SHADOW_OFFSET = (1.5, 2.5)  # pixels, right and down
 PALETTE = (  # BGR: coral, amber, mint, violet, pink, ivory
     (92, 96, 238),
@@ -48,7 +49,7 @@ PALETTE = (  # BGR: coral, amber, mint, violet, pink, ivory
 
 @dataclass(frozen=True)
 class Scene:
-    """What one client sees. Colours are BGR in 0..255; diameters are in pixels."""
+    """Look of one client's images. Colours are BGR in 0..255; diameters are in pixels."""
 
     num_train: int
     num_val: int
@@ -92,7 +93,7 @@ SCENES = {
 
 @dataclass(frozen=True)
 class DemoData:
-    """Where the data sets are: the data.yaml of each client and of the server's held-out set."""
+    """Paths of the data.yaml of each client and of the server's held-out set, and class names."""
 
     clients: dict[str, Path]
     held_out: Path
@@ -102,7 +103,7 @@ class DemoData:
 def make_demo_data(folder: Path, seed: int = 0) -> DemoData:
     """Make the data sets in `folder`, or find them there; the same seed gives the same bytes.
 
-    `folder` appears complete or not at all. ValueError if it already holds anything else.
+    `folder` appears complete or not at all. Raises ValueError if it already holds anything else.
     """
     folder = folder.absolute()
     if not holds_demo_data(folder, seed):
@@ -116,7 +117,7 @@ def make_demo_data(folder: Path, seed: int = 0) -> DemoData:
 
 
 def holds_demo_data(folder: Path, seed: int) -> bool:
-    """True if `folder` has this very data, False if it is free; ValueError if it is neither."""
+    """Whether `folder` has exactly this data; false if it is free, ValueError if it is neither."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     marker = folder / MARKER
@@ -134,7 +135,7 @@ def holds_demo_data(folder: Path, seed: int) -> bool:
 
 
 def settings_digest(seed: int) -> str:
-    """SHA-256 of the version, the seed and every size, number and colour of the images."""
+    """Return the SHA-256 of version, seed, and every size, number and colour of the images."""
     settings = (
         VERSION,
         seed,
@@ -200,7 +201,7 @@ def write_split(
 def draw_example(
     scene: Scene, owners: Sequence[Scene], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Draw objects, each as some one of `owners` would have it, on the background of `scene`.
+    """Draw objects on the background of `scene`, each object like those of a random owner.
 
     Returns image: (size, size, 3) uint8, BGR; classes: indices into NAMES;
     boxes: (n, 4) float64, xywh (x and y of the centre), fractions of the image size.
@@ -226,7 +227,7 @@ def draw_example(
 
 
 def draw_background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Blotches between the scene's two colours. Returns (size, size, 3) float32, BGR in 0..255."""
+    """Draw blotches between the scene's two colours: (size, size, 3) float32, BGR in 0..255."""
     blotches = rng.uniform(0, 1, scene.texture).astype(np.float32)
     blend = cv2.resize(blotches, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC)
     dark, light = np.array(scene.dark, np.float32), np.array(scene.light, np.float32)
@@ -236,7 +237,7 @@ def draw_background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def find_place(
     radius: float, taken: Sequence[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray | None:
-    """Find room for a circle that hardly touches those `taken`, as x, y, radius in pixels."""
+    """Find room for a circle that hardly touches those in `taken`: x, y, radius, in pixels."""
     low, high = MARGIN + radius, IMAGE_SIZE - MARGIN - radius
     for _ in range(20):
         x, y = rng.uniform(low, high, 2)
@@ -246,7 +247,7 @@ def find_place(
 
 
 def shape_outline(name: str, circle: np.ndarray, angle: float) -> np.ndarray:
-    """The corners of a shape within a circle, turned by `angle` radians.
+    """Return the corners of a shape within a circle, turned by `angle` radians.
 
     Returns (corners, 2) float64, xy in pixels, where an image runs from 0 to its size.
     """
@@ -268,7 +269,7 @@ def draw_shape(image: np.ndarray, outline: np.ndarray, colour: Sequence[float]) 
 
 
 def fill_mask(outline: np.ndarray) -> np.ndarray:
-    """The anti-aliased inside of a polygon. Returns (size, size) float32 in 0..1."""
+    """Return the anti-aliased inside of a polygon: (size, size) float32 in 0..1."""
     # Drawn larger and averaged: OpenCV's own anti-aliased outline is 0.7 pixels too wide all round.
     mask = np.zeros((OVERSAMPLING * IMAGE_SIZE, OVERSAMPLING * IMAGE_SIZE), np.uint8)
     corners = np.round(OVERSAMPLING * outline - 0.5).astype(np.int32)

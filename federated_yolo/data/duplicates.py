@@ -1,7 +1,7 @@
-"""Images that look nearly alike, such as frames of one video, by perceptual hashes.
+"""Finds images that look nearly alike, such as frames of one video, by perceptual hashes.
 
-A model that was trained on one of two such images has seen the other: between a train and a val
-split they make scores too good, and between clients they make data more alike than it seems.
+A model that was trained on one of two such images has in effect seen the other: across a train and
+a val split they make scores too high, and across clients they make data more alike than it seems.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from ultralytics.utils.patches import imread
 from federated_yolo.common.environment import num_cpus
 
 NUM_BITS = 64
-# Bits in which two hashes of near-duplicates may differ. On 800 blood cell, food and street images:
-# saved again as a poor JPEG, half the size, brighter or with noise, 99 % differ in at most 4; moved
-# by 2 % of the width, 90 % in at most 6. Of 66,000 pairs of different photographs of blood cells,
-# which are much alike, none differs in less than 14.
+# Most bits in which the hashes of two near-duplicates may differ. On 800 blood cell, food and
+# street images: after saving as a poor JPEG, halving the size, brightening or adding noise, 99 %
+# differ in at most 4; after a shift by 2 % of the width, 90 % in at most 6. Of 66,000 pairs of
+# different photographs of blood cells, which are much alike, none differs in fewer than 14.
 MAX_DISTANCE = 6
-ROWS_AT_ONCE = 256  # of the matrix of all distances
+ROWS_AT_ONCE = 256  # rows of the distance matrix that are computed at once
 
 
 def perceptual_hashes(paths: Sequence[Path | str]) -> np.ndarray:
-    """The pHash of each image, by ImageHash: signs of its lowest spatial frequencies.
+    """Return the pHash of each image, from ImageHash: signs of its lowest spatial frequencies.
 
     Returns (n, 64) float32 of -1 and 1; a row of 0 for an image that OpenCV cannot read.
     """
@@ -37,7 +37,7 @@ def perceptual_hashes(paths: Sequence[Path | str]) -> np.ndarray:
 
 def _perceptual_hash(path: Path | str) -> np.ndarray:
     try:
-        pixels = imread(str(path), cv2.IMREAD_GRAYSCALE)  # with 16 bits a channel, too
+        pixels = imread(str(path), cv2.IMREAD_GRAYSCALE)  # also reads 16 bits per channel
     except (OSError, cv2.error):
         pixels = None
     if pixels is None:
@@ -47,13 +47,13 @@ def _perceptual_hash(path: Path | str) -> np.ndarray:
 
 
 def near_duplicates(hashes: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Which images have a near-duplicate in which group, other than themselves.
+    """Find which images have a near-duplicate in which group, other than themselves.
 
     Two are near-duplicates if their hashes differ in at most MAX_DISTANCE bits. No list of pairs is
-    made: the frames of one camera that stands still can all be alike.
+    made: all frames of a camera that does not move can be alike.
 
-    hashes: (n, 64) float32, as of `perceptual_hashes`. groups: (g, n) bool, the images of each.
-    Returns (g, n) bool.
+    hashes: (n, 64) float32, from `perceptual_hashes`. groups: (g, n) bool, the images of each
+    group. Returns (g, n) bool.
     """
     found = np.zeros(groups.shape, bool)
     members = groups.T.astype(np.float32)
@@ -80,16 +80,16 @@ def near_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_duplicate(hashes: np.ndarray, image: int, group: np.ndarray) -> int:
-    """The near-duplicate of an image in a group that is most like it; itself if there is none.
+    """Return the nearest near-duplicate of an image in a group; the image itself if none exists.
 
-    hashes, group: as for `near_duplicates`, (n,) bool.
+    hashes: As for `near_duplicates`. group: (n,) bool, the images of the group.
     """
     others = np.flatnonzero(_near(hashes, np.array([image]))[0] & group)
     return int(others[(hashes[others] @ hashes[image]).argmax()]) if len(others) else image
 
 
 def _near(hashes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(rows, n) bool: which images are near-duplicates of these, without themselves."""
+    """Return which images are near-duplicates of these rows, without themselves: (rows, n) bool."""
     # Rows of -1 and 1 that differ in d of 64 places have the product 64 - 2 d.
     near = hashes[rows] @ hashes.T >= NUM_BITS - 2 * MAX_DISTANCE
     near[np.arange(len(rows)), rows] = False
@@ -97,9 +97,9 @@ def _near(hashes: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def exact_duplicates(contents: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Which images have one of the same content in which group, other than themselves.
+    """Find which images have one with the same content in which group, other than themselves.
 
-    contents: (n,) int, the same from 0 for the same content; -1 has no duplicate.
+    contents: (n,) int, from 0, equal for equal content; -1 for an image without duplicates.
     groups: (g, n) bool. Returns (g, n) bool.
     """
     found = np.zeros(groups.shape, bool)

@@ -1,4 +1,4 @@
-"""Keypoints of a data set: their shape, names and order when mirrored."""
+"""Checks the keypoints of a data.yaml: their shape, names and order in mirrored images."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def keypoint_problems(raw: Mapping[str, Any], num_classes: int) -> Iterator[str]:
-    """What is wrong with what a data.yaml says of keypoints; Ultralytics hardly looks at it."""
+    """Describe what is wrong with a data.yaml's keypoints, which Ultralytics hardly checks."""
     shape = raw.get("kpt_shape")
     if shape is None:
         return
@@ -52,6 +52,6 @@ def keypoint_problems(raw: Mapping[str, Any], num_classes: int) -> Iterator[str]
 
 
 def keypoint_names(listed: Mapping[Any, Sequence[Any]]) -> dict[int, list[str]]:
-    """`kpt_names` by ascending index of the class, which may be written 0 or "0", as of names."""
+    """Return `kpt_names` by ascending class index, which may be written 0 or "0", as in names."""
     points = {int(index): [*map(str, names)] for index, names in listed.items()}
     return dict(sorted(points.items()))

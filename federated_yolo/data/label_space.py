@@ -1,4 +1,4 @@
-"""The federation's classes, and each data set's own class indices in them."""
+"""The label space: the federation's classes, and the mapping of each data set's own to them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from federated_yolo.data.summary import DataSummary
 
 
 def selected_classes(train: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...] | None:
-    """Names of the classes that `train.classes` leaves; None without it, for all.
+    """Return the names of the classes that `train.classes` selects; None without it, for all.
 
-    train: Ultralytics train arguments. names: the federation's classes.
+    train: Ultralytics train arguments. names: The federation's class names.
     """
     classes = train.get("classes")
     if classes is None:
@@ -23,9 +23,9 @@ def selected_classes(train: Mapping[str, Any], names: Sequence[str]) -> tuple[st
 def class_problems(
     summary: DataSummary, classes: Sequence[str] | None, splits: Sequence[str] = ("train", "val")
 ) -> list[str]:
-    """Say which of these splits have no label of any of these classes: nothing to be scored by.
+    """Describe splits that have no label of any of these classes, and so nothing to train or score.
 
-    classes: as of `selected_classes`.
+    classes: Result of `selected_classes`.
     """
     if classes is None:
         return []
@@ -40,10 +40,10 @@ def class_problems(
 
 
 def label_space(clients: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Union of the clients' class names, in order of appearance.
+    """Return the union of the clients' class names, in order of appearance.
 
-    clients: class names by client. Raises InputError for names that differ only in case or spaces,
-    which are one class written in two ways more often than two classes.
+    clients: Class names by client. Raises InputError for names that differ only in case or spaces,
+    which are more often one class written in two ways than two classes.
     """
     first: dict[str, tuple[str, str]] = {}
     problems = []
@@ -63,12 +63,12 @@ def label_space(clients: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
 def in_label_space(
     data: Mapping[str, Any], names: Sequence[str], not_annotated: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The same data set with the federation's classes; the label files stay as they are.
+    """Return the data set with the federation's classes; the label files do not change.
 
-    data: as of `read_data_yaml`. names: the federation's, which have all of the data set's.
-    not_annotated: of the data set's own classes. Where something differs, two keys are added:
-    CLASS_MAP, the federation's index of each own class, and NOT_ANNOTATED, the federation's
-    indices of classes whose absence from the labels says nothing.
+    data: Result of `read_data_yaml`. names: The federation's class names, which include all of the
+    data set's. not_annotated: Those of the data set's own classes that nobody annotated. Two keys
+    are added if needed: CLASS_MAP, the federation's index of each own class, and NOT_ANNOTATED, the
+    federation's indices of classes whose absence from the labels means nothing.
     """
     own = class_names(dict(data))
     result = {**data, "names": dict(enumerate(names)), "nc": len(names)}

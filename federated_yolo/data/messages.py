@@ -1,4 +1,4 @@
-"""Ultralytics' messages about data sets in plain words, one line each."""
+"""Turns Ultralytics' messages about data sets into plain words, one line each."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ MAX_LINES_PER_SPLIT = 5
 
 PREFIX = colorstr("val: ")  # before the messages of a scan
 TRAIN_PREFIX = colorstr("train: ")  # the same, where a trainer scans
-ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of the file names of images
+ENDINGS = ", ".join(sorted(IMG_FORMATS))  # of image file names
 # unstable: ultralytics.data.utils.verify_image says '{prefix}{im_file}: ignoring corrupt image'
 # unstable: ultralytics.data.utils.verify_image_label says 'ignoring corrupt image/label: '
 DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about files it leaves out
@@ -21,15 +21,15 @@ DAMAGED = "ignoring corrupt image/label: "  # in Ultralytics' messages about fil
 # unstable: ultralytics.data.utils.verify_image_label says 'non-normalized or out of bounds coo'
 # unstable: ultralytics.data.utils.verify_image_label says 'negative label values'
 # unstable: ultralytics.data.utils.verify_image_label says 'non-integer class labels'
-# Ultralytics' messages that would lead a user astray -> what they mean.
+# Ultralytics' messages that would mislead a user -> what they mean.
 PLAIN_WORDS = {
-    # It tries what Pillow cannot read as HEIF, and reports the failure of that.
+    # Ultralytics tries to read as HEIF what Pillow cannot read, and reports the failure of that.
     "No module named 'pi_heif'": "not readable as an image (HEIC needs the package pi-heif)",
 }
 
 
 def damaged_files(messages: Iterable[str]) -> list[str]:
-    """One line for each file that Ultralytics would leave out without a word, up to 5."""
+    """Return a line for each file that Ultralytics would silently leave out, up to 5 files."""
     lines = []
     for message in sorted(m for m in messages if DAMAGED in m):
         path, reason = _without_prefix(" ".join(message.split())).split(DAMAGED)
@@ -42,10 +42,11 @@ def damaged_files(messages: Iterable[str]) -> list[str]:
 
 
 def yaml_error(error: Exception) -> str:
-    """What is wrong and where, without what the file holds, which may not leave a site."""
+    """Describe the error and its place without the file's content, which must not leave a site."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark, problem = error.problem_mark, error.problem or ""
-        # Scanner and parser quote signs; but for this one of theirs, others quote names and values.
+        # Scanner and parser errors quote signs, except the one about a tag handle; that one and all
+        # other errors quote names and values.
         if not isinstance(error, ScannerError | ParserError) or "tag handle" in problem:
             problem = re.sub(r"(['\"]).*\1", "'...'", problem, flags=re.DOTALL)
         return f"{problem}, line {mark.line + 1}, column {mark.column + 1}"
@@ -55,7 +56,7 @@ def yaml_error(error: Exception) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an Ultralytics error, without its colours and signs."""
+    """Return the first line of an Ultralytics error, without its colours and signs."""
     text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
     text = (text.splitlines() or [type(error).__name__])[0]
     return _without_prefix(text).replace(" ❌", "").rstrip(".")

@@ -1,4 +1,4 @@
-"""All images and labels of a data set read once, before round 1."""
+"""Reads and checks all images and labels of a data set, before round 1 and during a run."""
 
 import logging
 import shutil
@@ -39,12 +39,12 @@ def check_dataset(
     forgiven: list[str] | None = None,
     fraction: Fraction = 1.0,
 ) -> DataSummary:
-    """Read every image header and label of a data set once; the caches serve the training.
+    """Read every image header and label of a data set once; the training uses the same caches.
 
-    path: as of `read_data`. splits: that have to be there. A test split is read if there is one.
-    fraction: of the images, which are the ones that are looked at and counted.
-    Raises InputError with a line for each damaged file, up to 5 a split, and for an empty split;
-    they are added to `forgiven` instead if it is given, and such a split counts as empty.
+    path: As for `read_data`. splits: Splits that must exist. A test split is read if there is one.
+    fraction: Ultralytics' `fraction`; only these images are checked and counted.
+    Raises InputError with a line for each damaged file, up to 5 per split, and for an empty split.
+    If `forgiven` is given, the lines are added to it instead, and such a split counts as empty.
     """
     with naming_originals(path):
         return _check_dataset(path, task, cache_dir, where, splits, forgiven, fraction)
@@ -89,7 +89,7 @@ def _check_dataset(
 def _counted(
     form: DataSummary, datasets: Mapping[str, PrivateDataset | PrivateClassDataset]
 ) -> DataSummary:
-    """The same form with what the splits hold: images, labels of each class, classes."""
+    """Return the form with the contents of the splits: images, labels of each class, classes."""
     numbers = {split: len(dataset) for split, dataset in datasets.items()}
     counts = {
         split: np.bincount(_labels(dataset), minlength=len(form.names)).tolist()
@@ -111,7 +111,7 @@ def _counted(
 
 
 def _labels(dataset: PrivateDataset | PrivateClassDataset) -> np.ndarray:
-    """Class of each label of a data set, int64."""
+    """Return the class of each label of a data set: (labels,) int64."""
     if isinstance(dataset, PrivateClassDataset):
         return np.array([label for _, label, *_ in dataset.samples], int)
     return np.concatenate([label["cls"].astype(int).ravel() for label in dataset.labels])
@@ -120,10 +120,10 @@ def _labels(dataset: PrivateDataset | PrivateClassDataset) -> np.ndarray:
 def open_split(
     data: dict[str, Any], task: str, split: str, cache_dir: Path, fraction: Fraction = 1.0
 ) -> PrivateDataset | PrivateClassDataset:
-    """Read every image header and label of one split; damaged files are left out, and counted.
+    """Read every image header and label of one split; damaged files are left out and counted.
 
-    fraction: of the images; some have to be left (`is_used`).
-    Raises InputError where nothing is left, and for a list with lines that name no image.
+    fraction: Ultralytics' `fraction`; it must leave some images (`is_used`).
+    Raises InputError if no image is left, and for a list with lines that name no image.
     """
     from ultralytics.cfg import get_cfg
 
@@ -141,7 +141,7 @@ def open_split(
 
 @contextmanager
 def _plain_errors(task: str) -> Iterator[None]:
-    """Raise InputError for what Ultralytics says of a split that it cannot use."""
+    """Raise InputError for each error that Ultralytics raises about a split that it cannot use."""
     try:
         yield
     except InputError:
@@ -152,7 +152,7 @@ def _plain_errors(task: str) -> Iterator[None]:
     except (RuntimeError, ValueError, AssertionError) as error:  # e.g. all files are damaged
         lines = str(error).splitlines()
         text = one_line(error)
-        if text.startswith("No labels found in"):  # it names its cache
+        if text.startswith("No labels found in"):  # the text names its cache
             raise _NoLabelError(
                 f"none of the images has a label file; {LABELS_EXPECTED}"
             ) from error
@@ -186,9 +186,9 @@ def usable_dataset(
     mode: str,
     *settings: Any,
 ) -> PrivateDataset | PrivateClassDataset:
-    """`build_dataset` of what is there now: damaged files are left out, and logged.
+    """Call `build_dataset` on the files that exist now; damaged files are left out and logged.
 
-    Raises InputError where nothing is left to train or to score on.
+    Raises InputError if nothing is left to train or to score on.
     """
     split = "train" if mode == "train" else args.split
     places = img_path if isinstance(img_path, list) else [img_path]
@@ -218,15 +218,15 @@ def _refuse_useless(dataset: PrivateDataset | PrivateClassDataset, split: str) -
 
 
 def label_folder(dataset: PrivateDataset | PrivateClassDataset) -> Path:
-    """Where the labels are looked for, of the first image: links in its path have been followed."""
+    """Return the folder where the first image's label is expected; links in it are resolved."""
     assert isinstance(dataset, PrivateDataset)
     return Path(img2label_paths(dataset.im_files[:1])[0]).parent
 
 
 def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
-    """What is wrong with lists of images, without the lines themselves, which may not leave a site.
+    """Describe wrong lines of lists of images by number; their text must not leave a site.
 
-    places: folders, which are passed over, and lists. A blank at the end of a line belongs to the
+    places: Folders, which are skipped, and lists. A blank at the end of a line belongs to the
     file's name.
     """
     for path, lines in image_lists(places):
@@ -249,7 +249,7 @@ def _lines_of_no_image(places: Iterable[Path]) -> Iterator[str]:
 
 
 def _lines_of_absent_images(places: Iterable[Path]) -> Iterator[str]:
-    """What lists name that is not there; places as of `_lines_of_no_image`."""
+    """Count listed images that do not exist. places: As for `_lines_of_no_image`."""
     for path, lines in image_lists(places):
         absent = [
             number
@@ -265,10 +265,10 @@ def _lines_of_absent_images(places: Iterable[Path]) -> Iterator[str]:
 
 
 def _is_out_of_reach(line: str) -> bool:
-    """Whether a line of a list names no image that Ultralytics would find, and a label with it.
+    """Whether a line of a list names an image that Ultralytics would not find with its label.
 
-    Lines that begin with ./ start at the folder of their list, others at the working directory. Of
-    a bare name it finds no folder for the label.
+    Lines that begin with ./ start at the folder of their list, others at the working directory. For
+    a bare file name Ultralytics finds no folder of labels.
     """
     if line.startswith("./") or Path(line).is_absolute():
         return False
@@ -276,7 +276,7 @@ def _is_out_of_reach(line: str) -> bool:
 
 
 def move_caches(source: Path, target: Path) -> None:
-    """Move label caches made while checking into the run directory."""
+    """Move label caches that the checks made into the run directory."""
     target.mkdir(parents=True, exist_ok=True)
     for cache in source.glob("*.cache"):
         shutil.move(str(cache), target / cache.name)

@@ -1,4 +1,4 @@
-"""What a data set holds: classes, images, labels and form."""
+"""Summary of a data set: classes, images, labels and form (channels and keypoints)."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,18 +12,19 @@ from federated_yolo.data.data_yaml import class_names
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What one data set holds.
+    """Contents of one data set.
 
-    names: class names by index. num_train, num_val, num_test: images that Ultralytics will use; no
-    test images where there are none with labels.
-    class_counts: boxes of each class in the train split, in the order of `names`; for classify,
+    names: Class names by index. num_train, num_val, num_test: Numbers of images that Ultralytics
+    will use; num_test is 0 if no test image has a label.
+    class_counts: Boxes of each class in the train split, in the order of `names`; for classify,
     images.
-    test_is_unlabelled: there are test images, but none with a label.
-    channels, kpt_shape: of the images and the keypoints (None without any); they shape the model.
-    flip_idx, kpt_oks_sigmas, kpt_names: what else a data.yaml can say of keypoints, empty where it
-    does not: which each one is in a mirrored image, how exactly it can be placed, and, by index of
-    the class, their names.
-    val_classes, test_classes: names of the classes that have a label there.
+    test_is_unlabelled: Whether there are test images, but none with a label.
+    channels, kpt_shape: Image channels and shape of the keypoints (None without any), which shape
+    the model.
+    flip_idx, kpt_oks_sigmas, kpt_names: Other keys of a data.yaml about keypoints, empty if it does
+    not have them: the index of each in a mirrored image, how exactly it can be placed, and, by
+    class index, the names.
+    val_classes, test_classes: Names of the classes that have a label in this split.
     """
 
     names: tuple[str, ...]
@@ -42,14 +43,14 @@ class DataSummary:
 
     @property
     def keypoint_lists(self) -> dict[str, tuple[Any, ...]]:
-        """What each keypoint is: a list by its name in messages, independent of indices."""
+        """Lists of what each keypoint is, by their names in messages, without class indices."""
         lists: dict[str, tuple[Any, ...]] = {"flip_idx": self.flip_idx}
         lists |= {f"kpt_names of '{name}'": p for name, p in self.kpt_names_by_class.items()}
         return {name: values for name, values in lists.items() if values}
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        """Of each keypoint, by which Ultralytics trains and scores: said, or its default."""
+        """Sigma of each keypoint in training and scoring: given, or Ultralytics' default."""
         if self.kpt_oks_sigmas or self.kpt_shape is None:
             return self.kpt_oks_sigmas
         num_points = self.kpt_shape[0]
@@ -58,15 +59,15 @@ class DataSummary:
 
     @property
     def kpt_names_by_class(self) -> dict[str, tuple[str, ...]]:
-        """Names of keypoints by name of the class, of those that have any."""
-        pairs = zip(self.names, self.kpt_names, strict=False)  # empty if nothing is said
+        """Names of keypoints by class name, for classes that have any."""
+        pairs = zip(self.names, self.kpt_names, strict=False)  # kpt_names may be empty
         return {name: points for name, points in pairs if points}
 
 
 def without_unlabelled_test(summary: DataSummary, classes: Sequence[str] | None) -> DataSummary:
-    """The same, with the test split left out if it has no label of any of these classes.
+    """Return the summary, without the test split if that has no label of any of these classes.
 
-    classes: as of `selected_classes`.
+    classes: Result of `selected_classes`.
     """
     is_scored = classes is None or not set(classes).isdisjoint(summary.test_classes)
     if is_scored or not summary.num_test:
@@ -75,13 +76,13 @@ def without_unlabelled_test(summary: DataSummary, classes: Sequence[str] | None)
 
 
 def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list[str]:
-    """Say in what a data set differs from others of a federation, each thing once.
+    """Describe how the form of a data set differs from others in a federation, each point once.
 
-    Channels and kpt_shape shape the model. What a keypoint is has to agree where two say it: else
-    the model would learn two meanings of one. Sigmas have to agree everywhere: where none are said,
-    Ultralytics has its own.
+    Channels and kpt_shape shape the model. The meaning of a keypoint must agree if two data sets
+    state it: otherwise the model would learn two meanings of one keypoint. Sigmas must always
+    agree: if none are given, Ultralytics uses its own.
 
-    others: by how messages name them.
+    others: Summaries of the other data sets by their names in messages.
     """
     problems: dict[str, str] = {}
     for other, expected in others.items():
@@ -101,7 +102,7 @@ def form_problems(found: DataSummary, others: Mapping[str, DataSummary]) -> list
                 problems.setdefault(key, f"{text} that say it need the same")
         pairs = zip(found.sigmas, expected.sigmas, strict=True)
         different = [i for i, (a, b) in enumerate(pairs) if not math.isclose(a, b, rel_tol=1e-2)]
-        if different:  # also to one who writes 0.333 for a third
+        if different:  # by more than 1 %: 0.333 may stand for a third
             i = different[0]
             text = f"kpt_oks_sigmas: {_sigma(found, i)} for keypoint {i}, {other} has"
             text += f" {_sigma(expected, i)}; all data sets need the same"
@@ -115,9 +116,9 @@ def _sigma(summary: DataSummary, keypoint: int) -> str:
 
 
 def model_data(summaries: Iterable[DataSummary], names: Sequence[str]) -> dict[str, Any]:
-    """What `build_model` needs of a data.yaml, for all clients together.
+    """Return the keys of a data.yaml that `build_model` needs, for all clients together.
 
-    summaries: at least one, without `form_problems`. names: the federation's classes.
+    summaries: At least one, without `form_problems`. names: The federation's class names.
     """
     summaries = list(summaries)
     data: dict[str, Any] = {"names": dict(enumerate(names)), "nc": len(names)}
@@ -128,7 +129,7 @@ def model_data(summaries: Iterable[DataSummary], names: Sequence[str]) -> dict[s
     sigmas = next((s.kpt_oks_sigmas for s in summaries if s.kpt_oks_sigmas), ())
     points = {name: list(p) for s in summaries for name, p in s.kpt_names_by_class.items()}
     points = {i: points[name] for i, name in enumerate(names) if name in points}
-    # Where no client says it, neither does what `yolo train` would read.
+    # Keys that no client has are left out, as in the data.yaml that `yolo train` would read.
     if sigmas:
         data["kpt_oks_sigmas"] = list(sigmas)
     if points:
@@ -137,7 +138,7 @@ def model_data(summaries: Iterable[DataSummary], names: Sequence[str]) -> dict[s
 
 
 def form_of(data: dict[str, Any]) -> DataSummary:
-    """What a data.yaml alone says of its data set; nothing is counted."""
+    """Return the summary of a data set from its data.yaml alone; nothing is counted."""
     names = class_names(data)
     points = data.get("kpt_names")
     return DataSummary(

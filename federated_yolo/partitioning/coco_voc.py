@@ -1,7 +1,7 @@
-"""COCO and Pascal VOC data sets as Ultralytics data sets, by Ultralytics and supervision.
+"""Converts COCO and Pascal VOC data sets to Ultralytics data sets (with Ultralytics, supervision).
 
-Takes a folder and gives a data.yaml, and the task that it is for; images stay where they are and
-are linked. As they come:
+Takes a folder; writes a data.yaml and labels, and returns the task. Images stay where they are and
+are linked. Expected layouts:
 
     COCO  FOLDER/annotations/instances_train2017.json and ..._val2017.json (or others with `train`
           and `val` in their names), images in FOLDER/train2017 or FOLDER/images/train2017
@@ -27,14 +27,14 @@ from federated_yolo.data.messages import ENDINGS
 
 SPLITS = ("train", "val")
 MAX_LINES = 5
-MIN_NUMBERS = 6  # of a polygon: x and y of three corners; the converter takes no shorter one
+MIN_NUMBERS = 6  # in a polygon: x and y of three corners; the converter accepts no fewer
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A data set that Ultralytics can read. path: its data.yaml. task, why: of its labels.
+    """A data set that Ultralytics can read. path: Its data.yaml. task: Task of its labels.
 
-    warnings: what of the original it lacks.
+    why: Reason for the task. warnings: Lines about parts of the original that are missing.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Category:
-    """A class of a COCO file. keypoints: their names, if it is a list of them."""
+    """A class of a COCO file. keypoints: Names of the keypoints, if it is a list of names."""
 
     id: Id
     name: Text
@@ -71,8 +71,8 @@ class Category:
 class Annotation:
     """An object of a COCO file.
 
-    bbox: left, top, width, height in pixels. segmentation: of several kinds, of which
-    `_has_polygon` knows one. keypoints: x, y, visibility of each (0: unlabelled).
+    bbox: Left, top, width, height in pixels. segmentation: Value of several kinds; `_has_polygon`
+    recognises polygons. keypoints: x, y, visibility of each (0: unlabelled).
     """
 
     image_id: Id
@@ -84,13 +84,13 @@ class Annotation:
 
     @property
     def is_flat(self) -> bool:
-        """Whether its box has no area, which the converter leaves out."""
+        """Whether the box has no area; the converter leaves out such objects."""
         return min(self.bbox[2:]) <= 0
 
 
 @dataclass(frozen=True)
 class Coco:
-    """A COCO file of annotations; what else it has is not read."""
+    """A COCO file of annotations; its other keys are not read."""
 
     images: list[Image]
     annotations: list[Annotation]
@@ -98,21 +98,21 @@ class Coco:
 
 
 def is_coco(folder: Path) -> bool:
-    """Whether a folder looks as a COCO data set."""
+    """Whether a folder looks like a COCO data set."""
     return (folder / "annotations").is_dir()
 
 
 def is_voc(folder: Path) -> bool:
-    """Whether a folder looks as a Pascal VOC data set."""
+    """Whether a folder looks like a Pascal VOC data set."""
     return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
 
 
 def convert_coco(folder: Path, target: Path) -> Converted:
     """Write the labels of a COCO data set and a data.yaml below `target`.
 
-    Polygons and keypoints are kept where all objects have them; else it is a data set of boxes.
-    Crowds and boxes without an area are left out, and in a data set of keypoints objects without
-    any labelled one, which COCO's scores ignore, too. Raises InputError.
+    Polygons or keypoints are kept if all objects have them; otherwise the result is a data set of
+    boxes. Crowds and boxes without an area are left out; so are, in a data set of keypoints,
+    objects without a labelled keypoint, which COCO's scores also ignore. Raises InputError.
     """
     files = {split: _annotation_file(folder, split) for split in SPLITS}
     if files["train"] == files["val"]:
@@ -146,7 +146,7 @@ def convert_coco(folder: Path, target: Path) -> Converted:
 
 
 def _refuse(problems: Mapping[Path, Iterable[str]]) -> None:
-    """Raise InputError where there are problems: a few of each file, which is named before them."""
+    """Raise InputError if there are problems: a few per file, each line with the file's path."""
     lines = []
     for path, found in ((path, list(found)) for path, found in problems.items()):
         more = [f"... and {len(found) - MAX_LINES} more problems"] if found[MAX_LINES:] else []
@@ -156,7 +156,7 @@ def _refuse(problems: Mapping[Path, Iterable[str]]) -> None:
 
 
 def _class_names(contents: Mapping[str, Coco], files: Mapping[str, Path]) -> dict[Id, str]:
-    """Names of the classes by the ids of both files, in the order of these."""
+    """Return class names by id, in the order of ids. Raises InputError if the two files differ."""
     train, val = ({c.id: c.name for c in content.categories} for content in contents.values())
     if train != val:
         raise InputError(
@@ -169,7 +169,7 @@ def _class_names(contents: Mapping[str, Coco], files: Mapping[str, Path]) -> dic
 
 
 def _task_of(objects: Sequence[Annotation]) -> tuple[str, str]:
-    """The task that labels of these objects are for, and why."""
+    """Return the task that the labels of these objects suit, and the reason."""
     num = len(objects)
     with_points = sum(bool(o.keypoints) for o in objects)
     with_polygon = sum(map(_has_polygon, objects))
@@ -185,7 +185,7 @@ def _task_of(objects: Sequence[Annotation]) -> tuple[str, str]:
 
 
 def _file_name_problems(content: Coco) -> Iterator[str]:
-    """File names whose labels would be written over each other, or elsewhere than is looked."""
+    """Describe file names whose labels would overwrite each other, or would not be found."""
     taken: dict[Path, str] = {}
     for name in (image.file_name for image in content.images):
         path = Path(name)
@@ -195,7 +195,7 @@ def _file_name_problems(content: Coco) -> Iterator[str]:
                 "'images' in it, since labels are looked for beside the last one; correct it to "
                 f"e.g. '{path.name}'"
             )
-            return  # most likely all of them are so
+            return  # most likely all of them are like this
         if not is_image_name(name):
             yield (
                 f"file_name '{name}': expected an image that Ultralytics reads ({ENDINGS}); "
@@ -212,7 +212,7 @@ def _file_name_problems(content: Coco) -> Iterator[str]:
 
 
 def _has_polygon(annotation: Annotation) -> bool:
-    """Whether the converter takes an outline; exports of boxes alone have `segmentation: []`."""
+    """Whether the converter finds an outline; exports of only boxes have `segmentation: []`."""
     parts = annotation.segmentation
     return isinstance(parts, list) and any(
         isinstance(part, list)
@@ -226,9 +226,9 @@ def _has_polygon(annotation: Annotation) -> bool:
 def _keypoint_form(
     contents: Mapping[str, Coco], files: Mapping[str, Path], num_points: int
 ) -> dict[str, Any]:
-    """What the data.yaml says of keypoints: their number, and names where there are as many.
+    """Return the keys of the data.yaml about keypoints: kpt_shape, and names if as many are given.
 
-    num_points: of the first object. Raises InputError where others have another number.
+    num_points: Keypoints of the first object. Raises InputError if others have another number.
     """
     _refuse({files[split]: _keypoint_problems(c, num_points) for split, c in contents.items()})
     listed = [[c.keypoints for c in content.categories] for content in contents.values()]
@@ -259,8 +259,8 @@ def _keypoint_problems(content: Coco, num_points: int) -> Iterator[str]:
 
 
 def _keypoint_warnings(objects: Sequence[Annotation]) -> Iterator[str]:
-    """Say how many objects the converter leaves out of a data set of keypoints, and what lacks."""
-    # The third number of each: 0 is unlabelled.
+    """Describe what a data set of keypoints lacks: objects that are left out, and flip_idx."""
+    # The third number of each keypoint is its visibility: 0 is unlabelled.
     if lost := sum(not any((o.keypoints or ())[2::3]) for o in objects):
         yield (
             f"{lost} of {len(objects)} objects have no labelled keypoint and are left out, as in "
@@ -285,7 +285,7 @@ def _annotation_file(folder: Path, split: str) -> Path:
 
 
 def _read_coco(path: Path) -> Coco:
-    """Read what is needed of a file, with its categories in the order of their ids."""
+    """Read the needed parts of a file, with its categories in the order of their ids."""
     try:
         refuse_special(path)
         content = TypeAdapter(Coco).validate_json(path.read_text(encoding="utf-8-sig"))
@@ -300,7 +300,7 @@ def _read_coco(path: Path) -> Coco:
 
 
 def _misfits(error: ValidationError) -> Iterator[str]:
-    """One line for each place of a file that is not as COCO has it."""
+    """Yield one line for each place of a file that does not follow COCO's format."""
     seen = set()
     for problem in error.errors(include_url=False, include_context=False):
         place = ".".join(str(part) for part in problem["loc"] if part not in ("int", "str"))
@@ -313,7 +313,7 @@ def _misfits(error: ValidationError) -> Iterator[str]:
 
 
 def _id_problems(content: Coco) -> Iterator[str]:
-    """Ids that stand for two things, or for nothing."""
+    """Describe ids that are used twice, or that refer to nothing."""
     images = Counter(image.id for image in content.images)
     categories = Counter(category.id for category in content.categories)
     for key, ids in (("images", images), ("categories", categories)):
@@ -350,8 +350,8 @@ def _convert_coco_labels(
 ) -> None:
     from ultralytics.data import converter
 
-    # The converter takes category 1 for class 0, and whole numbers for images; many files have
-    # categories that begin at 0 or leave some out, and some have names for images.
+    # The converter maps category 1 to class 0, and needs whole numbers as ids of images. Many files
+    # have categories that begin at 0 or have gaps, and some have names as ids of images.
     classes = {category: number for number, category in enumerate(ids, 1)}
     with tempfile.TemporaryDirectory() as scratch:
         for split, content in contents.items():
@@ -377,7 +377,7 @@ def _convert_coco_labels(
 def convert_voc(folder: Path, target: Path) -> Converted:
     """Write the boxes of a VOC data set and a data.yaml below `target`; no polygons.
 
-    Raises InputError, also where the package supervision is missing.
+    Raises InputError, also if the package supervision is missing.
     """
     try:
         import supervision
@@ -402,9 +402,9 @@ def convert_voc(folder: Path, target: Path) -> Converted:
             str(images), str(folder / "Annotations")
         )
         for detections in data.annotations.values():
-            detections.mask = None  # else objects with a <polygon> would not be boxes
+            detections.mask = None  # otherwise objects with a <polygon> would not be boxes
         data.as_yolo(annotations_directory_path=str(target / "labels" / images.name))
-    except Exception as error:  # XML of any shape meets its code here
+    except Exception as error:  # supervision raises any error on unexpected XML
         raise InputError(
             f"{folder}: not read as Pascal VOC: {' '.join(str(error).split())}"
         ) from error
@@ -425,7 +425,7 @@ def convert_voc(folder: Path, target: Path) -> Converted:
 
 
 def _stems(path: Path, known: Container[str]) -> Iterator[str]:
-    """Names of images in a list, where a number may follow: whether the image has a class."""
+    """Yield the image names in a list. A number may follow a name: whether it shows a class."""
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if name := line.strip():
             yield name if name in known else name.split()[0]
@@ -447,7 +447,7 @@ def _write(
 ) -> Path:
     """Link the folders of images beside the labels, and write the lists and the data.yaml.
 
-    folders: by the name of their link. images: of each split, LINK/FILE.
+    folders: Folders of images by the name of their link. images: Paths LINK/FILE by split.
     """
     (target / "images").mkdir(exist_ok=True)
     for name, folder in folders.items():

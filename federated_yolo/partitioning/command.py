@@ -1,4 +1,4 @@
-"""Split one data set into clients, for experiments before there are any.
+"""Split one data set into several clients, for experiments without real ones.
 
     federated-yolo partition SOURCE --clients 5 --scheme dirichlet -o DIR
         [--alpha 0.3] [--group-by folder|REGEX] [--val split|shared] [--copy] [--seed 0]
@@ -10,24 +10,24 @@ gives a val split where it has none, and `--rescale` the scale of its images whe
 resized after they were annotated. The source is only read. DIR gets
 
     client_0/data.yaml ...   usable under `datasets:` of a config; for classification, folders
-    federated.yaml           a config with all of them, ready to start
-    partitions.json          scheme, seed, and how many images and objects of each class they have
+    federated.yaml           a config with all clients, ready to start
+    partitions.json          scheme, seed, and each client's images and objects of each class
     partitions.png           the same as a picture
 
 Each train image goes to exactly one client, by one of these schemes (partitioning/schemes.py):
 
     iid         equal numbers of images, at random
-    dirichlet   equal numbers, a mix of classes of each client's own; a smaller alpha: more unlike
-    quantity    the same mix, very different numbers; a smaller alpha: more unlike
+    dirichlet   equal numbers, with each client's own mix of classes; smaller alpha: more different
+    quantity    the same mix, but very different numbers; smaller alpha: more different
     class       each class belongs to one client, or to as few as possible
-    group       all images of a folder, camera, ... stay together: those with the same first group
-                of REGEX, or match if it has none, in their path; `folder` takes their folder
+    group       all images of a folder, camera, ... stay together: images whose paths give the same
+                first group of REGEX (or match, if it has no group); `folder` uses their folder
 
-An image counts under the one of its classes that is on the fewest images. The val split is shared
-out likewise, so that each client is scored on data like its own, while the server (`evaluate.data`)
-has all of it; with `--val shared` every client has all of it. Clients have lists of images, which
-stay where they are (classification: links); `--copy` makes folders that can be moved to other
-machines. Near-duplicates at different clients, and in train and val, are counted.
+An image counts under its class that is on the fewest images. The val split is divided in the same
+way, so that each client is scored on data like its own, while the server (`evaluate.data`) has all
+of it; with `--val shared` every client has all of it. Clients get lists of images, which stay where
+they are (classification: links); `--copy` makes folders that can be moved to other machines.
+Near-duplicates at different clients, and in train and val, are counted.
 
 Exit codes: 0 done, 1 failed while writing, 2 wrong input (nothing was written), 130 interrupted.
 """
@@ -67,7 +67,7 @@ from federated_yolo.partitioning.write import refuse_inside, write, write_config
 
 
 def summary(source: Source, partition: Partition, duplicates: dict[str, int]) -> dict[str, Any]:
-    """What partitions.json says of the clients."""
+    """Return the entries of partitions.json about the task, near-duplicates and clients."""
     counts = {split: class_counts(source, partition, split) for split in source.splits}
     clients: dict[str, Any] = {}
     for number, client in enumerate(partition.clients):
@@ -85,7 +85,7 @@ def summary(source: Source, partition: Partition, duplicates: dict[str, int]) ->
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line. Raises InputError with all problems that it shows by itself."""
+    """Read the command line. Raises InputError with all problems that need no look at the data."""
     parser = parser_of("partition", __doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="data.yaml or folder")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str]) -> int:
         run(parse(arguments))
     except InputError as error:
         return failed(error.problems, 2)
-    except OSError as error:  # e.g. a disk that is full
+    except OSError as error:  # e.g. a full disk
         return failed([str(error)], 1)
     except KeyboardInterrupt:
         return failed(["interrupted"], 130)
@@ -170,9 +170,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read -> share out -> compare -> write -> say what came out. Raises InputError.
+    """Read -> divide -> compare -> write -> print the result. Raises InputError.
 
-    What was begun in the output folder is removed if it cannot be finished.
+    If it cannot be finished, everything new in the output folder is removed.
     """
     output: Path = options.output
     was_there = output.exists()
@@ -237,7 +237,7 @@ def _made_text(made: Made) -> str:
 
 
 def describe(options: argparse.Namespace) -> str:
-    """The scheme, and what else decides the result."""
+    """Return the scheme and the other options that decide the result, as text."""
     alpha = DEFAULT_ALPHA if options.alpha is None else options.alpha
     extra = f" (alpha {alpha:g})" if options.scheme in SCHEMES_WITH_ALPHA else ""
     extra = f" ({options.group_by or 'folder'})" if options.scheme == "group" else extra

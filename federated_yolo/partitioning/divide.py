@@ -1,4 +1,4 @@
-"""Which image goes to which client."""
+"""Assigns images to clients, and counts near-duplicates between them."""
 
 import argparse
 import os
@@ -16,17 +16,17 @@ from federated_yolo.partitioning.schemes import DRAWN_SCHEMES, SCHEMES, Images, 
 from federated_yolo.partitioning.source import COMMON_FOLDERS, MAX_LINES, Source, and_more
 
 DEFAULT_ALPHA = 0.3
-ALPHA_RANGE = (0.001, 1000.0)  # about: one class a client, all alike
+ALPHA_RANGE = (0.001, 1000.0)  # roughly: one class per client, and all clients alike
 
 MAX_CLASSES = 8  # in the table on the terminal; partitions.json and the picture have more
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Which client each image belongs to.
+    """Assignment of each image to a client.
 
     owners: (n,) int for each split, indices of clients; None for a shared val split.
-    groups: of each image of each split; empty but for the scheme that goes by them.
+    groups: Group of each image of each split; empty except for the scheme `group`.
     """
 
     clients: tuple[str, ...]
@@ -34,7 +34,7 @@ class Partition:
     groups: dict[str, list[str]]
 
     def indices(self, source: Source, split: str, client: int) -> np.ndarray:
-        """Which images of a split a client has, in their order."""
+        """Return the indices of a client's images in a split, ascending: (n,) int."""
         owners = self.owners[split]
         if owners is None:
             return np.arange(len(source.splits[split].images))
@@ -42,7 +42,7 @@ class Partition:
 
 
 def divide(source: Source, options: argparse.Namespace) -> Partition:
-    """Share out the images by the scheme. Raises InputError where a client could not be trained."""
+    """Divide the images by the scheme. Raises InputError if a client could not be trained."""
     for split, content in source.splits.items():
         if len(content.images) < options.clients and (split == "train" or options.val == "split"):
             remedy = ", or --val shared" if split == "val" else ""
@@ -73,7 +73,7 @@ def divide(source: Source, options: argparse.Namespace) -> Partition:
 
 
 def _groups(source: Source, group_by: str) -> dict[str, list[str]]:
-    """The group of each image of each split. Raises InputError for images without one."""
+    """Return the group of each image of each split. Raises InputError for images without one."""
     everything = [image for split in source.splits.values() for image in split.images]
     root = os.path.commonpath([str(Path(image).parent) for image in everything])
 
@@ -100,7 +100,7 @@ def _groups(source: Source, group_by: str) -> dict[str, list[str]]:
 
 
 def _useless_clients(source: Source, partition: Partition, scheme: str) -> Iterator[str]:
-    """Clients that the checks before round 1 would refuse."""
+    """Describe clients that the checks before round 1 would refuse."""
     remedies = "use fewer clients" + (" or another --seed" if scheme in DRAWN_SCHEMES else "")
     for split, content in source.splits.items():
         if partition.owners[split] is None:
@@ -118,7 +118,7 @@ def _useless_clients(source: Source, partition: Partition, scheme: str) -> Itera
 
 
 def class_counts(source: Source, partition: Partition, split: str) -> np.ndarray:
-    """Objects of each class that each client has: (clients, classes) int."""
+    """Count each client's objects of each class: (clients, classes) int."""
     labels = source.splits[split].labels
     counts = np.zeros((len(partition.clients), len(source.names)), int)
     for number in range(len(partition.clients)):
@@ -128,13 +128,13 @@ def class_counts(source: Source, partition: Partition, split: str) -> np.ndarray
 
 
 def count_duplicates(source: Source, partition: Partition) -> tuple[dict[str, Any], list[str]]:
-    """How many images have near-duplicates where they matter, and what to say of them."""
+    """Count near-duplicates between clients, and between train and val; return warnings too."""
     train, val = source.splits["train"].images, source.splits["val"].images
     images = train + val
     hashes = perceptual_hashes(images)
     owners = partition.owners["train"]
     assert owners is not None
-    of_client = np.zeros((len(partition.clients), len(images)), bool)  # its train images
+    of_client = np.zeros((len(partition.clients), len(images)), bool)  # each client's train images
     of_client[owners, np.arange(len(train))] = True
     near = near_duplicates(hashes, of_client)
     is_train = np.arange(len(images)) < len(train)

@@ -1,4 +1,4 @@
-"""partitions.png: how many images and which classes each client has."""
+"""Draws partitions.png: each client's number of images, and its classes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ def draw_partitions(
 ) -> None:
     """Draw a row for each client: a bar of its train images, and its counts of each class.
 
-    Counts are shaded by their part of the class, so that a common class does not hide the others.
+    Counts are shaded by their share of the class, so that a common class does not hide the others.
 
-    num_images: train images by client. counts: (clients, classes) int, of the train split.
-    names: of the classes. unit: what is counted, e.g. "objects".
+    num_images: Train images by client. counts: (clients, classes) int, of the train split.
+    names: Class names by index. unit: Noun for the counts, e.g. "objects".
     """
     clients = list(num_images)[:MAX_CLIENTS]
     most = np.sort(np.argsort(-counts.sum(axis=0), kind="stable")[:MAX_CLASSES])

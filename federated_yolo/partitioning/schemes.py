@@ -1,13 +1,13 @@
-"""How images are shared out among clients: schemes by name; NumPy only.
+"""Schemes, by name, that divide images among clients; NumPy only.
 
-A scheme is drawn from the train split. It gives a function that shares out a split, so that a val
-split is shared out as the train split was.
+A scheme draws its shares from the train split and returns a function that divides any split, so
+that the val split is divided in the same way as the train split.
 
-An image shows objects of several classes, and cannot be cut. The schemes that go by class count it
-under the one of its classes that is on the fewest images of the train split, as iterative
-stratification does (Sechidis et al. 2011): beside one platelet, fifty red blood cells tell nothing.
-The partitioners of flwr-datasets do not fit: they go by one label for each row of a Hugging Face
-data set, and would bring 18 packages for it.
+An image may show objects of several classes, and cannot be divided. Schemes that use classes count
+an image under its class that is on the fewest images of the train split, as iterative
+stratification does (Sechidis et al. 2011): one platelet beside fifty red blood cells decides.
+The partitioners of flwr-datasets do not fit: they use one label for each row of a Hugging Face
+data set, and would add 18 packages.
 """
 
 from collections import Counter
@@ -19,15 +19,15 @@ import numpy as np
 
 from federated_yolo.common.errors import InputError
 
-NO_CLASS = -1  # of an image without labels; to the schemes a class like others
+NO_CLASS = -1  # class of images without labels; `dirichlet` treats it like others
 MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the schemes know of the images of a split.
+    """Facts about the images of a split that the schemes use.
 
-    classes: (n,) int, which class each counts under. groups: n names, e.g. of cameras.
+    classes: (n,) int, the class under which each image counts. groups: n names, e.g. of cameras.
     """
 
     classes: np.ndarray
@@ -37,37 +37,37 @@ class Images:
         return len(self.classes)
 
 
-# Gives each image of a split its client: (n,) int.
+# Returns the client of each image of a split: (n,) int.
 Assign = Callable[[Images], np.ndarray]
 
 
 def iid(train: Images, num_clients: int, alpha: float, rng: np.random.Generator) -> Assign:
-    """Independent and identically distributed: equal shares of the shuffled images."""
+    """Divide shuffled images into equal shares: independent and identically distributed."""
     equal = np.full(num_clients, 1 / num_clients)
     return lambda images: _deal(len(images), equal, rng)
 
 
 def quantity(train: Images, num_clients: int, alpha: float, rng: np.random.Generator) -> Assign:
-    """Shares of the shuffled images by Dir(alpha) (Li et al. 2022, arXiv 2102.02079).
+    """Divide shuffled images into shares drawn from Dir(alpha) (Li et al. 2022, arXiv 2102.02079).
 
-    Unlike there, each client has at least one image.
+    Unlike in the paper, each client has at least one image.
     """
     shares = rng.dirichlet(np.full(num_clients, alpha))
     return lambda images: _deal(len(images), shares, rng)
 
 
 def dirichlet(train: Images, num_clients: int, alpha: float, rng: np.random.Generator) -> Assign:
-    """Equal numbers of images, in a mix of classes of each client's own (Hsu et al. 2019).
+    """Give clients equal numbers of images, each with its own mix of classes (Hsu et al. 2019).
 
     As in arXiv 1909.06335, a mix is drawn from Dir(alpha * the mix of all clients together), and
-    images by that mix without replacement. Unlike there, clients take turns image by image, so that
-    it is not always the last who gets what the others have left.
+    images are drawn by that mix without replacement. Unlike in the paper, clients take turns image
+    by image, so that the last client does not always get what the others have left.
     """
     classes, counts = np.unique(train.classes, return_counts=True)
     mixes = rng.dirichlet(alpha * counts / counts.sum(), size=num_clients)
 
     def assign(images: Images) -> np.ndarray:
-        # A class that only the val split has is in no client's mix; it comes when all others end.
+        # A class that only the val split has is in no client's mix; it is used after all others.
         present = np.union1d(classes, images.classes)
         mix = np.zeros((num_clients, len(present)))
         mix[:, np.searchsorted(present, classes)] = mixes
@@ -77,7 +77,7 @@ def dirichlet(train: Images, num_clients: int, alpha: float, rng: np.random.Gene
             client = turn % num_clients
             left = np.array([len(indices) for indices in waiting])
             weights = mix[client] * (left > 0)
-            # By what is left, once the client's own classes have run out.
+            # Use what is left once the client's own classes have run out.
             weights = weights if weights.sum() > 0 else left
             drawn = rng.choice(len(present), p=weights / weights.sum())
             owners[waiting[drawn].pop()] = client
@@ -87,9 +87,9 @@ def dirichlet(train: Images, num_clients: int, alpha: float, rng: np.random.Gene
 
 
 def by_class(train: Images, num_clients: int, alpha: float, rng: np.random.Generator) -> Assign:
-    """Each class belongs to one client, or, with more clients than classes, to as few as possible.
+    """Give each class to one client or, with more clients than classes, to as few as possible.
 
-    Images without labels are shared out equally.
+    Images without labels are divided equally.
     """
     counts = Counter(c for c in train.classes.tolist() if c != NO_CLASS)
     ranked = sorted(counts, key=lambda c: (-counts[c], c))
@@ -111,9 +111,9 @@ def by_class(train: Images, num_clients: int, alpha: float, rng: np.random.Gener
 
 
 def by_group(train: Images, num_clients: int, alpha: float, rng: np.random.Generator) -> Assign:
-    """No group is divided: the largest first, each to the client with the fewest images.
+    """Assign whole groups, the largest first, each to the client with the fewest images.
 
-    Raises InputError where there are fewer groups than clients.
+    Raises InputError if there are fewer groups than clients.
     """
     counts = Counter(train.groups)
     if len(counts) < num_clients:
@@ -146,15 +146,16 @@ SCHEMES: dict[str, Scheme] = {
     "group": by_group,
 }
 SCHEMES_WITH_ALPHA = ("dirichlet", "quantity")
-DRAWN_SCHEMES = ("iid", *SCHEMES_WITH_ALPHA)  # what the others give hardly depends on the seed
+DRAWN_SCHEMES = ("iid", *SCHEMES_WITH_ALPHA)  # results of the others hardly depend on the seed
 
 
 def rarest_classes(
     train: Sequence[np.ndarray], images: Sequence[np.ndarray], num_classes: int
 ) -> np.ndarray:
-    """Which class each image counts under: its class that is on the fewest images of `train`.
+    """Return the class under which each image counts: its class on the fewest images of `train`.
 
-    train, images: class indices of the objects on each image. Returns (n,) int, NO_CLASS for none.
+    train, images: Class indices of the objects on each image. Returns (n,) int, NO_CLASS without
+    objects.
     """
     num_images = np.zeros(num_classes, int)
     for classes in train:
@@ -169,7 +170,7 @@ def rarest_classes(
 
 
 def _deal(num_images: int, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Deal out shuffled images by shares, rounded to the nearest sum; nobody goes without.
+    """Divide shuffled images by shares, rounded; each client gets an image if there are enough.
 
     shares: (clients,) float, with sum 1. Returns the client of each image: (num_images,) int.
     """
@@ -184,9 +185,9 @@ def _deal(num_images: int, shares: np.ndarray, rng: np.random.Generator) -> np.n
 
 
 def _pack(counts: Counter[Any], load: list[int]) -> dict[Any, int]:
-    """Give each key whole to a client, the largest first to the one with least so far.
+    """Assign each key to a client, the largest count first, to the client with the smallest load.
 
-    load: what each client has before.
+    load: Count that each client has before.
     """
     load = list(load)
     owner_of = {}

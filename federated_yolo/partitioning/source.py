@@ -1,4 +1,4 @@
-"""What is split: an Ultralytics data set, or class folders."""
+"""Reads the data set to be split: a data.yaml or class folders, with every image and label."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from federated_yolo.data.datasets import PrivateClassDataset, PrivateDataset
 from federated_yolo.data.exports.recognise import unknown_folder
 from federated_yolo.data.scan import scan_split
 
-# A model of the task to start from, which needs no download.
+# Base model for each task, which needs no download.
 BASE_MODELS = {
     "detect": "yolo11n.yaml",
     "segment": "yolo11n-seg.yaml",
@@ -22,14 +22,17 @@ BASE_MODELS = {
     "obb": "yolo11n-obb.yaml",
     "classify": "yolo11n-cls.yaml",
 }
-# Folders that say nothing of where an image comes from.
+# Folder names that do not show where an image comes from.
 COMMON_FOLDERS = {"images", "train", "val", "valid", "validation", "test"}
 MAX_LINES = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """images: absolute paths, each once. labels: the class indices of each one's objects."""
+    """Images and labels of one split.
+
+    images: Absolute paths, each once. labels: Class indices of the objects on each image.
+    """
 
     images: list[str]
     labels: list[np.ndarray]
@@ -37,12 +40,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set. path: its data.yaml, or its folder for classification.
+    """A data set. path: Its data.yaml, or its folder for classification.
 
-    task: given, or as far as the labels tell, and then why. names: of the classes, by index.
-    data: what else a data.yaml has to say, such as `kpt_shape`. splits: "train" and "val".
-    folders: of each split of the data set, those in which images are looked for at any depth; none
-    for lists of images.
+    task: The given task, or one guessed from the labels, and then `why`. names: Class names by
+    index. data: Other keys of the clients' data.yaml files, such as `kpt_shape`. splits: "train"
+    and "val". folders: For each split of the data set, the folders that are searched for images at
+    any depth; empty for lists of images.
     """
 
     path: Path
@@ -55,10 +58,10 @@ class Source:
 
 
 def read_source(path: Path, scratch: Path, task: str | None = None) -> Source:
-    """Read a data.yaml, and check every image and label, or a folder of classification data.
+    """Read a data.yaml or a folder of classification data, and check every image and label.
 
-    scratch: folder for label caches. task: of a data.yaml; None goes by its labels. Raises
-    InputError with all problems.
+    scratch: Folder for label caches. task: Task of a data.yaml; None guesses it from the labels.
+    Raises InputError with all problems.
     """
     if not path.is_dir():
         return _read_detection(path, scratch, task)
@@ -81,14 +84,14 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
     problems: list[str] = []
     for name in ("train", "val"):
         try:
-            # As detect, every kind of label can be read; here only classes are asked for.
+            # The task detect reads every kind of label; only classes and outlines are needed here.
             scanned = scan_split(data, "detect", name, scratch)
             assert isinstance(scanned, PrivateDataset)  # classify is read elsewhere
         except InputError as error:
             problems += [f"{path}: {name}: {line}" for line in error.problems]
             continue
         relative = [image for image in scanned.im_files if not Path(image).is_absolute()]
-        if relative:  # where their labels are looked for would change with the path
+        if relative:  # the place of their labels would change with the path
             problems.append(
                 f"{path}: {name}: lists {relative[0]}, which starts at the working directory; "
                 "begin such lines with ./, to start at the list, or with /"
@@ -107,7 +110,7 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
 
 
 def _in_both(path: Path, splits: Mapping[str, Split]) -> Iterator[str]:
-    """Images that are in train and in val, also by two paths."""
+    """Describe images that are both in train and in val, also under different paths."""
     train = {os.path.realpath(image): image for image in splits["train"].images}
     for image in splits["val"].images:
         twin = train.get(os.path.realpath(image))
@@ -119,9 +122,10 @@ def _in_both(path: Path, splits: Mapping[str, Split]) -> Iterator[str]:
 def _guess_task(
     data: dict[str, Any], outlines: Sequence[np.ndarray], num_outlines: int, num_objects: int
 ) -> tuple[str, str]:
-    """The task that labels are most likely for, and why; a label file does not say.
+    """Return the most likely task of labels, and the reason; a label file does not name its task.
 
-    num_outlines: also those of splits with boxes, where `outlines` has none.
+    num_outlines: Number of outlines, including splits that also have boxes, whose outlines are
+    missing in `outlines`.
     """
     if data.get("kpt_shape"):
         return "pose", "the data.yaml has kpt_shape"
@@ -136,7 +140,7 @@ def _guess_task(
 
 
 def _folders_of(data: dict[str, Any]) -> dict[str, tuple[Path, ...]]:
-    """The folders among the places of the splits. data: as of `read_data`."""
+    """Return the folders among the places of each split. data: Result of `read_data`."""
     found = {}
     for split in ("train", "val", "test"):
         places = data.get(split) or []
@@ -146,7 +150,7 @@ def _folders_of(data: dict[str, Any]) -> dict[str, tuple[Path, ...]]:
 
 
 def _read_classification(path: Path, scratch: Path) -> Source:
-    # Read as the training reads it, which also finds images behind linked folders.
+    # Read as in training, which also finds images behind linked folders.
     data = read_class_folders(path, where="SOURCE")
     splits: dict[str, Split] = {}
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""Data sets of clients on disk, with a config to start from."""
+"""Writes the clients' data sets, and a config to start from."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def _write_class_folders(
     source: Source, images: Sequence[str], folder: Path, split: str, *, copy: bool
 ) -> None:
     (root,) = source.folders[split]
-    for name in source.names:  # all of them: Ultralytics counts classes by the folders there are
+    for name in source.names:  # all of them: Ultralytics counts classes by existing folders
         (folder / split / name).mkdir(parents=True)
     for image in images:
         target = folder / split / Path(image).relative_to(root)
@@ -51,7 +51,7 @@ def _write_class_folders(
 def _copy_with_labels(images: Sequence[str], folder: Path, of_split: Sequence[str]) -> None:
     """Copy images and their labels, with the folders below the one that all images share.
 
-    Folders named `images` are left out: Ultralytics looks for labels where the last of them is.
+    Folders named `images` are left out: Ultralytics replaces the last one to find the labels.
     """
     root = os.path.commonpath([str(Path(image).parent) for image in of_split])
     folder.mkdir(parents=True)
@@ -100,11 +100,10 @@ def _write_yaml(path: Path, data: dict[str, Any], comment: str = "") -> None:
 
 
 def refuse_inside(source: Source, output: Path) -> None:
-    """Raise InputError where what is written would become a part of the source."""
+    """Raise InputError if the output would become a part of the source."""
     for split, folders in source.folders.items():
         images = source.splits[split].images if split in source.splits else []
-        # Where an image is that was found in a folder, others are looked for, too: it can lie
-        # behind a link.
+        # Also check the folder of each image that was found in a folder: it can be behind a link.
         below = {Path(i).parent for i in images if any(map(Path(i).is_relative_to, folders))}
         for folder in sorted({place.resolve() for place in (*folders, *below)}):
             if output.resolve().is_relative_to(folder):

@@ -1,4 +1,4 @@
-"""Named arrays in an .npz, with a description and a checksum, and no pickles."""
+"""Reads and writes named arrays in an .npz, with a description and a checksum, without pickles."""
 
 import json
 import math
@@ -16,15 +16,15 @@ from federated_yolo.common.files import SpecialFileError, refuse_special, write_
 
 META_KEY = "__federation__"
 FORMAT = 1
-MAX_DESCRIPTION_BYTES = 64 << 20  # in UTF-32
+MAX_DESCRIPTION_BYTES = 64 << 20  # as UTF-32, NumPy's text
 
 
 @dataclass(frozen=True)
 class RoundMeta:
-    """What a `roundN.npz` says about itself.
+    """Description stored in a `roundN.npz`.
 
-    round: 0 is the initial model. names: class names by index. task: Ultralytics' task.
-    base_model: file name (not path) of the base checkpoint or YAML.
+    round: Number of the round; 0 is the initial model. names: Class names by index. task:
+    Ultralytics' task. base_model: File name (not path) of the base checkpoint or YAML.
     """
 
     round: int
@@ -43,9 +43,9 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: RoundMeta) -
 def load_arrays(path: Path, *, may_be_packed: bool = False) -> tuple[Arrays, RoundMeta | None]:
     """Read an .npz: named arrays and their description, None for an archive of another program.
 
-    may_be_packed: also take deflated arrays, of which a few bytes can stand for gigabytes; for a
-    caller that has looked at `load_headers` before. This project's own are never deflated.
-    Raises ValueError, naming the file, when it is damaged or its checksum does not fit.
+    may_be_packed: Whether to accept deflated arrays, whose few bytes can expand to gigabytes; only
+    for a caller that has checked `load_headers` before. This project never deflates its own arrays.
+    Raises ValueError that names the file if it is damaged or its checksum does not match.
     """
     with _opened(path) as (archive, file):
         headers, _ = _read_headers(archive)
@@ -62,9 +62,10 @@ def load_arrays(path: Path, *, may_be_packed: bool = False) -> tuple[Arrays, Rou
 
 
 def load_headers(path: Path) -> tuple[Arrays, RoundMeta | None]:
-    """What `load_arrays` would give by the headers alone: all values are 0, and take no memory.
+    """Return the result of `load_arrays` from headers alone: all values are 0 and take no memory.
 
-    Raises ValueError, as it does.
+    Deflated arrays are accepted, and checksums are not checked.
+    Raises ValueError that names the file if it is damaged.
     """
     with _opened(path) as (archive, _):
         headers, text = _read_headers(archive)
@@ -78,7 +79,7 @@ def load_headers(path: Path) -> tuple[Arrays, RoundMeta | None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, BinaryIO]]:
-    """An .npz as an archive and as a file; what goes wrong meanwhile becomes a ValueError."""
+    """Open an .npz as an archive and as a file; any error meanwhile becomes a ValueError."""
     try:
         refuse_special(path)
         # Opened here, because NumPy leaves a damaged archive open.
@@ -96,9 +97,10 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, BinaryIO]]:
 def _read_headers(
     archive: zipfile.ZipFile,
 ) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], str | None]:
-    """Shape and dtype of each array, and the text of the description; no array is made.
+    """Return the shape and dtype of each array, and the description's text; read no array.
 
-    Raises ValueError for what is no array, holds pickles, or is not as large as it says.
+    Raises ValueError for an entry that is not an array, holds pickles, or has another size than
+    its header states.
     """
     headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     text = None
@@ -118,7 +120,7 @@ def _read_headers(
                 raise ValueError(f"'{name}' holds Python objects, which are not loaded")
             size = math.prod(shape) * dtype.itemsize
             if member.tell() + size != info.file_size or min(shape, default=0) < 0:
-                raise ValueError(f"'{name}' says {size} bytes by its header, and has others")
+                raise ValueError(f"'{name}' says {size} bytes in its header, but has another size")
             if name == META_KEY and dtype.kind == "U" and size <= MAX_DESCRIPTION_BYTES:
                 text = str(np.frombuffer(member.read(size), dtype).reshape(shape))
         headers[name] = (shape, dtype)
@@ -132,7 +134,7 @@ _HEADER_READERS: dict[tuple[int, int], Callable[[Any], Any]] = {
 
 
 def _refuse_packed(archive: zipfile.ZipFile, file_size: int) -> None:
-    """Raise ValueError where the arrays take more than the file does."""
+    """Raise ValueError if arrays are compressed, or take more bytes than the file."""
     infos = archive.infolist()
     packed = next((i for i in infos if i.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None or sum(info.file_size for info in infos) > file_size:
@@ -140,7 +142,7 @@ def _refuse_packed(archive: zipfile.ZipFile, file_size: int) -> None:
 
 
 def _description(path: Path, text: str | None) -> tuple[RoundMeta | None, str]:
-    """The description in an archive, and the checksum that it gives; None for no description."""
+    """Return the description in an archive and the checksum in it; None without a description."""
     if text is None:
         return None, ""
     try:

@@ -1,7 +1,7 @@
 """The run directory: rounds as .npz, the resolved config, CSV rows, private client folders.
 
 Every file is written to a temporary file in its folder, flushed and renamed into place, so that
-a reader (or a run that was killed) sees the whole old file or the whole new one.
+a reader sees the whole old file or the whole new one, even if the run was killed meanwhile.
 """
 
 import csv
@@ -19,23 +19,24 @@ from federated_yolo.common.errors import InputError
 from federated_yolo.common.files import refuse_special, special_kind, write_atomically
 from federated_yolo.storage.archive import RoundMeta, load_arrays, load_headers, save_arrays
 
-# What a spreadsheet takes for the start of a formula, also after the mark that says it is none.
+# The start of a formula in a spreadsheet, also after the leading ' that `as_cell` adds.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 CONFIG_FILE = "args.yaml"
 SPLITS = ("train", "val", "test")
-DESCRIPTION_FILE = "run.json"  # what is known before round 1: model, data counts, versions
-SERVER = "(server)"  # in the place of a client's name, which none can have
-JPEG = b"\xff\xd8\xff"  # how a picture of predictions begins
+DESCRIPTION_FILE = "run.json"  # facts known before round 1: model, data counts, versions
+SERVER = "(server)"  # in place of a client's name; no client can have this name
+JPEG = b"\xff\xd8\xff"  # first bytes of a picture of predictions
 CLIENTS, CLASSES = "clients.csv", "classes.csv"
-RESULTS = "results.csv"  # a round is complete once its row stands here: it is written last
+RESULTS = "results.csv"  # a round is complete once its row is here: it is written last
 TABLES = (RESULTS, CLIENTS, CLASSES)
 
 
 class RunDir:
-    """Paths and files of one run. Holds its CSV rows, so that columns may appear late, and a lock.
+    """Paths, files, CSV rows and lock of one run.
 
-    The lock keeps other processes from going on with the run at the same time.
+    Rows are kept in memory, so that later rows can add columns. The lock prevents other processes
+    from continuing the run at the same time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,10 +49,10 @@ class RunDir:
 
     @classmethod
     def create(cls, save_dir: Path, name: str) -> "RunDir":
-        """Make `save_dir/name`, or name2, name3, ... if that is taken, as Ultralytics does.
+        """Make `save_dir/name`, or name2, name3, ... if that exists, as Ultralytics does.
 
         `mkdir` decides, so two runs that start together get two directories.
-        Raises InputError where nothing can be made.
+        Raises InputError if save_dir cannot be made.
         """
         try:
             save_dir.mkdir(parents=True, exist_ok=True)
@@ -74,12 +75,12 @@ class RunDir:
 
     @classmethod
     def reopen(cls, path: Path) -> "RunDir":
-        """Take over the directory of a run that has ended, to go on with it.
+        """Open the directory of a run that has ended, to continue the run.
 
-        Rows of a round that was not complete are dropped; it will be run again. It may be somebody
-        else's, so label caches, which are pickles, go without being read.
-        Raises InputError for the directory of a run that is still going on, and for one that holds
-        links to elsewhere, or what is no file.
+        Rows of an incomplete round are dropped; the round will run again. The directory may come
+        from somebody else, so label caches, which are pickles, are deleted without being read.
+        Raises InputError if the run is still in progress, and if the directory holds links that
+        lead out of it, or special files.
         """
         run_dir = cls(path.resolve())
         if problems := list(run_dir._foreign_entries()):
@@ -88,7 +89,7 @@ class RunDir:
             for folder in (run_dir.weights, run_dir.clients, run_dir.server):
                 folder.mkdir(exist_ok=True)
             run_dir._lock.acquire()
-            for left in run_dir.path.rglob(".*.tmp"):  # of writes that were killed
+            for left in run_dir.path.rglob(".*.tmp"):  # from writes that were killed
                 left.unlink(missing_ok=True)
             for folder in (run_dir.clients, run_dir.server):
                 for cache in (*folder.rglob("*.cache"), *folder.rglob("*.npy")):
@@ -103,7 +104,7 @@ class RunDir:
         last = max((number for number, _ in tables[RESULTS]), default=0)
         for name, table in tables.items():
             rows = [row for number, row in table if number <= last]
-            if not any(row.get("note") for row in rows):  # it came with the round that is dropped
+            if not any(row.get("note") for row in rows):  # only the dropped round had it
                 rows = [{k: v for k, v in row.items() if k != "note"} for row in rows]
             run_dir._rows[name] = rows
         found = [int(row["round"]) for row in run_dir._rows[RESULTS]]
@@ -112,7 +113,7 @@ class RunDir:
         return run_dir
 
     def _foreign_entries(self) -> Iterator[str]:
-        """Say what would be read or written outside of the directory, or would block."""
+        """Yield a line for each link that leads out of the directory, and each special file."""
         kept = (*self.weights.rglob("*"), *self.clients.rglob("*"), *self.server.rglob("*"))
         for entry in (*self.path.glob("*"), *kept):
             where = entry.relative_to(self.path)
@@ -122,23 +123,23 @@ class RunDir:
                 yield f"{where}: is {kind}, expected an ordinary file; remove it"
 
     def last_round(self) -> int:
-        """Number of the last complete round; 0 before the first."""
+        """Return the number of the last complete round; 0 before the first."""
         path = self.path / RESULTS
         return max((int(row["round"]) for row in read_csv(path)), default=0) if path.exists() else 0
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of a CSV so far: as they were appended, or strings if the run was reopened."""
+        """Return the rows of a CSV so far: as appended, or strings if the run was reopened."""
         return list(self._rows.get(name, []))
 
     def client_dir(self, name: str) -> Path:
-        """Private folder of one client."""
+        """Return the private folder of one client."""
         return self.clients / name
 
     def images_at_start(self) -> dict[str, dict[str, int]]:
-        """Images that each client had when the run was started: by `num_train`, `num_val`, ...
+        """Return each client's numbers of images when the run began: `num_train`, `num_val`, ...
 
-        Empty for a run that was stopped before it had written them down.
-        Raises InputError for a file that is damaged.
+        Empty if the run was stopped before it had recorded them.
+        Raises InputError if the file is damaged.
         """
         path = self.path / DESCRIPTION_FILE
         try:
@@ -155,7 +156,7 @@ class RunDir:
             ) from error
 
     def round_path(self, round_number: int) -> Path:
-        """Path of the global arrays after this round; 0 is the initial model."""
+        """Return the path of the global arrays after this round; 0 is the initial model."""
         return self.weights / f"round{round_number}.npz"
 
     def save_round(self, arrays: Arrays, meta: RoundMeta) -> Path:
@@ -167,12 +168,12 @@ class RunDir:
     def load_round(self, round_number: int, layout: Layout) -> Arrays:
         """Read the global arrays of a round of this run, in the order of the layout.
 
-        Raises ValueError, naming the file, when it is damaged or of another layout.
+        Raises ValueError that names the file if it is damaged or has another layout.
         """
         return _load_layout(self.round_path(round_number), layout)
 
     def average_path(self, round_number: int) -> Path:
-        """Path of the moving average of the global arrays after this round."""
+        """Return the path of the moving average of the global arrays after this round."""
         return self.weights / f"ema{round_number}.npz"
 
     def save_average(self, arrays: Arrays, meta: RoundMeta) -> None:
@@ -180,22 +181,22 @@ class RunDir:
         save_arrays(self.average_path(meta.round), arrays, meta)
 
     def load_average(self, round_number: int, layout: Layout) -> Arrays:
-        """Read it. Raises as `load_round`."""
+        """Read the moving average after a round. Raises the errors of `load_round`."""
         return _load_layout(self.average_path(round_number), layout)
 
     def _state_path(self, what: str, round_number: int) -> Path:
         return self.server / f"{what}{round_number}.npz"
 
     def save_state(self, what: str, state: Arrays, meta: RoundMeta) -> None:
-        """Write what the server carries from round to round; the last two rounds' are kept.
+        """Write state that the server carries from round to round; keep that of the last 2 rounds.
 
-        what: "strategy" or "downloads", whose state it is.
+        what: Owner of the state: "strategy" or "downloads".
         """
         save_arrays(self._state_path(what, meta.round), state, meta)
         self._state_path(what, meta.round - 2).unlink(missing_ok=True)
 
     def load_state(self, what: str, round_number: int) -> Arrays:
-        """Read it. Raises ValueError, naming the file, when it is missing or damaged."""
+        """Read the server's state. Raises ValueError if the file is missing or damaged."""
         return load_arrays(self._state_path(what, round_number))[0]
 
     def write_text(self, name: str, text: str) -> Path:
@@ -207,7 +208,7 @@ class RunDir:
     def append_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Append rows to a CSV: one header, missing values empty, columns in order of arrival.
 
-        Texts are safe in a spreadsheet, see `as_cell`; `read_csv` gives them as they were.
+        Texts are made safe for spreadsheets by `as_cell`; `read_csv` returns the original texts.
         """
         table = self._rows.setdefault(name, [])
         table.extend(dict(row) for row in rows)
@@ -224,9 +225,9 @@ class RunDir:
 
 
 def as_cell(value: Any) -> Any:
-    """A value of a CSV; a text that a spreadsheet would run as a formula gets a leading '.
+    """Return a value for a CSV; text that a spreadsheet would run as a formula gets a leading '.
 
-    Clients write notes, and names of classes and numbers. Numbers stay as they are.
+    Clients supply notes, and names of classes and columns. Numbers stay as they are.
     """
     if isinstance(value, str) and FORMULA.match(value) and not _is_number(value):
         return f"'{value}"
@@ -234,7 +235,7 @@ def as_cell(value: Any) -> Any:
 
 
 def from_cell(text: str) -> str:
-    """The text of which `as_cell` made this one."""
+    """Return the text from which `as_cell` made this one."""
     return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
@@ -247,7 +248,7 @@ def _is_number(text: str) -> bool:
 
 
 def _rows_by_round(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV with their rounds; none without the file. Raises InputError on damage."""
+    """Return the rows of a CSV with their rounds; [] without it. Raises InputError on damage."""
     try:
         return [(int(row["round"]), row) for row in read_csv(table)] if table.exists() else []
     except (KeyError, ValueError, TypeError, OSError, csv.Error) as error:
@@ -255,7 +256,7 @@ def _rows_by_round(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _load_layout(path: Path, layout: Layout) -> Arrays:
-    for load in (load_headers, load_arrays):  # the headers first, since they may promise anything
+    for load in (load_headers, load_arrays):  # headers first: they may state any size
         arrays, _ = load(path)
         problems = layout_problems(arrays, layout)
         if problems:
@@ -264,10 +265,10 @@ def _load_layout(path: Path, layout: Layout) -> Arrays:
 
 
 def find_run(where: str, save_dir: Path) -> Path:
-    """Directory of the run to go on with.
+    """Return the directory of the run to continue.
 
-    where: the directory or a file in it, or "true" for the newest run below save_dir.
-    Raises InputError when there is none.
+    where: The directory, or a file in it, or "true" for the newest run below save_dir.
+    Raises InputError if there is none.
     """
     if where.lower() == "true":
         configs = save_dir.glob(f"*/{CONFIG_FILE}") if save_dir.is_dir() else ()
@@ -287,9 +288,9 @@ def find_run(where: str, save_dir: Path) -> Path:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV of this project; empty strings are missing values."""
+    """Return the rows of a CSV of this project; empty strings are missing values."""
     refuse_special(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a mark
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a BOM
         reader = csv.DictReader(file)
         reader.fieldnames = [from_cell(name) for name in reader.fieldnames or ()]
         return [

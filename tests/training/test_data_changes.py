@@ -429,7 +429,7 @@ def test_a_resumed_run_takes_the_classes_that_a_client_has_then(tmp_path: Path) 
     rows = rows_of(tmp_path / "runs")
     assert "found [a, b, c], expected what it was at the start [a, b, c, d]" in rows[2][1]
     assert "stop the run and resume it with this" in rows[2][1]
-    assert rows[3] == ("2", "it lists its classes otherwise than before")
+    assert rows[3] == ("2", "it lists its classes differently than before")
 
 
 def test_what_a_site_says_of_changes_names_no_file(tmp_path: Path) -> None:
