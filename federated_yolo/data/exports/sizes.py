@@ -17,7 +17,8 @@ def image_size(path: Path) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:
             return exif_size(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    # Ultralytics tries what Pillow cannot read as HEIF, whose package may be missing.
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError):
         return None
 
 
