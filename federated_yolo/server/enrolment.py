@@ -32,7 +32,7 @@ class Enrolment:
     def greet(self, grid: Grid) -> None:
         """Send the model to the clients before the first round.
 
-        All clients of a simulation connect soon. For sites the run has waited before
+        All clients of a simulation connect soon. The run has already waited for sites
         (runtime/deployment.py); others join later.
         """
         self.meet(grid)
@@ -76,7 +76,7 @@ class Enrolment:
             self.display.notice(f"{who} is refused: {reason}")
         for name, before, now in registry.moved:
             self.display.notice(
-                f"client '{name}': it is node {now} now, and was node {before}: another key"
+                f"client '{name}': it is now node {now} and was node {before}, so it has another key"
             )
         registry.moved.clear()
         self._record_new_clients()

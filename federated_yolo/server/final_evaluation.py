@@ -1,6 +1,6 @@
 """The steps after the last round: test splits, the cross-client matrix, pictures.
 
-The test scores are those of the models that a run leaves, from its best round and from its last.
+On the test splits, the models of the best and of the last round are scored, which a run leaves.
 All other steps use the last round. The matrix is that of cross-site validation: every model on
 every client's val split.
 """
@@ -223,7 +223,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
     if on_server is not None:
         try:
             picture = on_server.draw(server.model.model, arrays, num_images)
-        except Exception as error:  # of Ultralytics' drawing; the run has not failed by it
+        except Exception as error:  # an error in drawing does not fail the run
             server.display.notice(f"predictions.jpg: not drawn: {reason_of(error)}")
         else:
             _write_picture(server, "predictions.jpg", picture)

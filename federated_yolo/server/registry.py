@@ -242,7 +242,7 @@ class ClientRegistry:
             self._surplus.add(node)
 
     def _client_named(self, name: str) -> ClientData | None:
-        """Return the client of this name, or None if it is new and may join. Raises Unfit."""
+        """Return the client of this name; None if it is new and may join, else raise Unfit."""
         if not self.has_sites:
             raise Unfit(
                 f"SuperNode '{name}' has data of its own, and the config lists data paths; write "
