@@ -76,7 +76,7 @@ class Enrolment:
             self.display.notice(f"{who} is refused: {reason}")
         for name, before, now in registry.moved:
             self.display.notice(
-                f"client '{name}': it is node {now} now and was node {before}, with another key"
+                f"client '{name}': it is node {now} now, and was node {before}, with another key"
             )
         registry.moved.clear()
         self._record_new_clients()
