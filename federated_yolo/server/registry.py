@@ -129,9 +129,12 @@ class ClientRegistry:
         return sorted(drawn, key=nodes.index)
 
     def remember_summaries(self) -> None:
-        """Keep the connected sites' data summaries, which limit how much their updates count."""
+        """Keep the first data summary of each site, which limits how much its updates count.
+
+        A site that comes back says again what it has: more than before does not count.
+        """
         for name, summary in self.summaries.items():
-            self.at_start[name] = without_unlabelled_test(summary, self.classes)
+            self.at_start.setdefault(name, without_unlabelled_test(summary, self.classes))
 
     def order_clients(self) -> None:
         """Sort clients by name before the start, so that it does not matter who came first."""
