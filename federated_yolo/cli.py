@@ -220,7 +220,7 @@ def _resumed(resume: str, files: list[str], overrides: list[str], save_dir: str 
 
 
 def demo_config() -> Path:
-    """Return the path of configs/demo.yaml: inside an installed package, or beside it in a clone."""
+    """Return the path of configs/demo.yaml: in an installed package, or beside it in a clone."""
     inside = PACKAGE / "configs" / "demo.yaml"
     return inside if inside.is_file() else PACKAGE.parent / "configs" / "demo.yaml"
 
