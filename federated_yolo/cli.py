@@ -241,7 +241,7 @@ def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal acts as Ctrl-C
     try:
         exit_code = function(arguments)
-    except KeyboardInterrupt:  # while the libraries are imported, or a second one
+    except KeyboardInterrupt:  # during the imports, or a second interrupt
         print("error: interrupted", file=sys.stderr)
         exit_code = 130
     sys.stdout.flush()

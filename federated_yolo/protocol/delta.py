@@ -25,7 +25,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class LackingArraysError(Exception):
-    """A delta builds on arrays that this client does not have."""
+    """A delta needs old arrays that this client does not have."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Hello:
     fraction: Fraction = 1.0
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _HELLO.dump_json(self).decode()
 
     @classmethod
@@ -56,7 +56,7 @@ class Introduction:
     show_images: int = 0
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _INTRODUCTION.dump_json(self).decode()
 
     @classmethod
@@ -90,7 +90,7 @@ class ClientAssignment:
     summary: DataSummary | None = None
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _ASSIGNMENT.dump_json(self).decode()
 
     @classmethod

@@ -48,7 +48,7 @@ class Instructions:
     privacy: PrivacyConfig
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _INSTRUCTIONS.dump_json(self).decode()
 
     @classmethod

@@ -20,7 +20,7 @@ MAX_CLASSES, MAX_CLIENTS = 30, 50
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. key: Id of what it shows, equal in all charts of a page. color, dash: `look_of`."""
+    """One curve. key: Id of its subject, equal in all charts of a page. color, dash: `look_of`."""
 
     key: str
     name: str

@@ -46,7 +46,7 @@ from federated_yolo.storage.run_dir import JPEG, SERVER
 
 
 def run_page(run: Run) -> Page:
-    """Return all content of report.html; sections for which the directory has no data are left out."""
+    """Return all content of report.html, without sections that the directory has no data for."""
     sections = [
         Section("Predictions", pictures=list(_pictures(run))),
         _curves_section(run),

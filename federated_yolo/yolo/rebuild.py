@@ -110,17 +110,17 @@ def rebuild(
     if meta and facts.task == "pose":
         try:
             model_data = {**run_keypoints(arrays_path, model_data), **model_data}
-        except InputError as error:  # the arrays, which matter, are sound
+        except InputError as error:  # not fatal: the arrays are sound
             notes = [f"keypoints have no names of the run: {error}; --data can give them"]
     try:
-        # All weights are those of the archive.
+        # All its weights will come from the archive.
         model = build_model(Architecture(facts.structure), facts.task, model_data)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base '{base}': cannot be built: {error}") from error
     adopt_class_branch(model, headers)
     layout = Layout.of(to_arrays(model))
     try:
-        fit(headers, layout, exact=meta is not None)  # before any memory is taken for them
+        fit(headers, layout, exact=meta is not None)  # before memory is allocated for them
         load_into(model, fit(read_round(arrays_path), layout, exact=meta is not None))
     except InputError as error:
         hint = _misfit_hint(model, headers, layout, meta, has_classes=bool(classes))

@@ -99,7 +99,7 @@ def _mosaic_buffer(trainer: Any) -> list[tuple[int, str]]:
 # unstable: ultralytics.data.base.BaseDataset says 'self.buffer'
 # unstable: ultralytics.data.base.BaseDataset says 'self.im_hw0[i], self.im_hw[i]'
 def _refill_mosaic_buffer(trainer: Any, images: list[tuple[int, str]]) -> None:
-    """Read again those of the images that still exist, whatever their index is now."""
+    """Read the images that still exist again, whatever their index is now."""
     dataset = trainer.train_loader.dataset
     for i in dataset.buffer:
         dataset.ims[i] = dataset.im_hw0[i] = dataset.im_hw[i] = None

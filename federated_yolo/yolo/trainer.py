@@ -118,7 +118,7 @@ class SliceTrainer:
         try:
             trainer.train()
         except SliceDone:
-            if trainer.abort_reason:  # by the last batch, or after it
+            if trainer.abort_reason:  # during the last batch, or after it
                 raise AbortedError(trainer.abort_reason) from None
         else:
             raise AssertionError("Ultralytics' loop ended before its slice")
