@@ -36,7 +36,7 @@ def unpack(data: bytes, layout: Layout) -> Arrays:
     """Return the arrays that `pack` encoded; they had this layout."""
     sizes = {name: _size(shape) for name, shape, _ in layout.entries}
     dtypes = {name: np.dtype(dtype) for name, _, dtype in layout.entries}
-    body = _inflate(data, sum(sizes[name] * dtypes[name].itemsize for name in sizes), exact=True)
+    body = _inflate(data, sum(sizes[name] * dtypes[name].itemsize for name in sizes))
     found: Arrays = {}
     for dtype in _ordered(dtypes.values()):
         names = [name for name in dtypes if dtypes[name] == dtype]
@@ -94,7 +94,7 @@ def _encode_float16(difference: Arrays, _: CodecConfig) -> bytes:
 
 
 def _decode_float16(data: bytes, sizes: list[int]) -> np.ndarray:
-    values = _unshuffled(_inflate(data, 2 * sum(sizes), exact=True), np.dtype(np.float16))
+    values = _unshuffled(_inflate(data, 2 * sum(sizes)), np.dtype(np.float16))
     if not np.isfinite(values).all():
         raise ValueError("the encoded difference holds values that are NaN or infinite")
     return values.astype(np.float32)
@@ -126,7 +126,7 @@ def _decode_topk(data: bytes, sizes: list[int]) -> np.ndarray:
 
 def _read_steps(data: bytes, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return each value's step length, float32, and number of steps, int8, in a row."""
-    body = _inflate(data, 4 * len(sizes) + sum(sizes), exact=True)
+    body = _inflate(data, 4 * len(sizes) + sum(sizes))
     scales = np.frombuffer(body, np.float32, len(sizes))
     if not ((scales >= 0) & (scales <= MAX_SCALE)).all():  # NaN is neither
         raise ValueError("the encoded difference has a scale that is negative, huge or NaN")
@@ -183,14 +183,14 @@ def _deflate(body: bytes) -> bytes:
     return compressor.compress(body) + compressor.flush()
 
 
-def _inflate(data: bytes, size: int, *, exact: bool) -> bytes:
-    """Inflate to `size` bytes, or at most that if not `exact`; inflating stops beyond it."""
+def _inflate(data: bytes, size: int) -> bytes:
+    """Inflate to exactly this many bytes; more are never made."""
     inflater = zlib.decompressobj()
     try:
         body = inflater.decompress(data, size + 1)
     except zlib.error as error:
         raise ValueError(f"the encoded arrays are damaged: {error}") from error
-    if len(body) > size or (exact and len(body) < size):
+    if len(body) != size:
         raise ValueError(f"the encoded arrays have {len(body)} bytes or more, expected {size}")
     if not inflater.eof or inflater.unused_data:
         raise ValueError("the encoded arrays are cut off, or something follows them")

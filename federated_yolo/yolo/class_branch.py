@@ -68,13 +68,19 @@ def class_change(
     if not before or before == after:
         return ""
     text = f"{len(before)} classes before, {len(after)} now"
-    if train.get("cls_remap", True):
-        known = {str(name).strip().lower() for name in before}
-        num_kept = sum(name.strip().lower() in known for name in after)
-        text += f"; {num_kept} of them are known by name" + (
-            ", and keep their rows" if num_kept else ", so their rows start anew"
-        )
-    return text
+    if not train.get("cls_remap", True):
+        return text
+    known = {str(name).strip().lower() for name in before}
+    num_kept = sum(name.strip().lower() in known for name in after)
+    if any(
+        [str(n) for n in names] == [str(i) for i in range(len(names))] for names in (before, after)
+    ):
+        num_kept = 0  # names that only count are no names to Ultralytics
+    if num_kept:
+        return f"{text}; {num_kept} of them are known by name, and keep their rows"
+    if len(before) == len(after):  # arrays of one shape are copied
+        return f"{text}; none of them is known by name, so each takes the row of its index"
+    return f"{text}; none of them is known by name, so their rows start anew"
 
 
 def class_branch_in(
