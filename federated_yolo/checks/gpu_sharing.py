@@ -152,7 +152,7 @@ def _try(settings: SliceSettings, probe: MemoryProbe) -> tuple[int, int, int]:
     trainer = try_batches(settings, NUM_BATCHES)
     above = probe.peak_reserved() - probe.reserved()
     kept = probe.allocated()
-    del trainer  # it had to live until here
+    del trainer  # it must exist until its memory has been read
     return probe.free(), above, kept
 
 

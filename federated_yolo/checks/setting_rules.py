@@ -64,7 +64,7 @@ def resource_problems(resources: ClientResources) -> list[str]:
 
 
 def most_per_round(config: Config) -> int:
-    """Return the most clients that a round can have; MANY while sites have not joined."""
+    """Return the most clients that a round can have; MANY for sites, which are not known yet."""
     return MANY if config.has_sites else config.clients_per_round
 
 
@@ -261,7 +261,7 @@ def selected_class_problems(
     summaries: Mapping[str, DataSummary],
     server_summary: DataSummary | None,
 ) -> list[str]:
-    """Return the data sets that have no label to be scored by among the selected classes."""
+    """Return a problem for each data set that has no label of the selected classes to score."""
     classes = selected_classes(config.train, names)
     problems = [
         f"datasets[{index}] '{data.name}': {problem}"
@@ -278,7 +278,7 @@ def selected_class_problems(
 def single_image_problems(
     config: ResolvedConfig, summaries: Mapping[str, DataSummary], model: Any
 ) -> list[str]:
-    """Return problems where all batches have one image that is too small for BatchNorm."""
+    """Return problems where all batches have one image, and images are too small for BatchNorm."""
     stride = max(int(model.stride.max()), 32)
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     smallest = smallest_imgsz(imgsz, float(config.train.get("multi_scale", 0.0)), stride)

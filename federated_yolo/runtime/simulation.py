@@ -32,7 +32,7 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
     """
     server = make_server(federation, display, run_dir)
     try:
-        if server.is_done and is_finished(server):  # by the run that this one resumes
+        if server.is_done and is_finished(server):  # the resumed run was complete
             return server.result
         return _run_simulation(server, federation.config, run_dir)
     finally:
