@@ -143,8 +143,8 @@ def best_local_number(run: Run) -> Number:
             "Best local", format_score(score), "No client's model has scored above 0 yet."
         )
     note = (
-        f"{metric_title(run)} on {where} of {owner}, trained from the global model of a "
-        "round by one client alone, before averaging; the best of all rounds."
+        f"{metric_title(run)} on {where} of {owner} after its own epochs of a round, before "
+        "averaging; the best of all rounds."
     )
     return Number("Best local", format_score(score), note)
 
