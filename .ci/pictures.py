@@ -10,7 +10,7 @@ from textwrap import wrap
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "federated_yolo"
-# From the bottom up, as tests/test_rooms.py has them.
+# From the bottom up, as tests/unit/package/test_rooms.py has them.
 FLOORS = (
     ("common",),
     ("storage", "config", "data"),

@@ -4,8 +4,8 @@
 
     result = run(load_config("my_config.yaml", ["num_rounds=5"]))
 
-Names are imported when they are first used: Ultralytics, Flower and Ray read the environment while
-they are imported, which this package prepares before.
+Names are imported on first use: Ultralytics, Flower and Ray read the environment during import, so
+this package must prepare it before.
 """
 
 from importlib import import_module
@@ -53,12 +53,12 @@ _HOMES = {
 
 try:
     __version__ = version("federated-yolo")
-except PackageNotFoundError:  # a clone that is not installed, or a bundle of Flower's
+except PackageNotFoundError:  # a clone that is not installed, or Flower's bundle of the app
     __version__ = "0.1.0+unknown"
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name."""
+    """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""`python -m federated_yolo`: the same as the command `federated-yolo`."""
+"""Start `python -m federated_yolo`, which is the same as the command `federated-yolo`."""
 
 from federated_yolo.cli import entry
 

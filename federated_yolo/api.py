@@ -1,4 +1,4 @@
-"""A federation from Python: a config in, a result out. docs/python.md shows it."""
+"""Run or check a federation from Python: takes a config, returns a result. See docs/python.md."""
 
 import os
 import sys
@@ -27,10 +27,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             ("train.imgsz=320").
 
     Returns:
-        A config whose settings are of the right types. Files that it names are not opened yet.
+        A config whose settings have the right types. Files that it names are not opened yet.
 
     Raises:
-        InputError: With every problem of the file and the overrides, or where Ultralytics was
+        InputError: With every problem of the file and the overrides, or if Ultralytics was
             imported before with other settings.
     """
     if not isinstance(path, str | Path) or isinstance(overrides, str):
@@ -46,14 +46,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def check(config: Config) -> "Federation":
     """Check a federation as `run` does before it starts.
 
-    No round is trained, and nothing is left on disk but the data of the demo.
+    No round is trained, and only the data of the demo stays on disk.
 
     Args:
-        config: As of `load_config`.
+        config: A config from `load_config`.
 
     Returns:
-        What the checks found: the resolved config, classes, images of each client and the model
-        before round 1. Its `caches` are gone.
+        The findings: the resolved config, classes, images of each client and the model before
+        round 1. The folder `caches` no longer exists.
 
     Raises:
         InputError: With all problems that would stop a run.
@@ -66,19 +66,19 @@ def check(config: Config) -> "Federation":
 
 
 def run(config: Config, *, show: bool = False) -> "RunResult":
-    """Check a federation, simulate it on this machine in a directory of its own, and report it.
+    """Check a federation, simulate it on this machine in a new run directory, and draw its report.
 
     Args:
-        config: As of `load_config`.
-        show: Whether to print what the command prints meanwhile. Clients that were left out of a
+        config: A config from `load_config`.
+        show: Whether to print the same progress as the command. Clients that were left out of a
             round are also in the run's clients.csv.
 
     Returns:
-        The run's directory, its rounds and the best of them.
+        The run directory, the rounds and the best of them.
 
     Raises:
         InputError: With all problems, before anything is started.
-        FederationError: When the run cannot go on; its finished rounds stay usable.
+        FederationError: If the run cannot continue; its finished rounds stay usable.
     """
     _prepare_for(config, "run")
     from rich.console import Console
@@ -95,7 +95,7 @@ def run(config: Config, *, show: bool = False) -> "RunResult":
         try:
             return terminal.show_run(console, federation, run_dir, simulate)
         except FederationError:
-            terminal.draw(run_dir)  # what is there
+            terminal.draw(run_dir)  # the finished rounds
             raise
 
 
@@ -109,7 +109,7 @@ def _prepare_for(config: Config, function: str) -> None:
 
 
 def _prepare(*, trust_checkpoints: bool) -> None:
-    """Prepare the environment, which Ultralytics reads once, while it is imported."""
+    """Prepare the environment, which Ultralytics reads only once, during its import."""
     is_imported = "ultralytics" in sys.modules
     prepare_environment(trust_checkpoints=trust_checkpoints)
     from ultralytics.utils import SAFE_LOAD, SETTINGS_FILE

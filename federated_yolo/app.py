@@ -1,8 +1,8 @@
-"""What `flwr run` starts: the same run as `python federated.py`, on the nodes that Flower gives.
+"""The two apps that `flwr run` starts: the same run as `python federated.py`, on Flower's nodes.
 
     flwr run . FEDERATION --run-config 'arguments="configs/example.yaml num_rounds=20"'
 
-pyproject.toml names the two apps. `arguments` are those of federated.py.
+pyproject.toml names the two apps. `arguments` are the arguments of federated.py.
 """
 
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run a federation on this grid; the run is called failed when federated.py's exit is not 0."""
+    """Run a federation on this grid; the run fails if the exit code is not 0."""
     from federated_yolo import cli
     from federated_yolo.common.processes import end_with_parent
 
@@ -31,19 +31,19 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _in_bundle(argument: str) -> str:
-    """A config file that came with the app, if the working directory has none of that name."""
+    """Return the path of a config file in the app, if the working directory has no such file."""
     in_bundle = Path(__file__).resolve().parents[1] / argument
     return str(in_bundle) if not Path(argument).exists() and in_bundle.is_file() else argument
 
 
 class _PreparedClientApp(ClientApp):
-    """The app of client/app.py, which a process may import only after it has been prepared."""
+    """The app of client/app.py; a process must prepare its environment before importing it."""
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Handle a message.
 
-        Errors of a message are told by the app itself. Flower would send the text of others, which
-        may name folders of the site, so that only their kind leaves it.
+        The app itself reports errors of a message. Flower would send the text of any other error,
+        which may contain folder names of the site, so only the error's type is sent.
         """
         try:
             from federated_yolo.common.environment import prepare_environment

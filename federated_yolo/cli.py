@@ -1,7 +1,7 @@
-"""The command `federated-yolo`, which `python federated.py` and `python -m federated_yolo` are too.
+"""The command `federated-yolo`, also started by `python federated.py` and `-m federated_yolo`.
 
-`main` tells the subcommands apart, `parse` what is asked of a run, and `run` is the whole of it:
-load config -> check -> simulate -> say where the results are.
+`main` selects the subcommand, `parse` reads the arguments of a run, and `run` does all its steps:
+load config -> check -> simulate -> print where the results are.
 """
 
 import importlib
@@ -42,7 +42,7 @@ Exit codes: 0 done, 1 failed while running (finished rounds stay usable), 2 wron
 started), 130 interrupted (or SIGTERM).
 """
 PACKAGE = Path(__file__).resolve().parent
-# Commands with a parser of their own, by the module that has their `main`.
+# Commands with a parser of their own, and the module that contains their `main`.
 COMMANDS = {
     "export": "federated_yolo.yolo.export_command",
     "partition": "federated_yolo.partitioning.command",
@@ -55,7 +55,7 @@ RUN_COMMANDS = ("run", "check", "resume", "demo")
 def main(arguments: list[str], grid: "Grid | None" = None) -> int:
     """Run the command that these arguments name, and return the exit code.
 
-    grid: the nodes to run on, in a Flower app; without it, a simulation is started here.
+    grid: Nodes to run on, in a Flower app; None to start a simulation on this machine.
     """
     from federated_yolo.common.command_line import called_as, failed
     from federated_yolo.common.environment import prepare_environment, remove_private_settings
@@ -64,7 +64,7 @@ def main(arguments: list[str], grid: "Grid | None" = None) -> int:
 
     try:
         if arguments and arguments[0] in COMMANDS:
-            exit_on_interrupt()  # imports take seconds, and some would swallow an exception
+            exit_on_interrupt()  # imports take seconds, and some would hide a KeyboardInterrupt
             prepare_environment(trust_checkpoints="--trust-checkpoint" in arguments)
             module = importlib.import_module(COMMANDS[arguments[0]])
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -86,7 +86,7 @@ def main(arguments: list[str], grid: "Grid | None" = None) -> int:
 
 
 def run(command: "Command", grid: "Grid | None" = None) -> int:
-    """Load config -> check -> simulate -> say where the results are."""
+    """Load config -> check -> simulate -> print where the results are. Return the exit code."""
     from rich.console import Console
 
     from federated_yolo.checks.check_command import check_and_show
@@ -108,7 +108,7 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
             return 0
         if command.run_dir is not None:
             run_dir = RunDir.reopen(command.run_dir)
-            # Where the run was made does not matter any more; it may have been moved.
+            # The run may have been moved, so its present folder counts.
             config = config.model_copy(update={"save_dir": str(run_dir.path.parent)})
         meet = partial(wait_for_sites, grid, console) if grid else None
         with checked(with_demo_data(config), meet, resumed=run_dir) as federation:
@@ -129,9 +129,10 @@ def run(command: "Command", grid: "Grid | None" = None) -> int:
 
 @dataclass(frozen=True)
 class Command:
-    """What the arguments ask for. run_dir: of the run to go on with, None for a new one.
+    """The run or check that the arguments ask for.
 
-    only_checks: look at the data, and start nothing.
+    run_dir: Directory of the run to continue; None for a new run. only_checks: Whether to check the
+    data and start nothing.
     """
 
     config_file: Path
@@ -140,14 +141,14 @@ class Command:
     only_checks: bool = False
 
     def trusts_checkpoint(self) -> bool:
-        """Whether base models may hold anything; the environment has to know first."""
+        """Whether base models may have any content; the environment is prepared accordingly."""
         from federated_yolo.config.loading import trusts_checkpoint
 
         return trusts_checkpoint(self.config_file, self.overrides)
 
 
 def parse(arguments: list[str]) -> Command:
-    """Tell the config file, `resume=` and the overrides of a run apart. Raises InputError."""
+    """Separate the config file, `resume=` and the overrides of a run. Raises InputError."""
     from federated_yolo.common.errors import InputError
     from federated_yolo.common.files import at_home
 
@@ -179,7 +180,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
-    """The command and what follows it; without one, it is "run"."""
+    """Return the command (by default "run") and the arguments after it."""
     from federated_yolo.common.errors import InputError, nearest
 
     first = arguments[0] if arguments else ""
@@ -195,7 +196,7 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _resumed(resume: str, files: list[str], overrides: list[str], save_dir: str | None) -> Command:
-    """The command that goes on with a run: `resume` is its directory, or "true" for the newest."""
+    """Return the command that continues a run. resume: Its directory, or "true" for the newest."""
     from federated_yolo.common.errors import InputError
     from federated_yolo.common.files import at_home
     from federated_yolo.config.resume import resume_problems, trust_problems
@@ -219,13 +220,13 @@ def _resumed(resume: str, files: list[str], overrides: list[str], save_dir: str 
 
 
 def demo_config() -> Path:
-    """configs/demo.yaml, which an installed package has inside it, and a clone beside it."""
+    """Return the path of configs/demo.yaml: in an installed package, or beside it in a clone."""
     inside = PACKAGE / "configs" / "demo.yaml"
     return inside if inside.is_file() else PACKAGE.parent / "configs" / "demo.yaml"
 
 
 def versions() -> str:
-    """One line with the versions of this package and of what it stands on."""
+    """Return one line with the versions of this package and of the packages it depends on."""
     from importlib.metadata import version
 
     from federated_yolo import __version__
@@ -237,16 +238,16 @@ def versions() -> str:
 
 def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
     """Run a command and end this process with its exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a scheduler: as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal acts as Ctrl-C
     try:
         exit_code = function(arguments)
-    except KeyboardInterrupt:  # while the libraries are imported, or a second one
+    except KeyboardInterrupt:  # during the imports, or a second interrupt
         print("error: interrupted", file=sys.stderr)
         exit_code = 130
     sys.stdout.flush()
     sys.stderr.flush()
     if exit_code in (1, 130):
-        # Flower's threads may wait for ever for workers that are gone, and Python for the threads.
+        # Flower's threads may wait for ever for dead workers, and Python for those threads.
         from federated_yolo.common.processes import kill_children
 
         kill_children()
@@ -255,10 +256,10 @@ def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
 
 
 def entry() -> None:
-    """What `federated-yolo` starts."""
+    """Start the command `federated-yolo` with this process's arguments."""
     start(main, sys.argv[1:])
 
 
 def script(command: str) -> None:
-    """What a script in utils/ starts: one command, with the script's arguments."""
+    """Start one command for a script in utils/, with the script's arguments."""
     start(main, [command, *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Rebuild a model from a round: `federated-yolo export`, from a clone.
+"""Rebuild a model from a round: `federated-yolo export` for a clone.
 
 python utils/export_federated.py --help
 """

@@ -1,4 +1,4 @@
-"""Certificates and keys for tests and trials of a deployment.
+"""Make certificates and keys for tests and trials of a deployment.
 
 python utils/make_certificates.py --help
 """

@@ -1,4 +1,4 @@
-"""Split one data set into clients: `federated-yolo partition`, from a clone.
+"""Split one data set into clients: `federated-yolo partition` for a clone.
 
 python utils/partition.py --help
 """

@@ -1,4 +1,4 @@
-"""Draw runs again, or compare them: `federated-yolo report`, from a clone.
+"""Draw a run's report again, or compare runs: `federated-yolo report` for a clone.
 
 python utils/report.py --help
 """

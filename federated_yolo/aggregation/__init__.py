@@ -1,5 +1,5 @@
-"""Strategies: updates of a round become new global arrays.
+"""Strategies: they combine the updates of a round into new global arrays.
 
-It may import common to protocol, never client.
+It may import the rooms from common to protocol, never client.
 Start at strategies.py, where each strategy is registered.
 """

@@ -1,4 +1,4 @@
-"""Updates of a round become new global arrays."""
+"""Combines the updates of a round into new global arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +19,11 @@ from federated_yolo.protocol.records import EXAMPLES_KEY, LOSS_KEY, from_record,
 class Update:
     """A client's checked reply to a train message.
 
-    arrays: float32 and integers, of the shared layout; empty once they are in the mean. losses: by
-    Ultralytics' name.
-    num_steps: of the client's optimiser. norm: L2 of the change of the trainable arrays.
-    local: "local/..." scores of these arrays on the client's val split, if it was asked for them.
-    statistics_factor: by which BatchNorm's statistics have moved at most; 1 is not at all.
+    arrays: Arrays of the shared layout, float32 and integers; empty once they are in the mean.
+    num_steps: Steps of the client's optimiser. losses: Mean losses, by Ultralytics' names.
+    norm: L2 norm of the change of the trainable arrays. local: "local/..." scores of these arrays
+    on the client's val split, if they were requested. statistics_factor: Largest factor by which
+    BatchNorm's statistics have changed; 1 means no change.
     """
 
     name: str
@@ -52,14 +52,15 @@ def abstain(
 ) -> list[Update]:
     """Average each class's rows only over the clients that annotate that class.
 
-    The rows of the other clients do not move, and would pull the mean back to where it started.
+    The rows of the other clients do not change, and would pull the mean back to where it started.
     They are replaced by the mean of the annotating clients, weighted by images, so that a mean
-    over all clients gives that same value. Where no client of the round annotates the class, its
+    over all clients gives that same value. If no client of the round annotates the class, its
     rows stay as in `origin`.
 
-    absent: indices of the classes that a client does not annotate, by its name. class_rows: names
-    of arrays of shape (classes, ...). robust: takes the median instead, which a hostile client
-    cannot move at will, so that a robust strategy is not fed its values through the others.
+    absent: Indices of the classes that a client does not annotate, by its name. class_rows: Names
+    of arrays of shape (classes, ...). origin: Global arrays that the clients started from. robust:
+    Whether to take the median instead, which a hostile client cannot move at will; the mean would
+    bring its values into the other clients' rows, past a robust strategy.
     """
     if not any(absent.get(update.name) for update in updates):
         return updates
@@ -84,9 +85,9 @@ def abstain(
 
 
 class Aggregation:
-    """How a config combines updates. Holds the Flower strategy, and with it the momenta.
+    """Combines updates by the config's strategy. Holds Flower's strategy, and so its momenta.
 
-    parameters: names of the trainable arrays. class_rows: of `abstain`.
+    parameters: Names of the trainable arrays. class_rows: As for `abstain`.
     """
 
     def __init__(
@@ -106,17 +107,17 @@ class Aggregation:
         self.config = config
         self.min_clients = max(self.entry.min_clients(options), clients_for_share(config))
         if config.max_share is not None and self.entry.needs_parameters:
-            extra["max_share"] = config.max_share  # of those that it chooses
-        # Who takes part in a round is decided by the server, not by Flower's sampling.
+            extra["max_share"] = config.max_share  # among the updates that it chooses
+        # The server decides which clients take part in a round, not Flower's sampling.
         nodes = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
         self.strategy = self.entry.build(**nodes, **options, **extra)
 
     def configure(
         self, round_number: int, arrays: Arrays, config: ConfigRecord, nodes: Iterable[int]
     ) -> list[Message]:
-        """A train message with all of `arrays` for each node, as the strategy words it.
+        """Return the strategy's train message for each node, with all of `arrays`.
 
-        The strategy remembers of the arrays what it is going to combine.
+        The strategy itself gets, and may remember, only the arrays that it will combine.
         """
         self.origin = arrays
         looks_at_them = self.entry.needs_all or self.has_state
@@ -130,18 +131,19 @@ class Aggregation:
 
     @property
     def needs_all(self) -> bool:
-        """Whether a round's updates have to be there before any can be added."""
+        """Whether all updates of a round must have arrived before any can be added."""
         return self.entry.needs_all or self.config.max_share is not None
 
     def weights(self, num_examples: Sequence[int]) -> list[float]:
-        """What clients with so many images count for in a mean, each within `max_share`."""
+        """Return the weights of clients with so many images in a mean, each within `max_share`."""
         is_equal = self.config.weights == "equal"
         return limited([1 if is_equal else n for n in num_examples], self.config.max_share)
 
     def add(self, update: Update, absent: Sequence[int], weight: float | None = None) -> None:
-        """Add an update to the mean, of a strategy that takes one. absent: of `abstain`.
+        """Add an update to the running mean; only for strategies that take a mean.
 
-        weight: where it depends on the others'. Sums depend on the order of updates.
+        absent: Indices of the classes that the client does not annotate. weight: The update's
+        weight, if it depends on the other updates. The sums depend on the order of updates.
         """
         if self._mean is None:
             per_step = self.parameters if self.entry.per_step else ()
@@ -158,9 +160,9 @@ class Aggregation:
         updates: Iterable[Update],
         absent: Mapping[str, Sequence[int]] | None = None,
     ) -> Arrays | None:
-        """Combine updates in float64; None when the strategy wants more of them.
+        """Combine updates in float64; return None if they are too few for the strategy.
 
-        updates: in a fixed order, with those that were added before. absent: of `abstain`.
+        updates: Updates in a fixed order, also those already added. absent: As for `abstain`.
         """
         updates = list(updates)
         if self.entry.needs_all:
@@ -172,7 +174,7 @@ class Aggregation:
         assert self._mean is not None
         arrays, self._mean = self._mean.result(), None
         if self.has_state:
-            # Taken out of the sums, which are large, while Flower's form of them is made.
+            # Removed from the large sums one by one while Flower's copies are made.
             seen = {name: Array(arrays.pop(name)) for name in self._seen(arrays)}
             combined = self._aggregate(round_number, [_as_message(ArrayRecord(seen), 1, 0.0)])
             arrays.update(combined or {})
@@ -181,7 +183,7 @@ class Aggregation:
     def _combine(
         self, round_number: int, updates: list[Update], absent: Mapping[str, Sequence[int]]
     ) -> Arrays | None:
-        """Let the strategy have all updates at once."""
+        """Let the strategy combine all updates at once; return None if they are too few."""
         rows = [name for name in self.class_rows if name in self.origin]
         robust = self.entry.sees_buffers
         updates = abstain(updates, absent, rows, self.origin, robust=robust)
@@ -206,11 +208,11 @@ class Aggregation:
 
     @property
     def has_state(self) -> bool:
-        """Whether the strategy carries anything from round to round."""
+        """Whether the strategy has a state that it carries from round to round."""
         return bool(self.entry.state)
 
     def state(self) -> Arrays:
-        """What the strategy carries to the next round, float64; "ATTRIBUTE/ARRAY" -> array."""
+        """Return the state for the next round: "ATTRIBUTE/ARRAY" -> array, float64."""
         result: Arrays = {}
         for attribute in self.entry.state:
             value = getattr(self.strategy, attribute)
@@ -220,7 +222,7 @@ class Aggregation:
         return result
 
     def restore(self, state: Arrays) -> None:
-        """Go on from a `state` of before."""
+        """Continue from an earlier `state`."""
         for attribute in self.entry.state:
             prefix = f"{attribute}/"
             named = {n.removeprefix(prefix): a for n, a in state.items() if n.startswith(prefix)}
@@ -229,7 +231,7 @@ class Aggregation:
             setattr(self.strategy, attribute, value or None)
 
     def _message_of(self, update: Update, arrays: Arrays) -> Message:
-        """Arrays of a checked update as a message, in float64."""
+        """Return arrays of a checked update as a message, in float64."""
         weight = 1 if self.config.weights == "equal" else update.num_examples
         return _as_message(to_record(to_double(arrays)), weight, update.loss)
 
@@ -241,7 +243,7 @@ class Aggregation:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """The part of Flower's Grid that a strategy asks: who is there."""
+    """The part of Flower's Grid that a strategy uses: the ids of the nodes."""
 
     node_ids: list[int]
 
@@ -251,7 +253,7 @@ class _Nodes:
 
 
 def _as_message(arrays: ArrayRecord, num_examples: int, loss: float) -> Message:
-    """The form of an update that Flower's strategies aggregate."""
+    """Return an update in the form that Flower's strategies aggregate."""
     numbers = MetricRecord({EXAMPLES_KEY: num_examples, LOSS_KEY: loss})
     content = RecordDict({"arrays": arrays, "metrics": numbers})
     return Message(content, dst_node_id=0, message_type="train")

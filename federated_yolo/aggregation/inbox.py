@@ -1,7 +1,7 @@
 """Adds updates to the running mean in order of client names; early arrivals wait on disk.
 
-Sums in float64 depend on their order in the last bits, and results must not depend on who answers
-first, or fails and answers later.
+Sums in float64 depend on their order in the last bits, and results must not depend on which
+client answers first, or fails and answers later.
 """
 
 import errno
@@ -19,7 +19,7 @@ from federated_yolo.aggregation.aggregator import Update
 
 
 class _Position(NamedTuple):
-    """Where the values of an array stand in a file, and what they are."""
+    """Position, form and checksum of an array's values in a file."""
 
     offset: int
     shape: tuple[int, ...]
@@ -28,10 +28,11 @@ class _Position(NamedTuple):
 
 
 class StoredArrays(Mapping[str, np.ndarray]):
-    """Named arrays in a file of raw values, each read when it is asked for.
+    """Named arrays in a file of raw values; each is read when it is accessed.
 
-    For the process that wrote it: all but the values is kept in memory, so that nothing in the file
-    is trusted. Raises OSError when values are missing or are not those that were written.
+    Only the process that wrote the file can read it: names, shapes, dtypes and checksums stay in
+    memory, so that nothing in the file is trusted. Access raises OSError if values are missing or
+    differ from the written ones.
     """
 
     def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -68,26 +69,30 @@ class StoredArrays(Mapping[str, np.ndarray]):
 
 
 class Inbox:
-    """Takes in a round's updates. Holds their numbers, by client, and whose turn it is.
+    """Receives a round's updates. Holds them by client, and the clients that have not had a turn.
 
-    updates: their arrays are empty once they are added; until then they are on disk.
+    updates: Updates by client; their arrays are on disk until they are added, and empty then.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Let updates wait in this folder, which is there only while they do."""
+        """Let updates wait in this folder, which exists only if some had to wait in the round."""
         self.folder = folder
         self.updates: dict[str, Update] = {}
         self._turns: list[str] = []
         self._add: Callable[[Update], None] | None = None
 
     def start(self, names: Iterable[str], add: Callable[[Update], None] | None) -> None:
-        """Begin a round. names: of the clients that take part. add: None lets all updates wait."""
+        """Begin a round.
+
+        names: Names of the clients that take part. add: Function that adds an update to the mean;
+        None lets all updates wait.
+        """
         self.updates = {}
         self._turns = sorted(names)
         self._add = add
 
     def put(self, update: Update) -> None:
-        """Add an update, and those that waited for it; or let it wait. Raises OSError."""
+        """Add an update and those that waited for it, or let it wait. Raises OSError."""
         if self._add is None or self._turns[:1] != [update.name]:
             self.folder.mkdir(exist_ok=True)
             stored = StoredArrays(self._path(update.name), update.arrays)
@@ -100,7 +105,7 @@ class Inbox:
             self._path(waiting.name).unlink()
 
     def close(self) -> None:
-        """End the round: remove what has waited, and let go of the server."""
+        """End the round: delete waiting updates, and release the reference to the server."""
         self._add = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -111,5 +116,5 @@ class Inbox:
         del self._turns[0]
 
     def _path(self, name: str) -> Path:
-        # Named as all temporary files of a run directory, which are removed when it is reopened.
+        # Named like all temporary files of a run directory, which are removed when it is reopened.
         return self.folder / f".{name}.tmp"

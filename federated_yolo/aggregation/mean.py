@@ -1,6 +1,6 @@
-"""The weighted mean of updates that come one after the other. NumPy only.
+"""The weighted mean of updates that arrive one after the other. NumPy only.
 
-Memory is that of one sum in float64, however many updates there are.
+It needs the memory of one sum in float64, however many updates there are.
 """
 
 import math
@@ -15,9 +15,9 @@ from federated_yolo.common.arrays import Arrays, add_scaled
 
 @dataclass(frozen=True)
 class Share:
-    """What an update counts for: its weight, e.g. its training images, and its optimiser steps.
+    """The weight of an update, e.g. its training images, and its number of optimiser steps.
 
-    absent: indices of the classes in whose rows it does not take part.
+    absent: Indices of the classes whose rows it does not contribute to.
     """
 
     weight: float
@@ -26,10 +26,10 @@ class Share:
 
 
 def limited(weights: Sequence[float], max_share: float | None) -> list[float]:
-    """These weights, the largest lowered so far that none is more than this share of their sum.
+    """Return these weights, with the largest lowered until none exceeds this share of their sum.
 
-    What the largest lose goes to the others in proportion, whose weights stay as they are. Where so
-    few cannot all be within the limit, they get equal weights, which are nearest to it.
+    The other weights stay the same, so their shares grow in proportion. If there are too few
+    weights for all to be within the limit, they become equal, which is nearest to it.
     """
     if max_share is None:
         return list(weights)
@@ -37,7 +37,7 @@ def limited(weights: Sequence[float], max_share: float | None) -> list[float]:
         return [1.0] * len(weights)
     order = sorted(weights, reverse=True)
     rest = math.fsum(order)
-    for number, weight in enumerate(order):  # of those before, all are lowered to the same
+    for number, weight in enumerate(order):  # all weights before it are lowered to the limit
         limit = max_share * rest / (1 - number * max_share) if number * max_share < 1 else 0.0
         if weight <= limit:
             return [min(w, limit) if number else w for w in weights]
@@ -46,16 +46,16 @@ def limited(weights: Sequence[float], max_share: float | None) -> list[float]:
 
 
 class RunningMean:
-    """Weighted mean of models in float64. Holds the sum and the shares added to it.
+    """Weighted mean of models in float64. Holds the sum, and the `Share` of each update in it.
 
     n_k w_k is exact for float32 models w_k and whole weights n_k below 2^29, and the sum is divided
-    once, at its end: the mean of equal models is the model, that of one client its own, to the last
-    bit.
+    once, at the end. So the mean of equal models is that model, and the mean of one client is its
+    own model, to the last bit.
 
-    Rows of classes that some clients do not annotate are means over those that do; where there are
-    none, they stay as in `origin`.
+    Rows of classes that some clients do not annotate are means over the clients that do; if there
+    are none, they stay as in `origin`.
 
-    FedNova: of arrays named in `per_step` each client's change is divided by its number of steps,
+    FedNova: for arrays named in `per_step` each client's change is divided by its number of steps,
 
         w + tau * sum_k p_k (w_k - w) / tau_k,   tau = sum_k p_k tau_k
 
@@ -63,7 +63,8 @@ class RunningMean:
     steps does not pull the model towards its own optimum (Wang et al. 2020, arXiv 2007.07481,
     equations 8 and 9, with a_k = tau_k: exact for SGD without momentum, and the steps themselves
     for optimisers that normalise theirs, such as Adam). With c_k = n_k / tau_k and C, N the sums of
-    c_k and n_k this is w + (tau C / N) * (sum_k c_k w_k / C - w), whose sum needs no other client.
+    c_k and n_k this is w + (tau C / N) * (sum_k c_k w_k / C - w), where each term of the
+    sum depends on one client only.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class RunningMean:
     ) -> None:
         """Start without updates.
 
-        origin: what the clients started from. class_rows: names of arrays whose first axis is the
-        class.
+        origin: Global arrays that the clients started from. class_rows: Names of arrays whose first
+        axis is the class. per_step: Names of arrays that FedNova's mean applies to.
         """
         self.origin = origin
         self.class_rows = frozenset(class_rows)
@@ -82,7 +83,7 @@ class RunningMean:
         self._shares: list[Share] = []
 
     def add(self, arrays: Mapping[str, np.ndarray], share: Share) -> None:
-        """Add an update. arrays: of the names and shapes of `origin`, each is asked for once."""
+        """Add an update. arrays: Arrays with `origin`'s names and shapes; each is accessed once."""
         for name, total in self._sums.items():
             array = arrays[name]
             if share.absent and name in self.class_rows:
@@ -93,7 +94,7 @@ class RunningMean:
         self._shares.append(share)
 
     def result(self) -> Arrays:
-        """The mean, float64. The sums become it, so nothing can be added any more."""
+        """Return the mean, float64. It overwrites the sums, so nothing can be added any more."""
         assert self._shares
         absent = frozenset[int]().union(*(share.absent for share in self._shares))
         for name, total in self._sums.items():
@@ -110,7 +111,7 @@ class RunningMean:
     def _divide(
         self, total: np.ndarray, origin: np.ndarray, shares: list[Share], *, per_step: bool
     ) -> None:
-        """Make the sum over these shares their mean, in place."""
+        """Turn the sum over these shares into their mean, in place."""
         if not shares:
             total[...] = origin
             return
@@ -120,7 +121,7 @@ class RunningMean:
             return
         weight = sum(Fraction(share.weight) / share.num_steps for share in shares)
         total /= float(weight)
-        # As fractions: exactly 1 where all take as many steps, as of one client.
+        # As fractions: exactly 1 if all clients take equally many steps, or there is only one.
         scale = float(self._effective_steps * weight / weights)
         if scale != 1:
             total *= scale

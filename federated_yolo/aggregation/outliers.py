@@ -1,4 +1,4 @@
-"""Updates that are far longer than the others of their round."""
+"""Clips or refuses updates whose norm is far larger than the others' in their round."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from federated_yolo.config.schema import UpdateNormConfig
 
 @dataclass(frozen=True)
 class Limited:
-    """The updates that stay, and what to say of clients whose update was refused or shortened."""
+    """The updates that stay, and texts by client for the refused and the shortened ones."""
 
     updates: list[Update]
     refused: dict[str, str] = field(default_factory=dict)
@@ -23,9 +23,9 @@ class Limited:
 def limit_norms(
     updates: Sequence[Update], origin: Mapping[str, np.ndarray], setting: UpdateNormConfig
 ) -> Limited:
-    """Clip or refuse updates that are far longer than the others, as `update_norm` says.
+    """Clip or refuse updates with a far larger norm than the others, as `update_norm` says.
 
-    origin: the global arrays that the updates started from.
+    origin: Global arrays that the updates started from.
     """
     median = statistics.median(update.norm for update in updates)
     if setting.outliers == "keep" or not median:

@@ -1,14 +1,14 @@
-"""Differential privacy of the clients' updates: what is clipped, the noise, and its epsilon.
+"""Differential privacy of the clients' updates: clipping, noise, and the resulting epsilon.
 
-Central: the server adds noise to the mean of the clipped updates, for those who see its models.
-Local: each client clips its update and adds the noise itself, for a server that is not trusted.
-docs/privacy.md says what that protects, from whom, and what it does not.
+Central: the server adds noise to the mean of the clipped updates, against those who see its models.
+Local: each client clips its update and adds the noise itself, so it need not trust the server.
+docs/privacy.md explains what that protects, from whom, and what it does not protect.
 
-Flower's wrappers are not used, but its accountant is: in Flower 1.41 they draw noise from NumPy's
-global generator, which training seeds from the run's seed; they weigh updates by images, which the
-noise does not account for; they add noise behind a server optimiser, and to BatchNorm's counters;
-an update that did not move ends in ZeroDivisionError; and adaptive clipping lowers the clipping
-norm when too many updates are clipped, without end.
+Flower's accountant is used, but its wrappers are not. In Flower 1.41 the wrappers draw noise from
+NumPy's global generator, which training seeds from the run's seed; they weight updates by images,
+which the noise does not account for; they add noise after a server optimiser, and to BatchNorm's
+counters; an update without any change raises ZeroDivisionError; and adaptive clipping lowers the
+clipping norm without end if too many updates are clipped.
 """
 
 import json
@@ -23,22 +23,22 @@ from federated_yolo.common.files import write_atomically
 from federated_yolo.config.schema import PrivacyConfig
 from federated_yolo.protocol.clipping import clipped_change, noise_source
 
-# Strategies that need no more of the updates than their mean, so that the noisy one serves them.
+# Strategies that need only the mean of the updates, so that they work with the noisy mean.
 STRATEGIES_OF_THE_MEAN = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox")
-# Adaptive clipping: the share of updates that are to be left as they are, and how fast the norm
-# moves there; both as recommended by Andrew et al. 2021, arXiv 1905.03871, section 3.
+# Adaptive clipping: the share of updates that should stay unclipped, and how fast the norm moves
+# there; both as recommended by Andrew et al. 2021, arXiv 1905.03871, section 3.
 CLIPPING_QUANTILE, CLIPPING_RATE = 0.5, 0.2
 SPENT = "privacy.json"  # in the server's folder
 BATCHNORM_PROTECTED = "local, or to frozen with shared.freeze_after 0"
 
 
 class ServerPrivacy:
-    """The server's part: counts each client's updates, releases noisy means, states epsilon.
+    """The server's part: counts each client's updates, releases noisy means, computes epsilon.
 
-    Holds what must outlive the process, since what has left cannot be taken back: how many updates
-    of each client have arrived, and the clipping norm, which adaptive clipping moves. Both are
-    written to `path` before anything that depends on an update goes anywhere, with the settings
-    that they were protected by.
+    Holds how many updates have arrived from each client, and the clipping norm, which adaptive
+    clipping changes. Both must outlive the process, because a release cannot be taken back. They
+    are written to `path`, with the settings that protect the updates, before anything that depends
+    on an update is released.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ServerPrivacy:
         path: Path,
         random: np.random.Generator | None = None,
     ) -> None:
-        """names: of the shared arrays that training moves. random: of the noise."""
+        """names: Names of the shared arrays that training changes. random: Source of the noise."""
         assert config.clipping_norm is not None
         assert config.noise_multiplier is not None
         self.config = config
@@ -60,10 +60,10 @@ class ServerPrivacy:
         self.num_updates: dict[str, int] = {}
 
     def restore(self, last_round: int) -> None:
-        """Go on from what was spent before.
+        """Continue from the updates that were counted before.
 
-        Raises ValueError when that cannot be known, or was protected otherwise than what is to
-        come, so that one epsilon would not hold for both.
+        Raises ValueError if these are not known, or if the earlier rounds had other privacy
+        settings, so that one epsilon would not hold for all rounds.
         """
         if not self.path.exists() and not last_round:
             return
@@ -85,21 +85,22 @@ class ServerPrivacy:
                 )
 
     def _settings(self) -> dict[str, str | float | None]:
-        """What epsilon depends on, but for delta, which any epsilon can be stated at."""
+        """Return the settings that epsilon depends on, except delta: it can be stated at any."""
         return self.config.model_dump(
             include={"mode", "clipping", "clipping_norm", "noise_multiplier"}
         )
 
     def count(self, client: str) -> None:
-        """An update of a client has arrived. It counts even if the round is not finished."""
+        """Count an update that has arrived from a client, even if the round is never finished."""
         self.num_updates[client] = self.num_updates.get(client, 0) + 1
         self._save()
 
     def release(self, models: Iterable[Mapping[str, np.ndarray]], origin: Arrays) -> Arrays:
-        """origin + (sum of the clipped changes + noise) / number of models, in float64.
+        """Return origin + (sum of the clipped changes + noise) / number of models, in float64.
 
-        models: trained arrays, of which one at a time is needed. Each counts the same: the noise
-        hides a client's share of a mean of equal weights. Arrays that training does not move stay.
+        models: Trained arrays of each client, needed one at a time. All have the same weight: the
+        noise hides a client's share of a mean with equal weights. Arrays that training does not
+        change stay the same.
         """
         total: Arrays = {name: np.zeros(origin[name].shape) for name in self.names}
         within = []
@@ -121,19 +122,20 @@ class ServerPrivacy:
         return result
 
     def _count_deviation(self, within: list[bool]) -> float:
-        """Standard deviation of the noise on the number of updates within the clipping norm.
+        """Return the standard deviation of the noise on the number of updates within the norm.
 
-        A twentieth of them (Andrew et al.); with fewer than 20 z updates z, which costs 15 % more
-        noise on the updates, where a twentieth would cost more than any.
+        It is a twentieth of all updates (Andrew et al.). With fewer than 20 z updates, for a noise
+        multiplier z, it is z, which costs 15 % more noise on the updates; a twentieth would cost
+        more, without limit.
         """
         return max(len(within) / 20, self.noise_multiplier)
 
     def _move_clipping_norm(self, within: list[bool]) -> None:
-        """Move the clipping norm towards the quantile of the updates' norms, by a noisy count.
+        """Move the clipping norm towards the quantile of the updates' norms, using a noisy count.
 
-        C <- C exp(-rate (b - quantile)), b the noisy share of updates within C (Andrew et al. 2021,
-        arXiv 1905.03871, algorithm 1). The noise of count and mean together is that of one Gaussian
-        mechanism with the noise multiplier of the config (theorem 1 there).
+        C <- C exp(-rate (b - quantile)), where b is the noisy share of updates within C (Andrew et
+        al. 2021, arXiv 1905.03871, algorithm 1). The noise of count and mean together equals that
+        of one Gaussian mechanism with the config's noise multiplier (theorem 1 there).
         """
         noise = self.random.normal(0.0, self._count_deviation(within))
         share = (sum(within) + noise) / len(within)
@@ -141,7 +143,7 @@ class ServerPrivacy:
         self._save()
 
     def row(self) -> dict[str, float]:
-        """Columns of results.csv after a round."""
+        """Return the privacy columns of a round's row in results.csv."""
         spent = {"epsilon": epsilon(self.config, max(self.num_updates.values(), default=0))}
         if self.config.clipping == "adaptive":
             spent["clipping_norm"] = self.clipping_norm
@@ -158,16 +160,16 @@ class ServerPrivacy:
 
 
 def epsilon(config: PrivacyConfig, num_updates: int) -> float:
-    """Epsilon at `config.delta` of a client that has given this many updates.
+    """Return epsilon at `config.delta` for a client that has sent this many updates.
 
     Composition of Gaussian mechanisms by Renyi differential privacy (Mironov 2017, arXiv
-    1702.07476; the conversion is dp-accounting's), without amplification by sampling: who trains in
-    a round follows from the run's seed, so nobody's taking part is secret. It is an upper bound,
-    about 8 % above the exact value of one release with a noise multiplier of 1.
+    1702.07476; the conversion is dp-accounting's), without amplification by sampling: the clients
+    of a round follow from the run's seed, so taking part is not secret. It is an upper bound, about
+    8 % above the exact value of one release with a noise multiplier of 1.
 
-    Central privacy hides whether a client's change or none went into the sum, which moves it by the
-    clipping norm C. Local privacy hides any change behind any other, which are 2 C apart, so it
-    counts as half the noise multiplier.
+    Central privacy hides whether a client's change is in the sum, which changes the sum by at most
+    the clipping norm C. Local privacy hides which of any two changes was made; these can be 2 C
+    apart, so the noise multiplier counts as half.
     """
     from flwr import serverapp as flower
 

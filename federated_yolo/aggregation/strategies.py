@@ -1,11 +1,11 @@
-"""Strategies by name, over Flower's own classes, and what the server does beside them.
+"""The registry of strategies, built on Flower's own classes, and the checks of their options.
 
-A strategy turns checked updates into the next global arrays. It sees only the arrays it should
-combine: server optimisers get the trainable parameters, and buffers (BatchNorm's statistics and
-counters, of which an optimiser would make nonsense) are means weighted as those of the models;
-robust strategies get everything, since a hostile update may lie in any array.
+A strategy turns checked updates into the next global arrays. It gets only the arrays that it should
+combine. Server optimisers get the trainable parameters; buffers (BatchNorm's statistics and
+counters, which an optimiser would turn into nonsense) are averaged with the weights of the models.
+Robust strategies get all arrays, since a hostile update may be in any of them.
 
-Means are running ones (aggregation/mean.py): an update is added and need not be kept, and a server
+Means are running means (aggregation/mean.py): an update is added and need not be kept, and a server
 optimiser gets the mean as if it were one client's update. The other strategies need all updates.
 """
 
@@ -27,17 +27,17 @@ from federated_yolo.protocol.records import LOSS_KEY
 
 Options = dict[str, Any]
 
-MAX_NODES, MAX_NUMBER = 10**6, 1e18  # far beyond any sense; NaN and infinity are not below either
+MAX_NODES, MAX_NUMBER = 10**6, 1e18  # far above sensible values; NaN and infinity are not below
 
 
 class FedAvgM(flower.FedAvgM):
-    """Flower's, starting each round from the arrays that the clients start from.
+    """Flower's FedAvgM, except that a round starts from the arrays that the clients start from.
 
-    Flower's own goes on from its unrounded result of the round before, which a resumed run lacks.
+    Flower's own continues from its unrounded result of the round before, which a resumed run lacks.
     """
 
     def configure_train(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        """Forget the arrays of the round before; Flower's then takes those given."""
+        """Forget the arrays of the round before, so that Flower's class uses the given ones."""
         self.current_arrays = None
         return super().configure_train(*args, **kwargs)
 
@@ -45,9 +45,9 @@ class FedAvgM(flower.FedAvgM):
 def _nearest_updates(
     contents: list[RecordDict], parameters: frozenset[str], num_malicious: int, number: int
 ) -> list[RecordDict]:
-    """Multi-Krum's choice by distances over trainable parameters alone.
+    """Return the updates that Multi-Krum chooses by distances over trainable parameters alone.
 
-    Counters and running variances are larger by orders of magnitude and would decide alone.
+    Counters and running variances are larger by orders of magnitude and would decide the choice.
     """
     trainable = []
     for index, content in enumerate(contents):
@@ -59,7 +59,7 @@ def _nearest_updates(
 
 
 class MultiKrum(flower.MultiKrum):
-    """Flower's, with distances over trainable parameters."""
+    """Flower's MultiKrum, with distances over trainable parameters only."""
 
     def __init__(
         self, parameters: frozenset[str], max_share: float | None = None, **kwargs: Any
@@ -71,7 +71,7 @@ class MultiKrum(flower.MultiKrum):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Weighted mean of the chosen updates."""
+        """Return the weighted mean of the chosen updates."""
         contents = [reply.content for reply in replies]
         chosen = _nearest_updates(
             contents, self.parameters, self.num_malicious_nodes, self.num_nodes_to_select
@@ -97,15 +97,15 @@ def _bulyan(parameters: frozenset[str], **kwargs: Any) -> Strategy:
 class Entry:
     """A strategy that a config can name.
 
-    build: makes it from `options`, and Flower's min_*_nodes. options: with their defaults.
-    sees_buffers: gets all arrays and not the trainable parameters alone.
-    needs_parameters: build also takes the names of the trainable arrays.
-    needs_all: combines all updates at once, so that they have to be in memory together; else it
-    takes their mean, to which they are added one by one.
-    per_step: the mean of the trainable arrays is FedNova's. num_weighed: how many updates, by the
-    options, are in a mean that clients' weights decide on; 0 for none, None for all.
-    state: attributes of Flower's class that it carries from round to round, None or float64 arrays.
-    min_clients: how many updates a round needs at least, by the options. paper: where it is from.
+    build: Function that makes it from `options` and Flower's min_*_nodes. paper: Its source.
+    options: Its options with their defaults. sees_buffers: Whether it gets all arrays, and not only
+    the trainable parameters. needs_parameters: Whether build also takes the names of the trainable
+    arrays. needs_all: Whether it combines all updates at once, so that they must be in memory
+    together; else it takes their mean, to which they are added one by one. per_step: Whether the
+    mean of the trainable arrays is FedNova's. num_weighed: Number of updates, given the options, in
+    a mean that uses the clients' weights; 0 for none, None for all. state: Attributes of Flower's
+    class that it carries from round to round, None or float64 arrays. min_clients: Least number of
+    updates in a round, given the options.
     """
 
     build: Callable[..., Strategy]
@@ -178,7 +178,7 @@ STRATEGIES: dict[str, Entry] = {
         sees_buffers=True,
         needs_all=True,
         num_weighed=_none,
-        # With fewer nothing would be trimmed.
+        # With fewer clients nothing would be trimmed.
         min_clients=lambda options: math.ceil(1 / options["beta"]),
     ),
     "krum": Entry(
@@ -212,7 +212,7 @@ STRATEGIES: dict[str, Entry] = {
         min_clients=lambda options: 4 * options["num_malicious_nodes"] + 3,
     ),
 }
-# What an option must be, where a number of at least 0 is not enough.
+# Conditions on options that need more than a number of at least 0.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "beta": (lambda x: 0.001 <= x < 0.5, "at least 0.001 and less than 0.5"),
     "beta_1": (lambda x: 0 <= x < 1, "at least 0 and less than 1"),
@@ -234,7 +234,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def entry_of(config: StrategyConfig) -> Entry:
-    """The registry's entry for a config; raises InputError for an unknown name."""
+    """Return the registry's entry for a config; raises InputError for an unknown name."""
     if config.name not in STRATEGIES:
         raise InputError(
             f"strategy.name: found '{config.name}', expected one of {', '.join(STRATEGIES)}"
@@ -244,7 +244,7 @@ def entry_of(config: StrategyConfig) -> Entry:
 
 
 def options_of(config: StrategyConfig) -> Options:
-    """All options of a config's strategy; raises InputError for unknown or impossible ones."""
+    """Return all options of a config's strategy. Raises InputError for unknown or invalid ones."""
     known = entry_of(config).options
     problems = []
     for name, value in config.options.items():
@@ -263,12 +263,12 @@ def options_of(config: StrategyConfig) -> Options:
 
 
 def clients_for_share(config: StrategyConfig) -> int:
-    """How many clients it takes that none has more than its share of a mean."""
+    """Return how many clients a mean needs so that none has more than `max_share` of it."""
     return 1 if config.max_share is None else math.ceil(1 / config.max_share - 1e-9)
 
 
 def _weight_problems(config: StrategyConfig) -> list[str]:
-    """Say which settings of weights a strategy would ignore, or cannot meet."""
+    """Return a line for each weight setting that a strategy would ignore or cannot meet."""
     entry = entry_of(config)
     number = entry.num_weighed({**entry.options, **config.options})
     given = {"weights": config.weights != "images", "max_share": config.max_share is not None}
@@ -289,7 +289,7 @@ def _weight_problems(config: StrategyConfig) -> list[str]:
 
 
 def strategy_problems(config: StrategyConfig, clients_per_round: int) -> list[str]:
-    """Say what keeps a config's strategy from working with so many clients in a round."""
+    """Return why a config's strategy cannot work with so many clients in a round, if so."""
     try:
         options = options_of(config)
     except InputError as error:

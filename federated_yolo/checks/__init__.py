@@ -1,5 +1,5 @@
-"""Everything that can be checked before round 1, and what is decided once for all clients.
+"""The checks that run before round 1, and the settings that are decided once for all clients.
 
-It may import all rooms but runtime.
+This room may import all rooms but runtime.
 Start at federation.py (`check`).
 """

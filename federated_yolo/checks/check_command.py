@@ -1,7 +1,7 @@
-"""`python federated.py check`: the checks of a run, and what is worth knowing of its data.
+"""`python federated.py check`: makes the checks of a run and shows what its data sets hold.
 
-Nothing is trained but a few steps that are timed. What a run would refuse is refused here by the
-same function (checks/federation.py), but first all that can be read is shown.
+It trains only a few steps, to time them. It refuses what a run would refuse, by the same function
+(checks/federation.py), but first it shows everything that can be read.
 """
 
 import tempfile
@@ -41,19 +41,19 @@ from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.storage.run_dir import SERVER
 from federated_yolo.yolo.checkpoint import LoadedBase, load_base
 
-MAX_CLASSES = 8  # in the table on the terminal; the picture has more
+MAX_CLASSES = 8  # columns of the table on the terminal; the picture shows more
 FOLDER = "check"  # below save_dir
 TABLE = {"title_justify": "left", "header_style": "bold", "box": SIMPLE_HEAD}
 
 
 class _SitesAreElsewhereError(Exception):
-    """All is right up to where a run waits for its SuperNodes."""
+    """Raised where a run would wait for its SuperNodes: everything up to there is right."""
 
 
 def check_and_show(console: Console, config: Config) -> None:
     """Check -> look at the data -> compare images -> try a few steps -> show.
 
-    Raises InputError with all problems that would stop a run, once the rest is shown.
+    Raises InputError with all problems that would stop a run, after the rest is shown.
     """
     config = with_demo_data(config)
     with tempfile.TemporaryDirectory(prefix="federated-yolo-check-") as folder:
@@ -113,7 +113,7 @@ def _check_and_show(console: Console, config: Config, caches: Path) -> None:
 
 
 def _checked(config: Config, caches: Path) -> tuple[Federation | None, list[str]]:
-    """The checks of a run: what they give, or what they refuse."""
+    """Make the checks of a run; return the federation, or None and the problems found."""
 
     def meet(config: Config, task: str) -> ClientRegistry:
         raise _SitesAreElsewhereError
@@ -127,7 +127,7 @@ def _checked(config: Config, caches: Path) -> tuple[Federation | None, list[str]
 
 
 def _server_problems(config: Config, caches: Path) -> list[str]:
-    """What is wrong with the server's data, which a run reads once its sites are there."""
+    """Return the problems of the server's data, which a run reads once its sites have joined."""
     if config.evaluate.data is None:
         return []
     path, folder, base = Path(config.evaluate.data), caches / SERVER_CACHES, _base(config)
@@ -146,7 +146,7 @@ def _server_problems(config: Config, caches: Path) -> list[str]:
 
 
 def _base(config: Config) -> LoadedBase | None:
-    """The base model, by whose task labels are read; None where the checks have refused it."""
+    """Return the base model, whose task decides how labels are read; None if it was refused."""
     try:
         return load_base(config.base_model)
     except InputError:
@@ -170,7 +170,7 @@ def _heading(config: Config, base: LoadedBase | None) -> str:
 
 
 def images_table(reports: Sequence[DataReport]) -> Table:
-    """How many images each data set has, and how many of them are empty or damaged."""
+    """Make the table of each data set's images, and how many are without objects or damaged."""
     table = Table(title="Images", **TABLE)
     table.add_column("client", vertical="bottom")
     for split in ("train", "val"):
@@ -197,7 +197,7 @@ def images_table(reports: Sequence[DataReport]) -> Table:
 
 
 def objects_table(reports: Sequence[DataReport], names: Sequence[str], config: Config) -> Table:
-    """Objects of each class, and small, medium and large boxes; for a classifier, images."""
+    """Make the table of objects by class and of boxes by size; for a classifier, of images."""
     has_boxes = any(split.size_counts.any() for r in reports for split in r.splits.values())
     counts = {report.name: report.objects(names) for report in reports}
     totals = [sum(row[i] or 0 for row in counts.values()) for i in range(len(names))]
@@ -235,7 +235,7 @@ def objects_table(reports: Sequence[DataReport], names: Sequence[str], config: C
 
 
 def twins_table(reports: Sequence[DataReport], twins: Twins) -> Table:
-    """How many images have a twin, and where."""
+    """Make the table of how many images have a near-duplicate, and in which split."""
     table = Table(title="Near-duplicates (of these, exact)", **TABLE)
     table.add_column("client", vertical="bottom")
     for title in RELATIONS.values():
@@ -263,7 +263,7 @@ def _no_twins(twins: Twins) -> str:
 
 
 def estimate_table(estimate: RoundEstimate) -> Table:
-    """Steps and seconds of each client's training."""
+    """Make the table of the steps and the time of each client's training in a round."""
     table = Table(title="Training, estimated", **TABLE)
     table.add_column("client")
     table.add_column("steps", justify="right")
@@ -274,7 +274,7 @@ def estimate_table(estimate: RoundEstimate) -> Table:
 
 
 def estimate_lines(estimate: RoundEstimate, config: Config) -> list[str]:
-    """What the round and the run come to, and how that is known."""
+    """Return lines with the time of a round and of the run, the memory, and how they were found."""
     every = config.evaluate.every
     num_evaluated = sum(
         config.evaluate.is_due(number, config.num_rounds)
@@ -308,12 +308,12 @@ def _draw(
     names: Sequence[str],
     estimate: RoundEstimate | None,
 ) -> None:
-    """Write the picture and say where; it may be missing, the rest is on the screen."""
+    """Write the picture and print its path, or print why it could not be drawn."""
     path = Path(config.save_dir) / FOLDER / f"{config.name}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_check(path, reports, names, estimate.seconds if estimate else {})
-    except Exception as error:  # of the disk or of Matplotlib; the verdict does not depend on it
+    except Exception as error:  # from the disk or Matplotlib; the verdict does not depend on it
         reason = f"{type(error).__name__}: {error}"
         console.print(f"No picture: {reason}", style="yellow", soft_wrap=True, markup=False)
         return

@@ -1,8 +1,8 @@
-"""A simulation on the machines of a running Ray cluster: `ray.address`.
+"""Connects a simulation to the machines of a running Ray cluster: `ray.address`.
 
-Its workers do not inherit what this process has in its environment, and may be on other machines.
-So they are given the variables they need, and every machine is asked before round 1 whether it sees
-this project, the data and the place of the results.
+The cluster's workers do not inherit this process's environment, and may be on other machines. So
+they are given the variables they need, and before round 1 every machine is asked whether it sees
+this project, the data and the directory of the results.
 """
 
 import logging
@@ -29,7 +29,7 @@ PACKAGES = ("flwr", "torch", "numpy")
 
 @dataclass(frozen=True)
 class Machine:
-    """A node of the cluster, and what Ray may give away there."""
+    """A node of the Ray cluster, with the CPUs and GPUs that Ray may assign there."""
 
     node_id: str
     address: str
@@ -39,9 +39,9 @@ class Machine:
 
 @contextmanager
 def connected(address: str, variables: dict[str, str], *, verbose: bool) -> Iterator[list[Machine]]:
-    """Join a cluster, whose workers get these variables; gives its machines.
+    """Join a cluster, whose workers get these environment variables; yield its machines.
 
-    Flower uses the connection that is there. Raises what Ray raises.
+    Flower uses the connection that exists. Raises any error that Ray raises.
     """
     import ray
 
@@ -63,7 +63,10 @@ def connected(address: str, variables: dict[str, str], *, verbose: bool) -> Iter
 
 @contextmanager
 def joined(config: Config, folder: Path) -> Iterator[list[Machine]]:
-    """Join the config's cluster for a run. folder: in the run directory, for workers' settings."""
+    """Join the config's cluster for a run.
+
+    folder: Folder in the run directory, in which the workers find Ultralytics' settings meanwhile.
+    """
     assert config.ray.address is not None
     settings = folder / "settings"
     shutil.copytree(os.environ["YOLO_CONFIG_DIR"], settings, dirs_exist_ok=True)
@@ -76,7 +79,7 @@ def joined(config: Config, folder: Path) -> Iterator[list[Machine]]:
 
 
 def inspected(config: Config) -> tuple[list[Machine], list[str]]:
-    """The machines of the config's cluster, and why a simulation cannot run there."""
+    """Return the machines of the config's cluster, and the problems that a run would have there."""
     address = str(config.ray.address)
     try:
         with connected(address, worker_variables(), verbose=False) as machines:
@@ -93,7 +96,7 @@ def inspected(config: Config) -> tuple[list[Machine], list[str]]:
 def resource_problems(
     resources: ClientResources, machines: Sequence[Machine], address: str
 ) -> list[str]:
-    """Say whether no machine can hold a client, which Flower would wait for without an end."""
+    """Return a problem if no machine can hold a client: Flower would wait for one without end."""
     gpus = 0.0 if resources.num_gpus == "auto" else resources.num_gpus
     if gpus > 1:
         return [
@@ -110,12 +113,12 @@ def resource_problems(
 
 
 def cluster_gpus(machines: Sequence[Machine]) -> float:
-    """What `num_gpus: auto` is on a cluster: a GPU for each client, where there are any."""
+    """Return the value of `num_gpus: auto` on a cluster: 1 if any machine has a GPU, else 0."""
     return float(any(machine.num_gpus >= 1 for machine in machines))
 
 
 def cpus_of_worker(machines: Sequence[Machine], num_cpus: float, num_clients: int) -> float:
-    """CPUs that Ray reserves for a worker, so that there are about as many as clients.
+    """Return the CPUs to reserve for a worker, so that Ray starts about one worker per client.
 
     Flower starts as many workers as fit, whether or not there are clients for them.
     """
@@ -125,7 +128,10 @@ def cpus_of_worker(machines: Sequence[Machine], num_cpus: float, num_clients: in
 
 
 def look(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """On a machine of the cluster: the paths that are not there, and versions of packages."""
+    """Return the paths that this machine does not have, and its versions of packages.
+
+    Runs on a machine of the cluster.
+    """
     return [path for path in paths if not Path(path).exists()], _versions()
 
 
@@ -157,7 +163,7 @@ def _machines(nodes: Sequence[dict[str, Any]]) -> list[Machine]:
 
 
 def _sight_problems(config: Config, machines: Sequence[Machine]) -> list[str]:
-    """Ask each machine that may get workers what it sees."""
+    """Ask each machine that may get workers which paths and versions it has; return problems."""
     with _marker(Path(config.save_dir).absolute()) as marker:
         paths = [str(Path(data.data).absolute()) for data in config.clients if data.data]
         paths += (
@@ -207,7 +213,7 @@ def _sight_of(machine: Machine, paths: list[str], marker: Path) -> list[str]:
 
 @contextmanager
 def _marker(save_dir: Path) -> Iterator[Path]:
-    """A file where the results will be, while the machines are asked."""
+    """Create a temporary file where the results will be, for the machines to look for."""
     folder = next(path for path in (save_dir, *save_dir.parents) if path.is_dir())
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".federated-yolo-") as file:
         yield Path(file.name)

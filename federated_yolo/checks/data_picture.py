@@ -1,4 +1,4 @@
-"""The picture of `python federated.py check`: a row for each data set through all panels."""
+"""Draws the picture of `python federated.py check`: one row per data set across all panels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from federated_yolo.common.figures import (
     save_figure,
 )
 
-PARTS = {  # of the images of a data set -> colour
+PARTS = {  # part of a data set's images -> colour
     "train": ACCENT,
     "train, no object": SHADES[1],
     "val": COLORS[1],
@@ -36,7 +36,7 @@ def draw_check(
 ) -> None:
     """Draw images, objects of each class, sizes of boxes, and seconds of a round's training.
 
-    names: classes of the federation. seconds: estimated, by client; empty if there is no estimate.
+    names: Classes of the federation. seconds: Estimated seconds by client; empty without estimate.
     """
     reports = list(reports)[:MAX_CLIENTS]
     counts = [report.objects(names) for report in reports]
@@ -76,7 +76,7 @@ def draw_check(
 
 
 def _parts(report: DataReport) -> list[int]:
-    """Images of a data set, in the order of PARTS."""
+    """Return the numbers of a data set's images, in the order of PARTS."""
     parts, damaged = [], 0
     for name in ("train", "val"):
         split = report.splits.get(name)
@@ -92,7 +92,10 @@ def _sizes(report: DataReport) -> list[int]:
 
 
 def _draw_parts(axes: Any, values: np.ndarray, colors: Mapping[str, str]) -> None:
-    """Stacked bars: (rows, parts); a part that nobody has gets no place in the legend."""
+    """Draw stacked bars; a part that no data set has is left out of the legend.
+
+    values: (rows, parts).
+    """
     left = np.zeros(len(values))
     for column, (label, color) in zip(values.T, colors.items(), strict=True):
         if column.any():

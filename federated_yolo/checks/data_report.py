@@ -1,6 +1,6 @@
-"""What each data set of a federation holds: images, classes, sizes of boxes, images that are alike.
+"""Reports on each data set of a federation: images, classes, sizes of boxes, near-duplicates.
 
-Label caches of checks/federation.py are used where they are: no label is read twice.
+It uses the label caches of checks/federation.py if they exist, so that no label is read twice.
 """
 
 import hashlib
@@ -33,30 +33,31 @@ from federated_yolo.data.scan import open_split
 from federated_yolo.storage.run_dir import SERVER
 from federated_yolo.yolo.checkpoint import LoadedBase, is_rtdetr
 
-# COCO's classes of size, by the area of the box: small and medium are below these, in pixels.
+# COCO's size classes: the area of a small and of a medium box, in pixels, is below these limits.
 SIZE_LIMITS = (32**2, 96**2)
 SIZE_NAMES = ("small", "medium", "large")
 HELD_OUT = ("val", "test")
-# Where an image of a data set can have a twin, in the order of columns.
+# Where an image of a data set can have a twin (a near-duplicate), in the order of the columns.
 RELATIONS = {
     "within_train": "train, in the same train",
     "held_out_in_train": "val, in its train",
     "train_elsewhere": "train, in others' train",
     "held_out_elsewhere": "val, in others' train",
 }
-MAX_LINES = 5  # of one kind of finding
+MAX_LINES = 5  # for one kind of finding
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split. images: paths, without links, of those that can be used.
+    """Counts of one split. images: Paths of its usable images, with links resolved.
 
-    num_background: images without an object. num_unlabelled: those of them without a label file.
-    num_elsewhere: of these again, those with one in `found_in`, and not in `searched`, where
-    Ultralytics looks. num_damaged: images that cannot be used. class_counts: (classes,) int,
-    objects of each of the data set's own classes; for a classifier, images. size_counts: (3,) int,
-    small, medium and large boxes, in pixels of the image as it is fed to the model: its longer side
-    scaled to imgsz, for RT-DETR both sides; none for a classifier.
+    num_background: Images without an object. num_unlabelled: Background images without a label
+    file. num_elsewhere: Unlabelled images whose label file is in another folder, such as
+    `found_in`, and not where Ultralytics looks, such as `searched`. num_damaged: Images that cannot
+    be used. class_counts: (classes,) int, objects of each of the data set's own classes; for a
+    classifier, images. size_counts: (3,) int, small, medium and large boxes, measured in pixels of
+    the image that the model gets: its longer side scaled to imgsz, for RT-DETR both sides; zeros
+    for a classifier.
     """
 
     images: tuple[str, ...]
@@ -72,10 +73,10 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """One data set. where: how messages name it. names: its classes by index.
+    """One data set. where: Its name in messages. names: Its classes by index.
 
-    splits: those that can be read; names and splits are empty where its data.yaml cannot.
-    says_all: whether it says of each class that it is there or not, as a classifier's does.
+    splits: Splits that can be read; names and splits are empty if its data.yaml cannot be read.
+    says_all: Whether a class that it does not list counts as absent, as for a classifier.
     """
 
     name: str
@@ -87,11 +88,11 @@ class DataReport:
 
     @property
     def objects_split(self) -> SplitReport | None:
-        """The split whose objects are shown: train, or the server's val; None if it is unread."""
+        """The split whose objects are shown: train, or the server's val; None if unread."""
         return self.splits.get("val" if self.name == SERVER else "train")
 
     def objects(self, names: Sequence[str]) -> list[int | None]:
-        """Objects of each of these classes there; None where nobody has looked for the class."""
+        """Return the number of objects of each class; None if the class is not annotated."""
         split = self.objects_split
         if split is None:
             return [None] * len(names)
@@ -102,11 +103,12 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Twins:
-    """Images that look nearly alike. unreadable: images that OpenCV cannot decode.
+    """Images that look nearly alike. unreadable: Images that OpenCV cannot decode.
 
-    num_images: that were compared. near, exact: by relation (RELATIONS) and data set, how many of
-    its images have a twin there; exact ones are the same byte for byte, and near ones too.
-    totals: by relation, each image counted once. examples: by relation, an image and its twin.
+    num_images: Number of images compared. near, exact: Number of a data set's images that have a
+    twin, by relation (RELATIONS) and data set; exact twins are equal byte for byte, and count as
+    near too. totals: Images with a twin by relation, each counted once. examples: An image and its
+    twin, by relation.
     """
 
     num_images: int
@@ -119,9 +121,9 @@ class Twins:
 
 @dataclass(frozen=True)
 class _Fed:
-    """How images are fed to the model. imgsz: pixels. squares: stretched, whatever their shape.
+    """How images are fed to the model. imgsz: Pixels. squares: Whether all become squares.
 
-    fraction: how many of them. classes: of which labels are taken; None is all.
+    fraction: Share of the images that is used. classes: Classes whose labels count; None for all.
     """
 
     imgsz: int
@@ -130,7 +132,7 @@ class _Fed:
     classes: tuple[str, ...] | None
 
     def size(self, height: int, width: int) -> tuple[float, float]:
-        """Width and height of an image in pixels, without what is padded."""
+        """Return the width and height of a scaled image in pixels, without its padding."""
         if self.squares:
             return self.imgsz, self.imgsz
         scale = self.imgsz / max(height, width)
@@ -140,11 +142,11 @@ class _Fed:
 def look_at(config: Config, base: LoadedBase | None, caches: Path) -> list[DataReport]:
     """Read the data sets of the clients and of the server, as far as they can be read.
 
-    base: says as which labels are read, and how images are fed; None is taken as detect. caches:
-    label caches, a folder for each, as `checks.check` leaves them.
+    base: Base model, which decides the task and how images are scaled; None is taken as detect.
+    caches: Label caches from `check`, one folder per data set.
     """
     task = base.task if base else "detect"
-    squares = base is not None and is_rtdetr(base.structure)  # which takes images stretched to them
+    squares = base is not None and is_rtdetr(base.structure)  # RT-DETR stretches images to squares
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     names = tuple(config.names or _names_of(config, task))
     classes = selected_classes(config.train, names)
@@ -164,7 +166,7 @@ def look_at(config: Config, base: LoadedBase | None, caches: Path) -> list[DataR
 
 
 def _names_of(config: Config, task: str) -> list[str]:
-    """The union of the clients' classes, of those that can be read."""
+    """Return the union of the classes of all clients whose data.yaml can be read."""
     names: dict[str, None] = {}
     for data in [] if config.has_sites else config.clients:
         with suppress(InputError):  # the checks have said why
@@ -192,7 +194,7 @@ def _read(
             continue
         report = _report_split(dataset, names, fed, path.parent, split)
         if split == "test" and report.num_background == len(report.images):
-            continue  # as a run does, which cannot be scored there
+            continue  # a run leaves it out too: without labels nothing can be scored
         found[split] = report
     is_classes = task == "classify"
     return DataReport(empty.name, empty.where, names, empty.not_annotated, found, is_classes)
@@ -212,9 +214,9 @@ def _report_class_split(dataset: PrivateClassDataset, num_classes: int) -> Split
 def _report_split(
     dataset: PrivateDataset, names: Sequence[str], fed: _Fed, root: Path, split: str
 ) -> SplitReport:
-    """Count what Ultralytics has read of each image: its shape, classes and boxes.
+    """Count objects and box sizes from the labels and image shapes that Ultralytics has read.
 
-    root: folder of the data.yaml.
+    root: Folder of the data.yaml.
     """
     counts, sizes = np.zeros(len(names), int), np.zeros(len(SIZE_NAMES), int)
     background = []
@@ -224,7 +226,7 @@ def _report_split(
         mask = taken[classes]
         counts += np.bincount(classes[mask], minlength=len(names))
         pixels = label["bboxes"][mask, 2:4] * fed.size(*dataset.shapes[label["im_file"]])
-        # A limit belongs to the larger size, but for the rounding of the fractions.
+        # A box exactly at a limit belongs to the larger size: fractions are rounded, so round here.
         kinds = np.digitize(pixels.prod(axis=1).round(1), SIZE_LIMITS)
         sizes += np.bincount(kinds, minlength=len(sizes))
         if not mask.any():
@@ -246,7 +248,7 @@ def _report_split(
 
 
 def _label_elsewhere(image: Path, root: Path, split: str) -> Path | None:
-    """A label of this image where people put them and Ultralytics does not look."""
+    """Return the image's label file from a usual place where Ultralytics does not look, or None."""
     here, above = image.parent, image.parent.parent
     folders = (here, here / "labels", above / "labels", above / "labels" / here.name)
     folders += (root / "labels" / split, root / split / "labels", root / "labels")
@@ -255,9 +257,9 @@ def _label_elsewhere(image: Path, root: Path, split: str) -> Path | None:
 
 
 def all_classes(config: Config, reports: Sequence[DataReport]) -> tuple[str, ...]:
-    """The federation's classes: those of the config, or all in order of appearance.
+    """Return the classes of the config, or all classes of the clients in order of appearance.
 
-    Those that train.classes leaves.
+    Only the classes that `train.classes` selects are returned.
     """
     clients = [report for report in reports if report.name != SERVER] or reports
     names = tuple(config.names or dict.fromkeys(n for report in clients for n in report.names))
@@ -267,7 +269,7 @@ def all_classes(config: Config, reports: Sequence[DataReport]) -> tuple[str, ...
 def find_twins(reports: Sequence[DataReport]) -> Twins:
     """Compare all images of all data sets with each other.
 
-    Only twins of train images count: those of two held-out images do no harm.
+    Only twins among train images count: two held-out images that are alike do no harm.
     """
     images = sorted({i for r in reports for split in r.splits.values() for i in split.images})
     index = {image: number for number, image in enumerate(images)}
@@ -279,7 +281,7 @@ def find_twins(reports: Sequence[DataReport]) -> Twins:
             mask[row, [index[image] for image in split.images]] = True
     hashes = perceptual_hashes(images)
     everything = np.ones((1, len(images)), bool)
-    # One row more: which have any twin, so that only those are read again.
+    # The last row marks the images that have any twin: only these are read again.
     near_in = near_duplicates(hashes, np.concatenate([train, everything]))
     near_in, has_any = near_in[:-1], near_in[-1]
     same_in = exact_duplicates(_contents(images, has_any), train)
@@ -296,7 +298,7 @@ def find_twins(reports: Sequence[DataReport]) -> Twins:
             strict=True,
         ):
             theirs = np.logical_or.reduce(train[places])
-            # The same file can be listed there, too.
+            # The other split can list the same file, which then is its own twin.
             itself = np.zeros_like(theirs) if relation == "within_train" else theirs
             found = mine & (itself | np.logical_or.reduce(near_in[places]))
             everywhere[relation] |= found
@@ -313,9 +315,9 @@ def find_twins(reports: Sequence[DataReport]) -> Twins:
 
 
 def _contents(paths: Sequence[str], which: np.ndarray) -> np.ndarray:
-    """A number for each file, the same for the same bytes; -1 for those not in `which`, (n,) bool.
+    """Number the files so that equal bytes have equal numbers; -1 for files that were not read.
 
-    Returns (n,) int.
+    which: (n,) bool, the files to read. Returns (n,) int.
     """
     numbers: dict[bytes, int] = {}
     contents = np.full(len(paths), -1)
@@ -327,7 +329,7 @@ def _contents(paths: Sequence[str], which: np.ndarray) -> np.ndarray:
 
 
 def pixel_problems(reports: Sequence[DataReport], unreadable: Sequence[str]) -> list[str]:
-    """A line for each image that training could not read, though its header is sound."""
+    """Return a line for each image whose header is sound but whose pixels cannot be decoded."""
     lines = [
         f"{report.where}: {name}: {image}: its pixels cannot be decoded; repair or remove the "
         "image and its label"
@@ -341,9 +343,9 @@ def pixel_problems(reports: Sequence[DataReport], unreadable: Sequence[str]) -> 
 def findings(
     reports: Sequence[DataReport], names: Sequence[str], twins: Twins, *, single_cls: bool = False
 ) -> list[str]:
-    """What is worth a look, though a run starts with it: one line each.
+    """Return one line for each oddity of the data that does not stop a run.
 
-    single_cls: all classes are one, so that nothing is to be said of each.
+    single_cls: Whether all classes are trained as one; then lines about classes are left out.
     """
     clients = [report for report in reports if report.names and report.name != SERVER]
     clients = [] if single_cls else clients

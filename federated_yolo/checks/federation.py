@@ -1,4 +1,4 @@
-"""Everything that can be checked before round 1, and what is decided once for all clients."""
+"""Checks everything that can be checked before round 1, and decides what all clients share."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,23 +41,23 @@ from federated_yolo.yolo.class_branch import Architecture
 
 @dataclass(frozen=True)
 class Federation:
-    """A config that has passed every check, with what the checks found.
+    """A config that has passed every check, with the results of the checks.
 
     Attributes:
-        config: All settings, with nothing left open.
+        config: All settings, each with its final value.
         task: Ultralytics' task, such as "detect".
         names: The classes by index; only "item" with `train.single_cls`.
-        summaries: What each client's data set holds, by name of the client.
-        server_data: What `evaluate.data` says, without a test split that has no labels; None
-            without such data.
+        summaries: Summary of each client's data set, by name of the client.
+        server_data: Content of the data.yaml of `evaluate.data`, without a test split that has no
+            labels; None if `evaluate.data` is not set.
         model: The global model before round 1, float32 on the CPU.
-        architecture: What clients build that model from.
-        caches: Label caches, a folder for each client.
-        registry: The sites that are there, if the clients are SuperNodes.
-        gpu_choice: How `num_gpus: auto` was decided, where something was tried.
-        unusable: What cannot be used now of the data of a run that is resumed.
-        class_change: What became of the base model's classes, where it has others.
-        made: What was made of the exports that the config names, by client, or "server".
+        architecture: Description from which clients build that model.
+        caches: Folder of label caches, with one folder per client.
+        registry: The sites that have joined, if the clients are SuperNodes.
+        gpu_choice: Sentence on how `num_gpus: auto` was decided; empty if nothing was tried.
+        unusable: Problems with the data of a resumed run that do not stop it.
+        class_change: Sentence on how the base model's classes were adapted; empty if they fit.
+        made: What was made of each export that the config names, by client, or "(server)".
     """
 
     config: ResolvedConfig
@@ -76,7 +76,7 @@ class Federation:
 
 
 def with_demo_data(config: Config) -> Config:
-    """Make the demo's data and put it where the config says `datasets: demo`."""
+    """Make the demo's data and put it in place of `datasets: demo`; return other configs as is."""
     if config.datasets != "demo":
         return config
     from federated_yolo.data.demo_data import make_demo_data
@@ -102,12 +102,13 @@ def checked(
     probe: MemoryProbe | None = None,
     resumed: RunDir | None = None,
 ) -> Iterator[Federation]:
-    """Check everything that can be checked before round 1, and nothing is left behind.
+    """Check everything that can be checked before round 1; delete temporary files at the end.
 
-    meet: waits for the sites, where the clients are SuperNodes; called once all else is right.
-    probe: of the memory of what clients train on; None is the GPU's.
-    resumed: of a run to go on with. Images that have gone since are no reason to stop it, as they
-    would be none while it runs: what cannot be used is told, and counts are those of its start.
+    meet: Function that waits for the sites, if the clients are SuperNodes; called after all other
+    settings have passed.
+    probe: Probe of the memory on which clients train; None for the GPU's.
+    resumed: Run directory of the run to resume. Images that are now missing do not stop it, as
+    they would not while it runs: they are reported, and image counts are those of its start.
     Raises InputError with all problems at once.
     """
     with tempfile.TemporaryDirectory(prefix="federated-yolo-check-") as folder:
@@ -121,7 +122,7 @@ def check(
     probe: MemoryProbe | None = None,
     resumed: RunDir | None = None,
 ) -> Federation:
-    """The same, with label caches in a folder of the caller's, where they stay in any case.
+    """Do the checks of `checked`, with label caches in a folder of the caller, which keeps them.
 
     Settings -> sites -> data -> label space -> resolved settings -> model -> resources.
     """
@@ -177,9 +178,9 @@ def _held_out(
 
 
 def as_at_start(summaries: Mapping[str, DataSummary], run_dir: RunDir) -> dict[str, DataSummary]:
-    """What the data sets hold, with the numbers of images that they had when the run was started.
+    """Return the summaries with the image counts that they had when the run was started.
 
-    These are the most that each counts with, whether or not the run was stopped in between.
+    These counts limit each client's weight, whether or not the run was stopped in between.
     """
     started = run_dir.images_at_start()
     return {
@@ -189,9 +190,9 @@ def as_at_start(summaries: Mapping[str, DataSummary], run_dir: RunDir) -> dict[s
 
 
 def server_data(config: ResolvedConfig, task: str, *, has_test: bool) -> dict[str, Any]:
-    """`evaluate.data` as it is now, with the federation's classes.
+    """Read `evaluate.data` as it is now, with the federation's classes.
 
-    has_test: whether its test split is of use.
+    has_test: Whether its test split is usable.
     Raises InputError for a class that the federation does not have.
     """
     data = read_data(Path(config.evaluate.data or ""), task, where="evaluate.data")

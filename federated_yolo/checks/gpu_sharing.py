@@ -1,8 +1,8 @@
-"""`num_gpus: auto`: how many clients share a GPU, measured by a trial run of one client.
+"""Decides `num_gpus: auto`: how many clients share a GPU, measured by a trial run of one client.
 
-The try trains a few batches of one client in a process of its own, before the simulation starts,
-because Flower fixes the number of its workers then. Memory of an evaluation is not tried; where the
-estimate was too good, client/device_slots.py lets fewer clients in.
+The trial trains a few batches of one client in a separate process before the simulation starts,
+because Flower fixes the number of its workers at the start. It does not measure the memory of an
+evaluation; if the estimate was too low, client/device_slots.py lets fewer clients work at once.
 """
 
 import math
@@ -29,39 +29,39 @@ from federated_yolo.yolo.class_branch import Architecture
 from federated_yolo.yolo.slice_mixin import SliceSettings
 from federated_yolo.yolo.trainer import try_batches
 
-MARGIN = 0.1  # of the free memory: batches differ in boxes, and memory falls to pieces
+MARGIN = 0.1  # share of the free memory: batches differ in boxes, and memory becomes fragmented
 NUM_BATCHES = 8
 GIB = 2**30
 
 
 class MemoryProbe(Protocol):
-    """What is known of a device's memory, in bytes. Pickled: the try is in another process."""
+    """Memory figures of one device, in bytes. Picklable: the trial runs in another process."""
 
     device: str
 
     def num_gpus(self) -> int:
-        """How many devices like this there are."""
+        """Return the number of devices of this kind."""
         ...
 
     def free(self) -> int:
-        """Of the device, whichever processes have the rest."""
+        """Return the device's free memory, whichever processes use the rest."""
         ...
 
     def allocated(self) -> int:
-        """Of this process's tensors now."""
+        """Return the memory of this process's tensors now."""
         ...
 
     def reserved(self) -> int:
-        """By this process's PyTorch now."""
+        """Return the memory that this process's PyTorch has reserved now."""
         ...
 
     def peak_reserved(self) -> int:
-        """By this process's PyTorch at its highest."""
+        """Return the most memory that this process's PyTorch has ever reserved."""
         ...
 
 
 class CudaMemory:
-    """The memory of GPU 0; where there are more, they are taken to be alike."""
+    """The memory of GPU 0; further GPUs are assumed to be like it."""
 
     device = "0"
 
@@ -70,7 +70,7 @@ class CudaMemory:
         return torch.cuda.device_count()
 
     def free(self) -> int:
-        """As the driver says; with this process's CUDA context, which the call makes."""
+        """Return what the driver reports; the call creates this process's CUDA context first."""
         return torch.cuda.mem_get_info(0)[0]
 
     def allocated(self) -> int:
@@ -88,8 +88,10 @@ class CudaMemory:
 
 @dataclass(frozen=True)
 class ClientMemory:
-    """Bytes. free: of a GPU before any client is there. peak: of a worker that trains one client,
-    its CUDA context included. kept: what a worker keeps of each client that it has trained.
+    """Memory in bytes. free: Free memory of a GPU before any client uses it.
+
+    peak: Most memory of a worker that trains one client, its CUDA context included.
+    kept: Memory that a worker keeps for each client that it has trained.
     """
 
     free: int
@@ -100,10 +102,11 @@ class ClientMemory:
 def clients_per_gpu(
     memory: ClientMemory, num_clients: int, num_gpus: int, num_workers: float
 ) -> int:
-    """How many workers share a GPU; 0 when not even one client fits.
+    """Return how many workers can share a GPU; 0 if not even one client fits.
 
-    num_clients: of the federation; more workers have no use. num_workers: as many as have CPUs.
-    Any worker may come to train every client, and keeps something of the last MAX_CLIENTS.
+    num_clients: Clients of the federation; more workers would be idle. num_workers: Workers for
+    which there are CPUs. Any worker may train every client, one after another, and keeps memory
+    for the last MAX_CLIENTS of them.
     """
     if memory.peak > memory.free:
         return 0
@@ -113,16 +116,16 @@ def clients_per_gpu(
 
 
 def as_share(num_clients: int) -> float:
-    """num_gpus with which so many clients share one; Ray counts ten-thousandths."""
+    """Return the num_gpus with which so many clients share a GPU; Ray counts ten-thousandths."""
     return math.floor(10_000 / num_clients) / 10_000
 
 
 def largest_client(
     clients: Sequence[ClientData], batch: int, summaries: Mapping[str, DataSummary]
 ) -> ClientData:
-    """The client that takes most memory: its batches are full, and have most boxes.
+    """Return the client that needs the most memory: the fullest batches, then the most boxes.
 
-    batch: images in one.
+    batch: Images in a batch.
     """
 
     def size(data: ClientData) -> tuple[int, float]:
@@ -133,7 +136,7 @@ def largest_client(
 
 
 def measure(settings: SliceSettings, probe: MemoryProbe) -> ClientMemory:
-    """Try a client in a process of its own. Raises what the try raises."""
+    """Measure the memory of one client in a separate process. Raises any error of the trial."""
     free = probe.free()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         free_after, peak_above, kept = process.submit(_try, settings, probe).result()
@@ -141,13 +144,15 @@ def measure(settings: SliceSettings, probe: MemoryProbe) -> ClientMemory:
 
 
 def _try(settings: SliceSettings, probe: MemoryProbe) -> tuple[int, int, int]:
-    """In a process of its own: the device's free memory while it has trained, how much more than
-    now PyTorch had at its peak, and what the client keeps.
+    """Train a few batches; runs in a separate process.
+
+    Returns bytes: the device's free memory after training, how much more PyTorch had reserved at
+    its peak, and the memory of the tensors that the client keeps.
     """
     trainer = try_batches(settings, NUM_BATCHES)
     above = probe.peak_reserved() - probe.reserved()
     kept = probe.allocated()
-    del trainer  # it had to live until here
+    del trainer  # it must exist until its memory has been read
     return probe.free(), above, kept
 
 
@@ -159,12 +164,12 @@ def gpu_share(
     caches: Path,
     probe: MemoryProbe,
 ) -> tuple[float, str]:
-    """The number for `num_gpus: auto`, and a sentence that says how it came about.
+    """Return the number for `num_gpus: auto`, and a sentence on how it was decided.
 
-    Where there is no GPU, or sites have machines of their own, it is 0, and nothing is tried.
+    Without a GPU, or if the clients are sites, it is 0, and nothing is tried.
 
-    architecture: of the global model. caches: label caches, one folder a client.
-    Raises InputError when a client does not fit on a GPU.
+    architecture: Architecture of the global model. caches: Label caches, one folder per client.
+    Raises InputError if a client does not fit on a GPU.
     """
     if config.has_sites or not probe.num_gpus():
         return 0.0, ""
@@ -203,7 +208,7 @@ def settings_of_try(
     caches: Path,
     device: str,
 ) -> SliceSettings:
-    """Settings of a try, in a new private folder beside the label caches, which it uses."""
+    """Return the settings of a trial that uses these label caches, in a new folder beside them."""
     private_dir = Path(tempfile.mkdtemp(prefix=".try-", dir=caches))
     (private_dir / "caches").symlink_to(caches / data.name, target_is_directory=True)
     source: dict[str, Any] = read_data(Path(data.data or ""), task, where=f"client '{data.name}'")

@@ -1,4 +1,4 @@
-"""What is decided once for all clients: batch, optimiser, image size, paths."""
+"""Decides settings once for all clients: batch, optimiser, image size, paths."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from federated_yolo.data.data_yaml import Fraction
 from federated_yolo.server.tracking import loggers_of_settings
 from federated_yolo.yolo.checkpoint import CLASSIFY_IMGSZ, LoadedBase, train_args_of_base
 
-MIN_BATCH = 2  # of one client: BatchNorm has no variance in one image's smallest features
+MIN_BATCH = 2  # for one client: BatchNorm has no variance in one image's smallest features
 
 
 def arguments_of_base(config: Config, base: LoadedBase) -> dict[str, Any]:
-    """What `yolo train` takes from the base model, of what the config does not say."""
+    """Return the train arguments that `yolo train` takes from the base model, unless configured."""
     found = train_args_of_base(base)
     if base.task == "classify":
         found.pop("single_cls", None)
@@ -26,7 +26,7 @@ def arguments_of_base(config: Config, base: LoadedBase) -> dict[str, Any]:
 
 
 def base_argument_problems(config: Config, base: LoadedBase) -> list[str]:
-    """Say which of these would be refused in a config."""
+    """Return the problems of those arguments of the base model that a config could not have."""
     return [
         f"base_model '{config.base_model}': of its own arguments, {line}; set train.{name}"
         for name, value in arguments_of_base(config, base).items()
@@ -42,13 +42,13 @@ def resolve(
     *,
     new_clients: bool,
 ) -> ResolvedConfig:
-    """Replace what is left to this machine or to the data by what it comes to.
+    """Replace each setting that depends on this machine or on the data by its value.
 
-    Paths become absolute, so that workers and a later run find them from any directory. A client
-    has a whole GPU where the config leaves that open: `with_num_gpus` says what it comes to.
+    Paths become absolute, so that workers and a later run find them from any directory.
+    `num_gpus: auto` becomes 1 here; `with_num_gpus` puts the value that is decided later.
 
-    clients: those that take part. names: class names of the federation. train: as of
-    `resolve_train`. new_clients: whether others may join.
+    clients: Clients that take part. names: Class names of the federation. train: Train arguments
+    from `resolve_train`. new_clients: Whether others may join.
     """
     is_here = config.client is not None and not config.has_sites
     gpus = config.client_resources.num_gpus
@@ -76,20 +76,20 @@ def resolve(
 def resolve_train(
     config: Config, base: LoadedBase, num_clients: int, num_images: int, num_classes: int
 ) -> dict[str, Any]:
-    """Decide once for all clients what each would decide by its own data.
+    """Decide train arguments once for all clients; by its own data, each would choose others.
 
-    `batch`: unless it is given, a round's clients share out the global batch, so that they take
-    about as many steps as one training on the pooled data. `nbs` becomes `batch` unless it is
-    given: Ultralytics' 64 would let a client with few images take one optimiser step for several
-    batches, and drop what is left at the end of a round.
-    `optimizer=auto` follows Ultralytics' rule (`BaseTrainer.build_optimizer`, 8.4), by the images
-    of all clients together. AdamW divides by the noise of its gradients, which is
-    sqrt(global_batch / batch) times that of the global batch, and averaging takes the noise out
-    again: so lr0 is multiplied by that (the square-root rule of Malladi et al. 2022, arXiv
+    `batch`: unless it is given, a round's clients divide the global batch among them, so that they
+    take about as many steps as one training on the pooled data. `nbs` becomes `batch` unless it is
+    given: with Ultralytics' 64, a client with few images would take one optimiser step for several
+    batches, and lose the gradients that are left at the end of a round.
+    `optimizer=auto` follows Ultralytics' rule (`BaseTrainer.build_optimizer`, 8.4), applied to the
+    images of all clients together. AdamW divides by the noise of its gradients, which is
+    sqrt(global_batch / batch) times that of the global batch, and averaging removes the noise
+    again: so lr0 is multiplied by that factor (the square-root rule of Malladi et al. 2022, arXiv
     2205.10287, for a batch that is spread over clients).
 
-    num_clients: of the federation. num_images: that all of them train on. num_classes: that they
-    have together; one with `single_cls`.
+    num_clients: Clients of the federation. num_images: Train images of all clients together.
+    num_classes: Classes of the federation; with `single_cls`, 1 is used instead.
     """
     resolved = {**arguments_of_base(config, base), **config.train}
     if resolved.get("single_cls"):
@@ -121,7 +121,7 @@ def resolve_train(
 def with_whole_strides(train: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Round imgsz up to whole strides, as Ultralytics' trainer does and its validator does not.
 
-    train: as of `resolve_train`. model: the one that is trained.
+    train: Train arguments from `resolve_train`. model: Model that is trained.
     """
     stride = max(int(model.stride.max()), 32)
     imgsz: Any = train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
@@ -130,7 +130,7 @@ def with_whole_strides(train: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def fraction_of(config: Config) -> Fraction:
-    """The share of the images of each split that is used."""
+    """Return the share of each split's images that is used."""
     fraction: Any = config.train.get("fraction", DEFAULT_CFG_DICT["fraction"])
     return fraction
 
@@ -144,7 +144,7 @@ def absolute(path: None) -> None: ...
 
 
 def absolute(path: str | None) -> str | None:
-    """The path from any directory; a model name that comes with Ultralytics stays."""
+    """Return the absolute path; the name of a model YAML of Ultralytics stays as it is."""
     if path is None:
         return None
     is_name = Path(path).suffix in {".yaml", ".yml"} and not Path(path).exists()

@@ -1,8 +1,8 @@
-"""About how long a round will take, and how much memory: from a few training steps that are timed.
+"""Estimates the time and memory of a round from a few training steps that are timed.
 
-They are real ones, of the client that takes most, with the run's batch, image size and threads, in
-as many processes at a time as a simulation has workers: each is slower than one alone would be.
-Nothing of them is kept.
+The steps are real: they train the client that needs the most memory, with the run's batch, image
+size and threads, in as many processes at once as a simulation has workers, because each of these
+is slower than one process alone. Their results are not kept.
 """
 
 import dataclasses
@@ -32,15 +32,15 @@ from federated_yolo.config.schema import ResolvedConfig
 from federated_yolo.yolo.slice_mixin import SliceSettings
 from federated_yolo.yolo.trainer import try_batches
 
-MAX_TOGETHER = 8  # processes that try at a time; more would hardly be slower
-NUM_STEPS = 6  # the first of which is not counted: libraries choose their kernels in it
-FORWARD = 1 / 3  # of the seconds that training takes for an image: backward costs two forwards
+MAX_TOGETHER = 8  # processes that try steps at once; with more, each would hardly be slower
+NUM_STEPS = 6  # the first does not count: libraries choose their kernels in it
+FORWARD = 1 / 3  # share of an image's training time: a backward pass costs two forward passes
 SAMPLE_S = 0.02
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Seconds of one training step; bytes that its process has at most, and of GPU memory."""
+    """Seconds of one training step; the most memory and GPU memory of its process, in bytes."""
 
     step_s: float
     memory: int
@@ -49,11 +49,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class RoundEstimate:
-    """tried: the client whose steps were timed. num_steps, seconds: of each client's training.
+    """The estimate. tried: Client whose steps were timed.
 
-    at_once: how many clients are at work at the same time. round_s: of a round without evaluation;
-    evaluation_s: of all val splits, where a round is evaluated. memory, gpu_memory: bytes of one
-    client's process; 0 without a GPU.
+    num_steps, seconds: Steps and seconds of each client's training in a round. at_once: How many
+    clients work at the same time. round_s: Seconds of a round without evaluation; evaluation_s:
+    Additional seconds of a round that is evaluated. memory, gpu_memory: Bytes of one client's
+    process; gpu_memory is 0 without a GPU.
     """
 
     tried: str
@@ -67,9 +68,9 @@ class RoundEstimate:
 
 
 def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate:
-    """Try a few steps of the largest client, and estimate. For clients of this machine.
+    """Try a few steps of the largest client, and estimate. Only for clients on this machine.
 
-    num_server_val: images on which the server evaluates. Raises InputError when a step fails.
+    num_server_val: Images on which the server evaluates. Raises InputError if a step fails.
     """
     config = federation.config
     data = largest_client(config.clients, config.train["batch"], federation.summaries)
@@ -89,10 +90,10 @@ def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate
         with ProcessPoolExecutor(num, context, _meet_at, (barrier,)) as processes:
             tries = [processes.submit(_try, settings) for _ in range(num)]
             errors = [e for e in (done.exception() for done in tries) if e is not None]
-            if errors:  # others than the first may only have missed it at the barrier
+            if errors:  # the other processes then fail too, but only because the barrier broke
                 raise min(errors, key=lambda error: isinstance(error, BrokenBarrierError))
             trials = [done.result() for done in tries]
-    except BrokenProcessPool as error:  # of no error of its own, so it is not the data's fault
+    except BrokenProcessPool as error:  # no Python error was raised: the data is not at fault
         fewer = "raise client_resources.num_cpus, so that fewer run at once, or " if num > 1 else ""
         raise InputError(
             f"a process that tried a training step, of {num} at once, was killed, most likely for "
@@ -115,7 +116,7 @@ def estimate_round(federation: Federation, num_server_val: int) -> RoundEstimate
 def estimate(
     federation: Federation, tried: str, trial: Trial, num_server_val: int
 ) -> RoundEstimate:
-    """What a round takes if each step takes as long as in the trial."""
+    """Estimate a round in which each step takes as long as in the trial."""
     config, summaries = federation.config, federation.summaries
     batch = int(config.train["batch"])
     steps, seconds, evaluation = {}, {}, {}
@@ -139,9 +140,9 @@ def estimate(
 
 
 def _together(seconds: dict[str, float], per_round: int, at_once: int) -> float:
-    """Seconds until all are done: each client takes the first place that is free.
+    """Return the seconds until all clients are done; each takes the first worker that is free.
 
-    Of a round that only some are drawn for, each counts as the mean of all.
+    If only some clients are drawn for a round, each counts with the mean time of all.
     """
     times = list(seconds.values())
     if per_round < len(times):
@@ -153,9 +154,9 @@ def _together(seconds: dict[str, float], per_round: int, at_once: int) -> float:
 
 
 def num_at_once(config: ResolvedConfig) -> int:
-    """How many clients work at the same time on this machine.
+    """Return how many clients work at the same time on this machine.
 
-    Those that share a GPU count as one: they take turns, more or less.
+    Clients that share a GPU count as one: they take turns, more or less.
     """
     resources = config.client_resources
     num = math.floor(num_cpus() / resources.num_cpus)
@@ -164,7 +165,7 @@ def num_at_once(config: ResolvedConfig) -> int:
     return max(1, min(num, len(config.clients)))
 
 
-_barrier: Any = None  # of a process that tries, shared with the others
+_barrier: Any = None  # in each process of a trial; all of them share it
 
 
 def _meet_at(barrier: Any) -> None:
@@ -173,7 +174,7 @@ def _meet_at(barrier: Any) -> None:
 
 
 def _try(settings: SliceSettings) -> Trial:
-    """In a process of its own; its steps are timed from when all processes have done one."""
+    """Time the steps in a process of the pool, after all processes have done the first step."""
     is_on_gpu = settings.device != "cpu"
     ends: list[float] = []
 
@@ -196,9 +197,9 @@ def _try(settings: SliceSettings) -> Trial:
 
 @contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """The most memory (bytes, resident) that this process has meanwhile, as the one element.
+    """Yield a list of one element: the most resident memory of this process meanwhile, in bytes.
 
-    It is sampled, since the system's own count would begin with the parent's memory.
+    It is sampled, because the system's own peak would begin with the parent's memory.
     """
     process, done = psutil.Process(), threading.Event()
     peak = [process.memory_info().rss]

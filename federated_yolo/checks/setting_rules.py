@@ -1,4 +1,4 @@
-"""What settings must not be, given the machine, the base model and the data."""
+"""Rules that settings must obey, given the machine, the base model and the data."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ MANY = 10**6
 
 
 def environment_problems() -> list[str]:
-    """Ultralytics takes these for a training over several processes, whichever set them."""
+    """Return a problem if variables are set that make Ultralytics train in several processes."""
     found = [
         f"{n}={os.environ[n]}" for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if n in os.environ
     ]
@@ -64,7 +64,7 @@ def resource_problems(resources: ClientResources) -> list[str]:
 
 
 def most_per_round(config: Config) -> int:
-    """How many clients a round can have, as far as is known before sites have come."""
+    """Return the most clients that a round can have; MANY for sites, which are not known yet."""
     return MANY if config.has_sites else config.clients_per_round
 
 
@@ -90,7 +90,7 @@ def save_dir_problems(save_dir: Path) -> list[str]:
 
 
 def classifier_problems(config: Config) -> list[str]:
-    """Settings that mean something for boxes only."""
+    """Return the problems of settings that have a meaning for boxes only."""
     problems = [
         f"datasets[{i}] '{data.name}': not_annotated: an image of one class says that it is of no "
         "other, so a classifier has nothing to leave out; remove it"
@@ -162,7 +162,7 @@ def client_class_problems(config: Config) -> list[str]:
 
 
 def absolute_client(client: str) -> str:
-    """FILE.py:CLASS from any directory, if the file is there; else as it is in the project."""
+    """Return FILE.py:CLASS with an absolute path if the file exists, else unchanged."""
     return str(Path(client).absolute()) if Path(client.rpartition(":")[0]).exists() else client
 
 
@@ -188,7 +188,7 @@ def label_space_of(
     summaries: Mapping[str, DataSummary],
     server_names: tuple[str, ...] | None,
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Class names of the federation, and what in the data sets does not fit them."""
+    """Return the class names of the federation, and the problems of data sets that differ."""
     own = {name: summary.names for name, summary in summaries.items()}
     problems: list[str] = []
     names = config.names or ()
@@ -215,7 +215,7 @@ def label_space_of(
 
 
 def unknown_class_problem(where: str, found: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Say which class of a data set, the first of them, the federation does not have."""
+    """Return a problem for the first class of a data set that the federation does not have."""
     unknown = [name for name in found if name not in names]
     return [
         f"{where}: class '{name}' is not one of the federation's [{', '.join(names)}]"
@@ -229,7 +229,7 @@ def form_problems_of(
     summaries: Mapping[str, DataSummary],
     server_summary: DataSummary | None,
 ) -> list[str]:
-    """What differs in channels and keypoints, which must be the same everywhere."""
+    """Return the differences in channels and keypoints, which must be the same everywhere."""
     found = [
         (f"datasets[{i}] '{data.name}'", summaries[data.name])
         for i, data in enumerate(clients)
@@ -237,7 +237,7 @@ def form_problems_of(
     ]
     if server_summary is not None:
         found.append(("evaluate.data", server_summary))
-    # With all before it: what the first one leaves out, others can say.
+    # Each is compared with all before it: a later one can state what the first leaves out.
     return [
         f"{where}: {problem}"
         for i, (where, summary) in enumerate(found)
@@ -261,7 +261,7 @@ def selected_class_problems(
     summaries: Mapping[str, DataSummary],
     server_summary: DataSummary | None,
 ) -> list[str]:
-    """Which data sets have nothing to be scored by, once `train.classes` has left out the rest."""
+    """Return a problem for each data set that has no label of the selected classes to score."""
     classes = selected_classes(config.train, names)
     problems = [
         f"datasets[{index}] '{data.name}': {problem}"
@@ -278,7 +278,7 @@ def selected_class_problems(
 def single_image_problems(
     config: ResolvedConfig, summaries: Mapping[str, DataSummary], model: Any
 ) -> list[str]:
-    """Say where all batches are of one image, and images too small for BatchNorm to train so."""
+    """Return problems where all batches have one image, and images are too small for BatchNorm."""
     stride = max(int(model.stride.max()), 32)
     imgsz: Any = config.train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     smallest = smallest_imgsz(imgsz, float(config.train.get("multi_scale", 0.0)), stride)
@@ -297,7 +297,7 @@ def single_image_problems(
 
 
 def precision_problems(config: ResolvedConfig) -> list[str]:
-    """Ultralytics trains in bfloat16 on GPUs alone. Sites know theirs themselves."""
+    """Return a problem if bfloat16, which needs a GPU, is set for the CPU; sites check theirs."""
     is_on_cpu = not config.has_sites and not config.client_resources.num_gpus
     if not is_on_cpu or str(config.train.get("amp")).lower() != "bf16":
         return []
@@ -308,7 +308,7 @@ def precision_problems(config: ResolvedConfig) -> list[str]:
 
 
 def privacy_problems(config: Config) -> list[str]:
-    """Say what keeps a config's privacy from holding, or from working."""
+    """Return the settings that keep a config's privacy from holding or from working."""
     privacy = config.privacy
     problems = []
     if privacy.secure_aggregation:
@@ -363,7 +363,7 @@ def _setting_problems(privacy: PrivacyConfig, num_clients: int) -> list[str]:
 
 
 def _leak_problems(config: Config) -> list[str]:
-    """What would leave a client beside the protected arrays."""
+    """Return the settings by which unprotected data would leave a client."""
     shared, problems = config.shared, []
     is_frozen = shared.batchnorm == "frozen" and shared.freeze_after == 0
     if shared.batchnorm != "local" and not is_frozen:
@@ -382,7 +382,7 @@ def _leak_problems(config: Config) -> list[str]:
 
 
 def _aggregation_problems(config: Config) -> list[str]:
-    """What would make of a client's update more than its clipped share of the mean."""
+    """Return the settings by which an update affects more than its clipped share of the mean."""
     problems = []
     if config.strategy.name not in STRATEGIES_OF_THE_MEAN:
         problems.append(

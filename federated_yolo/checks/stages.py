@@ -1,7 +1,7 @@
 """The steps of `check`, one function each; federation.py calls them in their order.
 
-A step that the next one can do without adds what is wrong to its result's `problems`, so that all
-of it is told together; the others raise InputError.
+If the next step can run without a step's result, the step adds its problems to the result's
+`problems`, so that all are reported together; the other steps raise InputError.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,17 +62,17 @@ from federated_yolo.yolo.model import (
 )
 from federated_yolo.yolo.trainer import set_up
 
-SERVER_CACHES = ".server"  # while checking, beside the clients' folders; no client's name
+SERVER_CACHES = ".server"  # folder beside the clients' folders; no client can have this name
 
 Meet = Callable[[Config, str], ClientRegistry]
 
 
 @dataclass(frozen=True)
 class CheckedSettings:
-    """What the settings and the base model say before any data is read.
+    """Results of checking the settings and the base model, before any data is read.
 
-    base: None where it cannot be used. weights: of the model whose weights training starts from.
-    machines: of the Ray cluster, if there is one. problems: all that is wrong so far.
+    base: Base model; None if it cannot be used. weights: Model whose weights training starts from.
+    machines: Machines of the Ray cluster, if one is used. problems: All problems so far.
     """
 
     base: LoadedBase | None
@@ -82,12 +82,12 @@ class CheckedSettings:
 
     @property
     def task(self) -> str:
-        """As which labels are read; a base model that cannot say is taken as detect."""
+        """The task for which labels are read; detect if the base model cannot be used."""
         return self.base.task if self.base else "detect"
 
     @property
     def base_from_anywhere(self) -> LoadedBase:
-        """The base model, named so that it is found from any directory; there are no problems."""
+        """The base model with an absolute name; use it only if there are no problems."""
         assert self.base is not None
         return replace(self.base, name=absolute(self.base.name))
 
@@ -119,7 +119,7 @@ def check_settings(config: Config) -> CheckedSettings:
 def _load_weights(
     config: Config,
 ) -> tuple[LoadedBase | None, torch.nn.Module | None, list[str]]:
-    """The base model and the weights that training starts from, as far as they can be read."""
+    """Load the base model and the weights that training starts from; return problems if not."""
     problems: list[str] = []
     base = weights = None
     try:
@@ -137,9 +137,9 @@ def _load_weights(
 def meet_sites(
     config: Config, settings: CheckedSettings, meet: Meet | None
 ) -> ClientRegistry | None:
-    """Wait for the clients that are SuperNodes; None for those whose data is on this machine.
+    """Wait for clients that are SuperNodes; return None if the clients are on this machine.
 
-    Raises InputError with all problems so far: sites are asked only once all else is right.
+    Raises InputError with all problems so far: sites are asked only after all else has passed.
     """
     if not config.has_sites:
         return None
@@ -155,11 +155,11 @@ def meet_sites(
 
 @dataclass(frozen=True)
 class CheckedData:
-    """What the data sets hold.
+    """Summaries of the data sets, and their problems.
 
-    clients: those that take part. summaries: by client, of those that could be read. server: of
-    `evaluate.data`. problems: what is wrong with them. unusable: what is, but does not stop a run
-    that is resumed.
+    clients: Clients that take part. summaries: Summaries by client, for data that could be read.
+    server: Summary of `evaluate.data`. problems: Problems that stop the run. unusable: Problems
+    that do not stop a resumed run.
     """
 
     clients: Sequence[ClientData]
@@ -177,9 +177,9 @@ def check_data(
     *,
     is_resumed: bool,
 ) -> CheckedData:
-    """Read all images' headers and labels of this machine; sites have done so themselves.
+    """Read the image headers and labels on this machine; sites have read theirs themselves.
 
-    task: as which labels are read. caches: label caches, a folder for each data set.
+    task: Task for which labels are read. caches: Label caches, one folder per data set.
     """
     config = prepared.config
     problems: list[str] = []
@@ -225,7 +225,7 @@ def check_data(
 def check_label_space(
     config: Config, settings: CheckedSettings, data: CheckedData, *, is_resumed: bool
 ) -> tuple[str, ...]:
-    """Class names of the federation. Raises InputError with all problems of settings and data."""
+    """Return the federation's class names. Raises InputError with all problems found so far."""
     server_names = data.server.names if data.server else None
     names, problems = label_space_of(config, data.clients, data.summaries, server_names)
     problems = [
@@ -245,9 +245,9 @@ def check_label_space(
 def scored(
     data: CheckedData, classes: Sequence[str] | None
 ) -> tuple[dict[str, DataSummary], DataSummary | None]:
-    """What clients and server hold, without test splits that have no label of these classes.
+    """Return the summaries without those test splits that have no label of these classes.
 
-    classes: as of `selected_classes`.
+    classes: Classes from `selected_classes`.
     """
     summaries = {n: without_unlabelled_test(s, classes) for n, s in data.summaries.items()}
     return summaries, data.server and without_unlabelled_test(data.server, classes)
@@ -255,9 +255,9 @@ def scored(
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """The global model before round 1, and what clients build it from.
+    """The global model before round 1, and the architecture from which clients build it.
 
-    names: classes by index; one, "item", with single_cls. class_change: as of `Federation`.
+    names: Classes by index; only "item" with single_cls. class_change: The same as in `Federation`.
     """
 
     model: Any
@@ -274,9 +274,10 @@ def check_model(
     train: Mapping[str, Any],
     form: Mapping[str, Any],
 ) -> CheckedModel:
-    """Build the global model, and see whether it can be federated. Raises InputError.
+    """Build the global model, and check that it can be federated. Raises InputError if not.
 
-    weights: as of `weights_of`. train: as of `resolve_train`. form: as of `model_data`.
+    weights: Model from `weights_of`. train: Train arguments from `resolve_train`. form: Data
+    description from `model_data`.
     """
     where = f"base_model '{base.name}'"
     try:
@@ -311,9 +312,9 @@ def check_training(
     summaries: Mapping[str, DataSummary],
     caches: Path | None,
 ) -> None:
-    """Check what the model cannot be trained with. Raises InputError.
+    """Check that the model can be trained with these settings. Raises InputError if not.
 
-    caches: label caches, with which a training is set up on this machine; None is not to.
+    caches: Label caches, with which a training is set up on this machine; None to skip that.
     """
     problems = single_image_problems(config, summaries, built.model)
     problems += freeze_problems(built.model, config.train.get("freeze"))
@@ -326,11 +327,11 @@ def check_training(
 def _try_set_up(config: ResolvedConfig, built: CheckedModel, caches: Path) -> None:
     """Let Ultralytics set up the first client's training and read a batch, on the CPU.
 
-    Of many train arguments it only says then that they are not usable. Raises InputError.
+    Ultralytics refuses many unusable train arguments only at this point. Raises InputError.
     """
     data = config.clients[0]
     settings = settings_of_try(config, built.task, built.architecture, data, caches, "cpu")
-    # Neither is a matter of the arguments alone, and one takes long.
+    # Both depend on more than the arguments (the device, free memory), and one takes long.
     settings = replace(settings, train={**config.train, "amp": False, "cache": False})
     try:
         set_up(settings)
@@ -349,9 +350,9 @@ def decide_num_gpus(
     caches: Path,
     probe: MemoryProbe,
 ) -> tuple[float, str]:
-    """What `num_gpus: auto` comes to, and how it was decided, where something was tried.
+    """Return the value of `num_gpus: auto`, and how it was decided if something was tried.
 
-    machines: of the config's Ray cluster. Raises InputError where a client fits on no GPU.
+    machines: Machines of the config's Ray cluster. Raises InputError if a client fits on no GPU.
     """
     if config.ray.address is not None:
         return cluster_gpus(machines), ""

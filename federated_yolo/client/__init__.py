@@ -1,5 +1,5 @@
 """The ClientApp and `YoloClient(NumPyClient)`: one client's work on one data set.
 
-It may import common to protocol, never aggregation or server.
+It may import the rooms from common to protocol, never aggregation or server.
 Start at yolo_client.py, which users subclass; app.py carries messages to it.
 """

@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 
 
 def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Answer a message by a handler of its request, or with the reason when that raises.
+    """Wrap a handler: reply with its result, or with the reason if it raises an exception.
 
-    The traceback is kept in the client's folder.
+    The traceback is written to error.txt in the client's folder, except for AbortedError.
     """
 
     @wraps(handler)
@@ -66,19 +66,19 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
                 with attempt(request.workspace.private_dir, message_id, limit_s) as number:
                     try:
                         return handler(request), number
-                    except LackingArraysError:  # the server sends all of them
+                    except LackingArraysError:  # the server then sends all arrays
                         lacks = ConfigRecord({LACKS_ARRAYS: True})
                         return request.reply(RecordDict({"client": lacks})), number
 
-            # Waiting for room is not part of the client's time, so it is outside of the attempt.
+            # The attempt's time limit must not include the wait for a slot, so it starts inside.
             (reply, number), shortage = with_slot(_device_slots(request), work, held_clients.clear)
             identity: Any = reply.content.setdefault("client", ConfigRecord())
             notes = [str(note) for note in (identity.get("note"), shortage) if note]
             note = "; ".join(_for_others(notes, context))
             identity.update({"name": request.workspace.name, "attempt": number, "note": note})
             return reply
-        # Whatever it is, the server must be told; also of what a hook or a library raises to end
-        # the process, which would be that of all clients in turn.
+        # Whatever it is, the server must learn of it. A hook or a library may also raise an
+        # exception that ends the process, but other clients work in the same process later.
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             if folder is not None and not isinstance(error, AbortedError):
                 _keep_traceback(folder)
@@ -96,7 +96,7 @@ def _keep_traceback(folder: Path) -> None:
 
 
 def _error_reply(error: BaseException, message: Message, context: Context) -> Message:
-    """Tell the server why; a site says it in full in its own log, and keeps paths to itself."""
+    """Return the reason as a reply; a site logs it in full, and sends it without its paths."""
     if isinstance(error, InputError):
         problems = error.problems
     elif isinstance(error, LostWorkerError | AbortedError):
@@ -112,7 +112,7 @@ def _error_reply(error: BaseException, message: Message, context: Context) -> Me
 
 
 def _for_others(texts: list[str], context: Context) -> list[str]:
-    """What may be told of these; a site's paths are its own."""
+    """Return these texts as others may read them: a site's paths are removed."""
     if not texts or not is_site(context.node_config):
         return texts
     known = paths_at(context.node_config)
@@ -121,11 +121,11 @@ def _for_others(texts: list[str], context: Context) -> list[str]:
 
 @app.query("hello")
 def introduce(message: Message, context: Context) -> Message:
-    """Say who this is and what the data set holds; the first message that a node gets."""
+    """Answer the first message to a node: who it is and, at a site, what its data set holds."""
     try:
         theirs = Hello.from_json(str(message.content.config_records["config"]["hello"]))
         text = _introduction(theirs, context).to_json()
-    except Exception as error:  # whatever it is, the server must be told
+    except Exception as error:  # whatever it is, the server must learn of it
         return _error_reply(error, message, context)
     return Message(RecordDict({"introduction": ConfigRecord({"json": text})}), reply_to=message)
 
@@ -177,7 +177,7 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
 
 @app.query("refused")
 def refused(message: Message, context: Context) -> Message:
-    """Show at the site why the server does not take it."""
+    """Log at the site why the server refused it."""
     reason = in_one_line(str(message.content.config_records["config"]["reason"]))
     log.error("refused by the server: %s", reason)
     return Message(RecordDict(), reply_to=message)
@@ -186,7 +186,7 @@ def refused(message: Message, context: Context) -> Message:
 @app.query()
 @_answers
 def query(request: Request) -> Message:
-    """Check that the model is the server's, and take what the base model has for private arrays."""
+    """Check that this client builds the server's model; save the start of its private arrays."""
     instructions, workspace = request.instructions, request.workspace
     client_class(instructions.client)
     data = read_data(workspace.data, instructions.task, where=f"client '{workspace.name}'")
@@ -205,7 +205,7 @@ def query(request: Request) -> Message:
 
 @dataclass(frozen=True)
 class _ToldModel:
-    """What a client builds its model from; equal to another where both texts are."""
+    """What a client builds its model from; two are equal if both their texts are (a cache key)."""
 
     instructions_json: str
     form_json: str
@@ -213,9 +213,9 @@ class _ToldModel:
     form: Mapping[str, Any] = field(compare=False)
 
 
-@lru_cache(maxsize=1)  # clients of a simulation are alike
+@lru_cache(maxsize=1)  # usually the same for all clients of a simulation
 def _digest_here(told: _ToldModel) -> str:
-    """Digest of the layout of the model that this machine builds."""
+    """Return the digest of the layout of the model that this machine builds."""
     instructions = told.instructions
     names = dict(enumerate(instructions.names))
     data = {**told.form, "names": names, "nc": len(names)}
@@ -238,7 +238,7 @@ def train(request: Request) -> Message:
     )
     received = dict(zip(client.names, arrays, strict=True))
     trained = dict(zip(client.names, parameters, strict=True))
-    if instructions.privacy.mode == "local":  # what is encoded is private already
+    if instructions.privacy.mode == "local":  # noise is added before encoding
         trained = privatised(
             trained, received, client.moved_names, instructions.privacy, noise_source()
         )
@@ -250,7 +250,7 @@ def train(request: Request) -> Message:
         if residual:
             residuals.save(round_number, residual)
         record["encoded"] = to_record(delta)
-    else:  # what has not changed, such as frozen layers, need not travel
+    else:  # arrays that have not changed, such as frozen layers, are not sent
         changed = changed_names(trained, received)
         about[UNCHANGED] = [name for name in client.names if name not in set(changed)]
         record["arrays"] = to_record(select(trained, changed))
@@ -258,9 +258,9 @@ def train(request: Request) -> Message:
 
 
 def _lost_state(client: YoloClient, request: Request, last: int) -> str:
-    """What to tell of a client whose folder has lost what it kept; last: as in `missing_state`.
+    """Return a note if the client's folder has lost its saved state, else an empty text.
 
-    Raises ValueError where it has lost a part of its own model.
+    last: As in `missing_state`. Raises ValueError if private arrays are lost with the state.
     """
     trained, folder = request.assignment.trained, client.settings.private_dir
     if trained:
@@ -306,7 +306,7 @@ def evaluate(request: Request) -> Message:
 @app.evaluate("whole")
 @_answers
 def evaluate_whole(request: Request) -> Message:
-    """Evaluate a whole model that may be another client's."""
+    """Evaluate a whole model, which may be another client's."""
     client = client_for(request)
     return _score_message(client.evaluate_whole(request.arrays("arrays")), request)
 
@@ -314,7 +314,7 @@ def evaluate_whole(request: Request) -> Message:
 @app.query("local")
 @_answers
 def local(request: Request) -> Message:
-    """Give the client's best local model away, if the federation's config allows it."""
+    """Send the client's best local model, if the federation's config and the site allow it."""
     client = client_for(request)
     _refuse_without_consent(request)
     return request.reply(RecordDict({"arrays": to_record(client.local_model())}))
@@ -323,7 +323,7 @@ def local(request: Request) -> Message:
 @app.query("personal")
 @_answers
 def personal(request: Request) -> Message:
-    """Give the client's own model away, as `local`."""
+    """Send the client's own model, under the same conditions as `local`."""
     client, arrays = _unpack(request)
     _lost_state(client, request, request.round_number)
     _refuse_without_consent(request)
@@ -344,7 +344,7 @@ def _refuse_without_consent(request: Request) -> None:
 @app.query("pictures")
 @_answers
 def pictures(request: Request) -> Message:
-    """Draw predictions of the models sent on images that others may see."""
+    """Draw the received models' predictions on images that others may see."""
     client = client_for(request)
     titles = list(request.message.content.array_records)
     picture = client.draw({title: request.arrays(title) for title in titles})
@@ -354,13 +354,13 @@ def pictures(request: Request) -> Message:
 @app.query("finish")
 @_answers
 def finish(request: Request) -> Message:
-    """The run has ended."""
+    """Call the client's `finish` hook: the run has ended."""
     client_for(request).finish()
     return request.reply(RecordDict())
 
 
 def _device_slots(request: Request) -> DeviceSlots:
-    """The slots of the device, which a site has for itself."""
+    """Return the slots of the client's device; a site has the device to itself."""
     instructions, workspace = request.instructions, request.workspace
     folder = workspace.private_dir if workspace.is_site else workspace.private_dir.parent
     num_slots = 1 if workspace.is_site else min(instructions.num_clients, MAX_ON_DEVICE)
@@ -376,7 +376,7 @@ def _score_message(score: tuple[float, int, dict[str, Any]], request: Request) -
 
 
 def _unpack(request: Request) -> tuple[YoloClient, list[np.ndarray]]:
-    """The client and the arrays sent to it, in the order of its names, found by name."""
+    """Return the client and the arrays sent to it, matched by name, in the order of its names."""
     client = client_for(request)
     if "encoded" in request.message.content.array_records:
         held = HeldArrays(client.settings.private_dir)

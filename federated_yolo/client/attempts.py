@@ -1,7 +1,8 @@
-"""One client's work on one message, in a worker that may be killed or hang at any moment.
+"""One client's attempts at one message, in a worker that may be killed or hang at any moment.
 
-Ray starts a worker again that died, and gives it the message again. The client's folder remembers
-the attempt, so that the second one knows of the first, and a third reports instead of trying.
+Ray restarts a worker that died, and gives it the same message again. A file in the client's folder
+records the attempt, so that the second one knows of the first, and a third one reports the failure
+instead of trying again.
 """
 
 import faulthandler
@@ -19,14 +20,14 @@ from federated_yolo.protocol.records import MAX_ATTEMPTS
 
 LOCK_TIMEOUT_S = 60.0
 
-TRACE = "attempt.json"  # there while a client works
-STACK = "stack.txt"  # there while a client works with a time limit; filled when time is up
-HANG = "hang.txt"  # the stack of the last time that this happened
+TRACE = "attempt.json"  # exists while a client works
+STACK = "stack.txt"  # exists while a client works with a time limit; filled when the time is up
+HANG = "hang.txt"  # the stack of the last work that ran out of time
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """message: id of what is worked on. number: of the attempt, from 1."""
+    """Contents of TRACE. message: Id of the message. number: Number of the attempt, from 1."""
 
     message: str
     number: int
@@ -34,12 +35,12 @@ class _Trace:
 
 @contextmanager
 def attempt(folder: Path, message: str, timeout_s: float | None) -> Iterator[int]:
-    """Work on a message alone; gives the number of this attempt, from 1.
+    """Lock the client's folder for the work on a message; yield this attempt's number, from 1.
 
-    folder: the client's, where the lock keeps out a worker that an earlier run has left behind.
-    timeout_s: seconds after which the process ends itself, whatever it does; None is no limit.
-    Raises LostWorkerError when earlier attempts took too long or died MAX_ATTEMPTS times, and
-    TimeoutError when another process is still working for this client.
+    folder: The client's folder; its lock keeps out a worker that an earlier run has left behind.
+    timeout_s: Seconds after which the process ends itself, whatever it does; None for no limit.
+    Raises LostWorkerError if the last attempt took too long or MAX_ATTEMPTS attempts died, and
+    TimeoutError if another process is still working for this client.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -62,7 +63,7 @@ def _number_of_attempt(folder: Path, message: str, timeout_s: float | None) -> i
         before = _Trace(**json.loads((folder / TRACE).read_text()))
     except FileNotFoundError:
         return 1
-    if before.message != message:  # of a run that was stopped
+    if before.message != message:  # left by a run that was stopped
         return 1
     stack, hang = folder / STACK, folder / HANG
     if stack.exists() and stack.stat().st_size:
@@ -83,12 +84,12 @@ def _number_of_attempt(folder: Path, message: str, timeout_s: float | None) -> i
 
 @contextmanager
 def _time_limit(path: Path, timeout_s: float | None) -> Iterator[None]:
-    """End the process after so many seconds, with its stack in this file."""
+    """End the process after `timeout_s` seconds, and write its stack to `path`."""
     if timeout_s is None:
         yield
         return
     with path.open("w") as file:
-        # A thread of C, which a hang in native code that holds Python's lock cannot stop.
+        # It runs in a C thread, so it works even if native code hangs while holding the GIL.
         faulthandler.dump_traceback_later(timeout_s, exit=True, file=file)
         try:
             yield

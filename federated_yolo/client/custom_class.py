@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @lru_cache
 def client_class(name: str) -> type[YoloClient]:
-    """The class that does the clients' work.
+    """Return the class that does the clients' work.
 
-    name: of a subclass of YoloClient, as FILE.py:CLASS, relative to the project's folder, which
-    travels to SuperNodes; empty for YoloClient. Raises InputError when it cannot be had.
+    name: A subclass of YoloClient as FILE.py:CLASS, relative to the project's folder, which is
+    sent to SuperNodes; empty for YoloClient itself. Raises InputError if it cannot be loaded.
     """
     if not name:
         return YoloClient
@@ -43,7 +43,7 @@ def client_class(name: str) -> type[YoloClient]:
 
 
 def _check_hooks(found: type[YoloClient], path: Path) -> None:
-    """Raise InputError for a hook that cannot be called as it will be."""
+    """Raise InputError if a hook cannot take the arguments that it will be called with."""
     for hook in ("prepare", "train", "evaluate", "finish"):
         expected = inspect.signature(getattr(YoloClient, hook))
         try:
@@ -63,6 +63,6 @@ def _module_of(path: Path) -> Any:
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # it may do anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise InputError(f"client: {path}: {reason_of(error)}; correct it") from error
     return module

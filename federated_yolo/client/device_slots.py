@@ -1,8 +1,8 @@
-"""How many clients work on a device at once, and what happens when its memory is short.
+"""Limits how many clients work on a device at once, and lowers the limit if memory runs out.
 
-The workers of a simulation are fixed when it starts. So when a client runs out of memory, fewer of
-them are let in at once from then on, and it does its work again with the device to itself. Slots
-of a device are file locks, which the system releases however a worker ends.
+The number of workers of a simulation is fixed when it starts. So if a client runs out of memory,
+fewer clients may use the device at once from then on, and that client repeats its work alone on the
+device. The slots of a device are file locks, which the system releases however a worker ends.
 """
 
 import gc
@@ -30,9 +30,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class DeviceSlots:
-    """The slots of one device. folder: the same for all workers. run_id: of the simulation.
+    """The slots of one device.
 
-    num_slots: as many as clients could ever be there at once.
+    folder: Folder of the lock files, the same for all workers. run_id: Id of the run; a limit that
+    another run left behind does not count. num_slots: Most clients that could ever work at once.
     """
 
     folder: Path
@@ -41,7 +42,7 @@ class DeviceSlots:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Wait for a slot, and have it."""
+        """Wait for a slot, and hold it."""
         while True:
             for lock in self._locks()[: self.limit()]:
                 if not _taken(lock):
@@ -54,15 +55,15 @@ class DeviceSlots:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait for all slots, and have them."""
+        """Wait for all slots, and hold them."""
         with ExitStack() as taken:
-            # Everyone takes them in this order: two that wait for all cannot stop each other.
+            # All workers take them in this order, so two that wait for all slots cannot deadlock.
             for lock in self._locks():
                 taken.enter_context(lock)
             yield
 
     def limit(self) -> int:
-        """How many are let in at once."""
+        """Return how many clients may work at once."""
         try:
             run_id, limit = json.loads((self.folder / "limit.json").read_text())
         except FileNotFoundError:
@@ -70,7 +71,7 @@ class DeviceSlots:
         return limit if run_id == self.run_id else self.num_slots
 
     def lower_limit(self) -> int:
-        """Let in fewer than have been there with the caller, who has left; gives how many."""
+        """Lower the limit to the number of clients still at work without the caller; return it."""
         with FileLock(self.folder / "limit.lock"):
             num_others = 0
             for lock in self._locks():
@@ -89,7 +90,7 @@ class DeviceSlots:
 
 
 def _taken(lock: FileLock) -> bool:
-    """Whether another has the lock; if not, the caller has it now."""
+    """Whether another worker holds the lock; if not, the caller holds it now."""
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -98,7 +99,7 @@ def _taken(lock: FileLock) -> bool:
 
 
 def device_name(device: str) -> str:
-    """A name for this process's device ("cpu" or "0") that no other device has."""
+    """Return a name for this process's device ("cpu" or "0") that no other device has."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     where = "cpu" if device == "cpu" else f"gpu-{visible}"
     return f"{socket.gethostname()}-{where}".replace("/", "_")
@@ -107,20 +108,20 @@ def device_name(device: str) -> str:
 def with_slot(
     slots: DeviceSlots, work: Callable[[], Result], forget: Callable[[], None]
 ) -> tuple[Result, str]:
-    """Do the work beside others, and again alone if memory is short; gives its result and a note.
+    """Do the work beside other clients, and again alone if memory runs out.
 
-    work: starts from what is on disk, so that it can be done again. forget: let go of what this
-    process keeps from one call to the next. note: says what happened, if anything did.
-    Raises MemoryError when the work does not fit even alone.
+    work: Work that starts from what is on disk, so that it can be repeated. forget: Function that
+    drops what this process keeps from one call to the next. Returns the result of the work and a
+    note, empty if memory sufficed. Raises MemoryError if the work does not fit even alone.
     """
     try:
         with slots.one():
             result = work()
-            # Once memory has been short, nothing is kept any more from one call to the next.
+            # After memory has run out once, nothing is kept from one call to the next.
             _leave_memory(forget if slots.limit() < slots.num_slots else None)
             return result, ""
     except OUT_OF_MEMORY as error:
-        # Leave the block before anything else: the traceback holds on to what takes the memory.
+        # Leave this block first: the traceback keeps the objects alive that fill the memory.
         reason = reason_of(error)
     limit = slots.lower_limit()
     with slots.alone():
@@ -140,7 +141,7 @@ def with_slot(
 
 
 def _leave_memory(forget: Callable[[], None] | None) -> None:
-    """Leave the device's memory to others; PyTorch would keep what its last peak took."""
+    """Release the device's unused memory; PyTorch would keep as much as its last peak took."""
     if forget is not None:
         forget()
         gc.collect()

@@ -1,8 +1,7 @@
-"""What a client remembers of its rounds, in Flower's `Context.state`, which lives from message to
-message in a simulation and at a SuperNode.
+"""The numbers of a client's rounds so far, kept in Flower's `Context.state`.
 
-A `MetricRecord` for each kind of work holds a list for each number, one entry a round, NaN where a
-round has none.
+The state lives from message to message, in a simulation and at a SuperNode. A `MetricRecord` for
+each kind of work holds a list for each name, with an entry per round: NaN if the round has none.
 """
 
 import math
@@ -10,11 +9,11 @@ from collections.abc import Mapping
 
 from flwr.app import MetricRecord, RecordDict
 
-SUFFIX = "-history"  # of the record's name in the state
+SUFFIX = "-history"  # end of the record's name in the state
 
 
 def remember(state: RecordDict, kind: str, round_number: int, row: Mapping[str, float]) -> None:
-    """Append the numbers of a round, or put them in place of those of an earlier try at it."""
+    """Append the numbers of a round; entries of this round and later, from a retry, are dropped."""
     before = recall(state, kind)
     rounds = before.pop("round", [])
     kept = [i for i, number in enumerate(rounds) if number < round_number]
@@ -29,6 +28,6 @@ def remember(state: RecordDict, kind: str, round_number: int, row: Mapping[str, 
 
 
 def recall(state: RecordDict, kind: str) -> dict[str, list[float]]:
-    """The numbers of all rounds by name, and "round", their numbers; empty before the first."""
+    """Return a list for each name, and "round" with the rounds' numbers; empty at the start."""
     record = state.metric_records.get(f"{kind}{SUFFIX}", {})
     return {name: list(values) for name, values in record.items() if isinstance(values, list)}

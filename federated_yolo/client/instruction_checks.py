@@ -1,8 +1,8 @@
-"""What a site is told by a server, checked before anything is done about it.
+"""A site's checks of the server's instructions, made before the site acts on them.
 
-The code at a site is what the site has reviewed; what it is told comes with each message, from
-whoever runs the server now. It is taken as the server takes a user's config, and what this
-project's own server would never say is refused.
+A site has reviewed the code that it runs, but the instructions come with each message, from whoever
+runs the server now. They are checked as the server checks a user's config, and anything that this
+project's own server would never send is refused.
 """
 
 import math
@@ -25,17 +25,17 @@ from federated_yolo.yolo.checkpoint import TASKS, TEXT_HEADS
 if TYPE_CHECKING:
     from federated_yolo.protocol.instructions import Instructions
 
-MAX_BYTES = 8 << 20  # of the instructions as JSON
+MAX_BYTES = 8 << 20  # size of the instructions as JSON
 MAX_CLASSES = 100_000
-MAX_CLIENTS = 1_000_000  # of a federation; an index makes a seed, which has 32 bits
+MAX_CLIENTS = 1_000_000  # in a federation; a client's index is part of its seed, which has 32 bits
 MAX_NAME = 1000  # characters of a class name
 MAX_TIMEOUT_S = 366 * 86400
-SPLITS = ("val", "test")  # that may be scored; the train split is for training
+SPLITS = ("val", "test")  # splits that may be scored; the train split is for training
 MAX_PICTURES = 4  # the server sends two models to draw with
 MAX_LINE, MAX_LINES = 500, 5
-# Of a model YAML: far beyond all that Ultralytics has, so that building it cannot take for ever.
+# Limits of a model YAML: far above all of Ultralytics' own; building one must not take for ever.
 MAX_LAYERS, MAX_REPEATS, MAX_NUMBER, MAX_TEXT, MAX_DEPTH = 1000, 100, 1_000_000, 4096, 8
-MAX_WEIGHTS = 100_000_000  # of one array of a class branch; those of 1000 classes have 10^7
+MAX_WEIGHTS = 100_000_000  # in one array of a class branch; with 1000 classes it has 10^7
 ACTIVATION = re.compile(r"(?:torch\.)?nn\.\w+\([\w\s=.,+-]*\)")
 
 
@@ -46,9 +46,10 @@ def refuse_unsound(
     kind: str,
     root: Path,
 ) -> None:
-    """Raise UnsoundInstructionsError, a line each, for what no server of this project tells a site.
+    """Raise UnsoundInstructionsError for what no server of this project sends, a line for each.
 
-    config: of the message. kind: its type, such as "train". root: folder of the reviewed bundle.
+    config: The message's "config" record. kind: The message's type, such as "train". root: Folder
+    of the reviewed bundle.
     """
     problems = [
         *instruction_problems(instructions, root),
@@ -64,7 +65,7 @@ def refuse_unsound(
 
 
 def instruction_problems(told: "Instructions", root: Path) -> Iterator[str]:
-    """Say what a site does not take of the instructions."""
+    """Yield a line for each instruction that a site refuses."""
     for name in ("run_id", "start_id"):
         if not CLIENT_NAME.fullmatch(getattr(told, name)):
             found = getattr(told, name)
@@ -98,12 +99,12 @@ def instruction_problems(told: "Instructions", root: Path) -> Iterator[str]:
 
 
 def client_problems(name: str, root: Path) -> Iterator[str]:
-    """Say why `client` names no class of the bundle in this folder; empty is YoloClient."""
+    """Yield a line if the class's file is not in the folder `root`; an empty name is YoloClient."""
     file = Path(name.rpartition(":")[0])
     try:
         found = (root / file).resolve()
         is_inside = not file.is_absolute() and found.is_relative_to(root.resolve())
-    except (OSError, ValueError, RuntimeError):  # what no path can be
+    except (OSError, ValueError, RuntimeError):  # not a possible path
         is_inside = False
     if name and not is_inside:
         yield f"client: found {name!r}, expected FILE.py:CLASS of the bundle that was reviewed"
@@ -131,11 +132,11 @@ def _message_problems(
 
 
 def model_yaml_problems(structure: Mapping[str, Any]) -> Iterator[str]:
-    """Say why a site does not build a model from this: it would run or fetch something, or is none.
+    """Yield why a site refuses to build a model: it could run code or download, or is malformed.
 
-    Ultralytics takes a layer by its name from all that its module knows, and evaluates what it
-    finds; some of it reads files, or downloads weights.
-    structure: what a model YAML holds.
+    Ultralytics looks up a layer by its name among all names of its module, and calls or evaluates
+    what it finds; some of that reads files, or downloads weights.
+    structure: Contents of a model YAML.
     """
     where = "architecture.yaml"
     if wrong := next(_no_plain_value(structure, 0), None):
@@ -159,9 +160,9 @@ def model_yaml_problems(structure: Mapping[str, Any]) -> Iterator[str]:
 
 
 def class_branch_problems(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Say why a site does not build these class branches, whose form building them checks.
+    """Yield a line if these class branches are too large; building them checks all else.
 
-    shapes: as of `Architecture`.
+    shapes: As in `Architecture.class_branch`.
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
     if len(sizes) > MAX_LAYERS or not all(0 < size <= MAX_WEIGHTS for size in sizes):
@@ -185,7 +186,7 @@ def _layer_problem(layer: Any) -> str | None:
 
 
 def _is_layer(name: str) -> bool:
-    """Whether Ultralytics takes this for a layer; whole models and heads of texts are none."""
+    """Whether Ultralytics has a layer of this name; whole models and text heads do not count."""
     if re.fullmatch(r"torchvision\.ops\.[A-Z]\w*", name):
         return True
     if name.startswith("nn."):
@@ -195,20 +196,20 @@ def _is_layer(name: str) -> bool:
 
 
 def _torchvision_problem(arguments: list[Any]) -> str | None:
-    """Why a backbone of TorchVision would be fetched; arguments: channels, name, weights, ..."""
+    """Return why a TorchVision backbone is refused. arguments: Channels, name, weights, ..."""
     ensure_torchvision_nms()
     import torchvision
 
     if len(arguments) < 3 or arguments[2] is not None:
         return "a backbone of TorchVision would download its weights; expected null for them"
-    # Others have a backbone of their own, with weights of its own.
+    # Models of other kinds contain a backbone, which has weights of its own.
     if arguments[1] not in torchvision.models.list_models(module=torchvision.models):
         return f"found {arguments[1]!r}, expected a classifier of TorchVision"
     return None
 
 
 def _no_plain_value(value: Any, depth: int) -> Iterator[str]:
-    """Say where something is no number, short text or list of them, or nested too deeply."""
+    """Yield what a plain value must not be: a huge number, a long text, or nested too deeply."""
     if depth > MAX_DEPTH:
         yield "nested too deeply"
     elif isinstance(value, Mapping):
@@ -221,5 +222,5 @@ def _no_plain_value(value: Any, depth: int) -> Iterator[str]:
     elif isinstance(value, str):
         if len(value) > MAX_TEXT:
             yield f"a text of {len(value)} characters, expected at most {MAX_TEXT}"
-    elif isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # as NaN is
+    elif isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # nor is NaN
         yield f"found {value}, expected numbers up to {MAX_NUMBER}"

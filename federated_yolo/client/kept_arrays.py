@@ -12,16 +12,17 @@ from federated_yolo.yolo.slice_state import KEPT_STATES, saved_states, state_pat
 
 
 class HeldArrays:
-    """The global arrays that a client received last; a file in its private folder."""
+    """The global arrays that a client received last, in a file in its private folder."""
 
     def __init__(self, private_dir: Path) -> None:
         self.path = private_dir / "global.npz"
 
     def receive(self, delta: Arrays, expected: str, encoding: Encoding) -> Arrays:
-        """The arrays with this checksum: those held, or what the delta makes of them.
+        """Return the arrays with the `expected` checksum: the held ones, or rebuilt by the delta.
 
-        delta: empty when nothing has changed. Raises LackingArraysError when they cannot be
-        made of what is held, and ValueError when a whole model is not what it should be.
+        delta: Changes to the held arrays, or a whole model; empty if nothing has changed. Raises
+        LackingArraysError if the held arrays do not lead to that checksum, and ValueError if a
+        whole model does not have it.
         """
         held = self._load(encoding.layout)
         if held is not None and checksum(held) == expected:
@@ -49,19 +50,19 @@ class HeldArrays:
 
 
 class Residuals:
-    """What a client's updates have left out, after its last rounds; files beside its states."""
+    """What the codec left out of a client's updates in its last rounds; files beside its states."""
 
     def __init__(self, private_dir: Path, num_kept: int) -> None:
         self.folder = private_dir / "state"
         self.num_kept = num_kept
 
     def before(self, round_number: int) -> Arrays:
-        """As the client's last round before this one left it; empty before the first."""
+        """Return the residual after the client's last round before this one; empty if none."""
         last = max((r for r in self.rounds() if r < round_number), default=None)
         return {} if last is None else load_arrays(self.path(last))[0]
 
     def save(self, round_number: int, residual: Arrays) -> None:
-        """Keep it for the rounds that follow."""
+        """Write the residual of a round; keep the last `num_kept` up to it, delete the others."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_arrays(self.path(round_number), residual, RoundMeta(round_number, (), "", ""))
         rounds = self.rounds()
@@ -70,20 +71,20 @@ class Residuals:
             self.path(other).unlink(missing_ok=True)
 
     def rounds(self) -> list[int]:
-        """Rounds of which there is one."""
+        """Rounds whose residual is on disk."""
         paths = self.folder.glob("residual*.npz")
         return [int(p.stem.removeprefix("residual")) for p in paths]
 
     def path(self, round_number: int) -> Path:
-        """Where that of a round is."""
+        """Return the path of a round's residual."""
         return self.folder / f"residual{round_number}.npz"
 
 
 def missing_state(folder: Path, instructions: Instructions, trained: int, last: int) -> Path | None:
-    """A file without which a client cannot go on as if nothing had happened.
+    """Return a missing file without which a client cannot continue exactly, or None.
 
-    folder: its private one. trained: the last round in which it has trained, at least 1. last: the
-    round that it goes on from; states of later ones are of work that is done again.
+    folder: The client's private folder. trained: The last round that it has trained, at least 1.
+    last: The round that it continues from; later states belong to work that will be repeated.
     """
     kept = {state_path(folder, trained): saved_states(folder)}
     if instructions.codec.name != "none":

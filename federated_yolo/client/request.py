@@ -1,4 +1,4 @@
-"""A message as the handlers get it: what it tells is parsed and checked once, before any work."""
+"""A message as the handlers get it: parsed and checked once, before any work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +21,11 @@ from federated_yolo.protocol.records import from_record
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a client works: a folder and a data set of this machine.
+    """Where a client works: a folder and a data set on this machine.
 
-    is_site: it has a SuperNode of its own. index: tells its seed from the others'. gives_models:
-    whether its own model may be sent to others.
+    is_site: Whether the client is a site, not in a simulation. index: Its index in the federation,
+    which makes its seed differ from the others'. gives_models: Whether its own model may be sent
+    to others.
     """
 
     is_site: bool
@@ -41,10 +42,10 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Request:
-    """What a server asks of a client with one message, which its site has found to be sound.
+    """One message of the server to a client, parsed; at a site it has passed the checks.
 
-    instructions_json: as they came; the same for all clients of a run. config: what else the
-    message tells, by the keys of its "config" record. state: Flower's `Context.state`.
+    instructions_json: The instructions as received, the same for all clients of a run. config: The
+    message's "config" record. state: Flower's `Context.state`.
     """
 
     message: Message
@@ -57,23 +58,22 @@ class Request:
 
     @property
     def round_number(self) -> int:
-        """The round that the message is of. Raises KeyError for one that is of none."""
+        """The message's round. Raises KeyError if it belongs to no round."""
         return int(self.config["server-round"])
 
     def arrays(self, name: str) -> Arrays:
-        """The named arrays of a record of the message."""
+        """Return the named arrays of a record of the message."""
         return from_record(self.message.content.array_records[name])
 
     def reply(self, content: RecordDict) -> Message:
-        """The answer with this content."""
+        """Return the reply with this content."""
         return Message(content, reply_to=self.message)
 
 
 def read_request(message: Message, context: Context) -> Request:
-    """Parse a message, and check at a site that it tells nothing that the site must not do.
+    """Parse a message; at a site, check that it asks for nothing that the site must refuse.
 
-    Raises UnsoundInstructionsError where it does, and InputError for a site that says wrongly what
-    it has.
+    Raises UnsoundInstructionsError if it does, and InputError if the site's node config is invalid.
     """
     config = dict(message.content.config_records["config"])
     text = str(config["instructions"])
@@ -90,7 +90,7 @@ def read_request(message: Message, context: Context) -> Request:
 
 
 def _refuse_large(num_bytes: int, num_models: int) -> None:
-    """Raise UnsoundInstructionsError for more than this project's server would send."""
+    """Raise UnsoundInstructionsError if a message is larger than this project's server sends."""
     if num_bytes > MAX_BYTES:
         raise UnsoundInstructionsError(
             f"told by the server: {num_bytes} bytes of instructions; refused"
@@ -102,9 +102,9 @@ def _refuse_large(num_bytes: int, num_models: int) -> None:
 def _workspace_of(
     instructions: Instructions, assignment: ClientAssignment, site: Site | None
 ) -> Workspace:
-    """Where a message is to be worked on.
+    """Return the workspace for a message.
 
-    site: goes by its own settings, whatever data a message names; None for a simulation.
+    site: Settings that count at a site, whatever data a message names; None in a simulation.
     """
     if site is None:
         return Workspace(
@@ -134,7 +134,7 @@ def _workspace_of(
 
 
 def site_folder(site: Site, run_id: str) -> Path:
-    """Where a site keeps its files of a run. Raises ValueError for a name that is none."""
+    """Return a site's folder for a run. Raises ValueError if `run_id` is not a valid name."""
     if not CLIENT_NAME.fullmatch(run_id):
         raise ValueError(f"found run {run_id!r}, expected letters, digits, '.', '_' and '-'")
     return site.folder / run_id

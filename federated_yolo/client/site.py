@@ -1,4 +1,6 @@
-"""What a site says about itself: the node config of its SuperNode. It never leaves the site.
+"""A site's own settings: the node config of its SuperNode.
+
+Only the name, not-annotated and show-images are sent to the server; the paths never are.
 
 flower-supernode ... --node-config 'data="/srv/site/data.yaml" name="north"'
 """
@@ -13,18 +15,19 @@ from federated_yolo.config.schema import CLIENT_NAME
 from federated_yolo.data.exports.convert import Options, prepare
 
 DEFAULT_FOLDER = "~/.federated-yolo"
-MAX_THREADS = 1024  # with very many PyTorch ends in a segmentation fault
+MAX_THREADS = 1024  # with very many threads PyTorch ends in a segmentation fault
 
 
 @dataclass(frozen=True)
 class Site:
     """A SuperNode's own settings.
 
-    name: of the client. data: its data.yaml, or a classifier's folder. not_annotated: of its
-    classes. show_images: how many images of its val split may be seen by others. share_model:
-    whether its own model may be sent to others, if the federation's config asks for that. folder:
-    where it keeps its files, one folder for each run. num_threads: of PyTorch on the CPU, None for
-    all. val_fraction: Share of the train images that becomes the val split of data without one.
+    name: Name of the client. data: Path of its data.yaml, of a
+    classifier's folder or of an export. folder: Folder for its files, with a subfolder for each run. not_annotated: Classes in its data that it
+    does not annotate. show_images: Number of images of its val split that others may see.
+    share_model: Whether its own model may be sent to others, if the federation's config asks for
+    it. num_threads: Threads of PyTorch on the CPU; None for all.
+    val_fraction: Share of the train images that becomes the val split of data without one.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Site:
     val_fraction: float | None = None
 
 
-# Keys of a node config -> type and what is expected.
+# Keys of a node config -> type, and what is expected in words.
 KEYS: dict[str, tuple[type, str]] = {
     "data": (str, "the path of a data.yaml, a classifier's folder or an export"),
     "name": (str, "a name"),
@@ -51,12 +54,12 @@ KEYS: dict[str, tuple[type, str]] = {
 
 
 def is_site(node_config: Mapping[str, Any]) -> bool:
-    """Whether this is a SuperNode with data of its own, and not a node of a simulation."""
+    """Whether this node config belongs to a site, and not to a node of a simulation."""
     return "data" in node_config or "partition-id" not in node_config
 
 
 def read_site(node_config: Mapping[str, Any]) -> Site:
-    """The site of a node config. Raises InputError with every problem."""
+    """Return the site of a node config. Raises InputError, with a line for each problem."""
     problems = []
     for key, value in node_config.items():
         if key in ("partition-id", "num-partitions"):
@@ -121,7 +124,7 @@ def prepared_data(site: Site, task: str) -> Path:
 def _read_path(value: Any, key: str) -> Path:
     try:
         path = Path(str(value)).expanduser().absolute()
-        path.resolve()  # raises for what no path can be
+        path.resolve()  # raises if it is not a possible path
     except (OSError, ValueError, RuntimeError) as error:  # too long; a null; no such user's home
         raise InputError(
             f"node-config: {key}: is no path ({type(error).__name__}); expected {KEYS[key][1]}"

@@ -1,4 +1,4 @@
-"""The clients that this process holds."""
+"""The clients that this process keeps in memory."""
 
 import gc
 from collections import OrderedDict
@@ -13,23 +13,23 @@ from federated_yolo.data.label_space import in_label_space
 from federated_yolo.data.summary import form_of, form_problems
 from federated_yolo.yolo.slice_mixin import SliceSettings
 
-MAX_CLIENTS = 4  # held by a worker: each has a model, an optimiser and its data set
-SEED_STEP = 1000  # between two clients' seeds; Ultralytics itself adds small numbers
+MAX_CLIENTS = 4  # kept by a worker; each has a model, an optimiser and its data set
+SEED_STEP = 1000  # difference between two clients' seeds; Ultralytics itself adds small numbers
 
 
-# The YoloClients of this process, by start and name, the last used at the end. They live from round
-# to round, which then need no set-up; beyond MAX_CLIENTS the one unused for longest goes, and is
-# made again from its saved state.
+# The YoloClients of this process, by (start id, name), the last used at the end. They live from
+# round to round, so that rounds need no set-up; beyond MAX_CLIENTS the one unused for longest is
+# dropped, and later made again from its saved state.
 held_clients: OrderedDict[tuple[str, str], YoloClient] = OrderedDict()
 
 
 def client_for(request: Request) -> YoloClient:
-    """The YoloClient that this request is for, made where this process does not hold it."""
+    """Return the YoloClient for this request; make it if this process does not have it."""
     instructions, workspace = request.instructions, request.workspace
     key = (instructions.start_id, workspace.name)
     data = _data_of(request)
     if key in held_clients and held_clients[key].source != data:
-        del held_clients[key]  # it goes on from its saved state, with the data of now
+        del held_clients[key]  # it continues from its saved state, with the present data
         gc.collect()
     if key not in held_clients:
         settings = SliceSettings(
@@ -48,7 +48,7 @@ def client_for(request: Request) -> YoloClient:
         )
         while len(held_clients) >= MAX_CLIENTS:
             held_clients.popitem(last=False)
-            gc.collect()  # trainers are in cycles, whose tensors Python does not see as large
+            gc.collect()  # trainers are in reference cycles, and their tensors seem small to Python
         kind = client_class(instructions.client)
         client = kind(workspace.name, settings, show_images=workspace.show_images)
         client.keeps_models = workspace.is_site
@@ -63,10 +63,10 @@ def client_for(request: Request) -> YoloClient:
 
 
 def _data_of(request: Request) -> dict[str, Any]:
-    """The client's data as its data.yaml says now, with the federation's classes.
+    """Return the client's data by its present data.yaml, in the federation's label space.
 
-    Raises InputError where it has other classes than the server knows of, by which updates are
-    averaged, or another form. Their order may be another: labels are renumbered by name.
+    Raises InputError if its classes or its form differ from what the server knows: updates are
+    averaged by those classes. Their order may differ, since labels are renumbered by name.
     """
     workspace, assignment = request.workspace, request.assignment
     where = f"client '{workspace.name}'"

@@ -1,7 +1,7 @@
-"""The client: `YoloClient(NumPyClient)` does the work, the ClientApp carries messages to it.
+"""The client: `YoloClient(NumPyClient)` does the work, the ClientApp passes messages to it.
 
 Subclass `YoloClient` to change what a client does (its hooks are `prepare`, `train`, `evaluate` and
-`finish`), and name the class in the config as `client: FILE.py:CLASS`. The handlers below it only
+`finish`), and name the class in the config as `client: FILE.py:CLASS`. The handlers in app.py only
 unpack named arrays from a message, call it, and pack the reply.
 """
 
@@ -29,58 +29,59 @@ from federated_yolo.yolo.model import build_model, load_into, moved_names, share
 from federated_yolo.yolo.slice_mixin import SliceSettings
 from federated_yolo.yolo.trainer import SliceResult, SliceTrainer
 
-LOCAL_BEST = "local_best"  # .pt and .json, in a client's private folder
+LOCAL_BEST = "local_best"  # stem of a .pt and a .json in a client's private folder
 
 
 # unstable: flwr.client.NumPyClient
 class YoloClient(NumPyClient):
     """Trains and evaluates a YOLO model on one data set, slice by slice.
 
-    Holds the trainer and the evaluator, so that data sets, loaders and optimiser live through the
-    run. Lists of arrays are in the order of `names`; shapes and dtypes of arrays are those of the
+    It keeps the trainer and the evaluator, so that data sets, loaders and optimiser live from round
+    to round. Lists of arrays are in the order of `names`; shapes and dtypes are the same as in the
     model's `state_dict`: float32, and int64 for counters of BatchNorm.
 
-    A subclass may override these and nothing else; each has something of use to call by `super()`:
+    A subclass may override these methods and no others; each can call its original by `super()`:
 
-        prepare()    when it has been made: in each process that works for this client, and again
-                     when it had to give way to others, or its data.yaml has changed
-        train()      the epochs of a round; again if memory was short
-        evaluate()   the score of the global model, or of this client's own
-        finish()     after the run; again when a finished run is resumed
+        prepare()    called after creation: in each process that works for this client, and again
+                     if it had to make room for other clients, or its data.yaml has changed
+        train()      trains the epochs of a round; called again if memory ran out
+        evaluate()   scores the global model, or this client's own
+        finish()     called after the run; again if a finished run is resumed
 
     Raise AbortedError in any of them to leave this client out of the round.
 
     Attributes:
         name: The client's name in the federation.
-        settings: What it trains by; `settings.private_dir` is its folder.
-        state: Flower's `Context.state`, for whatever should live from round to round; `history` is
-            in it. A run that is resumed begins with an empty one.
-        notes: What the server is told with the next reply beside its numbers, for clients.csv.
+        settings: Settings of its training; `settings.private_dir` is its folder.
+        state: Flower's `Context.state`, for values that should live from round to round; it also
+            holds `history`. A resumed run begins with an empty state.
+        notes: Texts for the server, sent with the next reply and written to clients.csv.
     """
 
     def __init__(self, name: str, settings: SliceSettings, *, show_images: int = 0) -> None:
         self.name = name
         self.settings = settings
         self.show_images = show_images
-        self.keeps_models = False  # also those that are not its own
+        self.keeps_models = False  # also if all arrays are shared; true at a site
         self.trainer = SliceTrainer(settings)
         self.data = read_data_yaml(settings.data, where=f"client '{name}'")
         self.state = RecordDict()
         self.notes: list[str] = []
-        self.source: dict[str, Any] = {}  # the data as it was read when this object was made
+        self.source: dict[str, Any] = {}  # the data as read when this object was created
 
     def prepare(self) -> None:
-        """Get ready; called when this object has been made, which may happen more than once.
+        """Get ready; called when this object has been created, which may happen more than once.
 
-        A process holds a few clients and makes the others anew when it needs them, so that what
-        should live on belongs into `state`.
+        A process keeps a few clients and creates the others again when it needs them, so values
+        that should survive belong in `state`.
         """
 
     def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
         """Train the epochs of this round, starting from these global arrays.
 
-        A subclass may change the result, or call this with other arrays. It has to call it, or
-        raise AbortedError: what the next round needs (optimiser, private arrays) is kept here.
+        A subclass may change the result, or call this method with other arrays. It must call it or
+        raise AbortedError, because this method saves the optimiser and the private arrays, which
+        the next round needs.
 
         Args:
             round_number: 1 for the first round.
@@ -91,13 +92,13 @@ class YoloClient(NumPyClient):
             The trained arrays, with losses and counts.
 
         Raises:
-            AbortedError: When `abort` was called meanwhile.
+            AbortedError: If `abort` was called meanwhile.
         """
         proximal_mu = float(config.get("proximal-mu", 0.0))
         return self.trainer.train(round_number, arrays, proximal_mu)
 
     def finish(self) -> None:
-        """Clean up; called after the last round, in any one process."""
+        """Clean up; called after the last round, in one of the client's processes."""
 
     def abort(self, reason: str) -> None:
         """Leave this client out of the round that it is training, after the present batch.
@@ -105,36 +106,36 @@ class YoloClient(NumPyClient):
         It may be called from a callback (`add_callback`), another thread or a signal handler.
 
         Args:
-            reason: The server is told it, and asks this client again in the next round.
+            reason: Text for the server, which asks this client again in the next round.
         """
         self.trainer.abort(reason)
 
     def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
-        """Have a function called at an event of the training; for `prepare`.
+        """Register a function for an event of the training; call this in `prepare`.
 
         Args:
-            event: Such as "on_train_batch_end". Ultralytics' own page lists the events; those of
-                validation and saving do not occur in a client.
-            function: It is given Ultralytics' trainer.
+            event: Name of the event, such as "on_train_batch_end". Ultralytics' documentation lists
+                the events; validation and saving events do not occur in a client.
+            function: Function that is called with Ultralytics' trainer.
         """
         self.trainer.add_callback(event, function)
 
     def history(self, kind: str) -> dict[str, list[float]]:
-        """Numbers of all rounds so far that this client took part in, oldest first.
+        """Return the numbers of all rounds so far that this client took part in, oldest first.
 
         Args:
             kind: "train" (losses, seconds, ...) or "evaluate" (metrics on the val split,
                 "fitness").
 
         Returns:
-            A list for each name, with NaN where a round has no such number, and "round", the
+            A list for each name, with NaN if a round has no such number, and "round" with the
             rounds' numbers.
         """
         return recall(self.state, kind)
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        """The model to evaluate with, on the CPU; not the one in training."""
+        """The model for evaluation, on the CPU; the trainer has its own."""
         s = self.settings
         return build_model(s.architecture, s.task, self.data, s.train, s.seed)
 
@@ -146,12 +147,12 @@ class YoloClient(NumPyClient):
 
     @property
     def is_personal(self) -> bool:
-        """Whether some arrays stay here, so that the model is this client's own."""
+        """Whether some arrays are private, so that the model is this client's own."""
         return len(self.names) < len(self.model.state_dict())
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the arrays in the lists below."""
+        """Names of the shared arrays, in the order of every list of arrays."""
         return shared_names(self.model, self.settings.shared)
 
     @property
@@ -161,7 +162,7 @@ class YoloClient(NumPyClient):
         return [name for name in self.names if name in moved]
 
     def get_parameters(self, config: dict[str, Any]) -> list[np.ndarray]:
-        """Arrays of the model as it would start."""
+        """Return the shared arrays of the freshly built model."""
         return list(select(to_arrays(self.model), self.names).values())
 
     def fit(
@@ -171,16 +172,16 @@ class YoloClient(NumPyClient):
 
         Args:
             parameters: The shared arrays, in the order of `names`.
-            config: "proximal-mu" is FedProx's, if there. "keep-local": score the trained model, and
-                keep the best of all rounds as local_best.pt.
+            config: "proximal-mu", if present, is FedProx's mu. "keep-local" asks to score the
+                trained model, and to keep the best of all rounds as local_best.pt.
 
         Returns:
             The trained arrays, the number of training images, and the mean losses of the slice
-            ("train/box_loss", ...) with its "num-steps" of the optimiser, "seconds", and the
-            scores asked for ("local/fitness", ...); `notes` say why there are none.
+            ("train/box_loss", ...) with "num-steps" of the optimiser, "seconds", and the requested
+            scores ("local/fitness", ...); `notes` says why if scores are missing.
 
         Raises:
-            AbortedError: When the client is left out of the round.
+            AbortedError: If the client is left out of the round.
         """
         started = time.perf_counter()
         round_number = int(config["server-round"])
@@ -201,9 +202,9 @@ class YoloClient(NumPyClient):
         if config.get("keep-local"):
             try:
                 metrics.update(self._score_local_model(round_number, result.arrays))
-            except (AbortedError, *OUT_OF_MEMORY):  # the latter is done again with more room
+            except (AbortedError, *OUT_OF_MEMORY):  # the latter repeats the work with more room
                 raise
-            except Exception as error:  # whatever it is, the training was good
+            except Exception as error:  # whatever it is, the training has succeeded
                 self.notes.append(f"its local model was not scored: {reason_of(error)}")
         return [result.arrays[name] for name in self.names], result.num_examples, metrics
 
@@ -212,17 +213,16 @@ class YoloClient(NumPyClient):
     ) -> tuple[float, int, dict[str, Any]]:
         """Evaluate these global arrays, with the client's private ones.
 
-        Where there are private arrays, the model is the client's own, and it keeps the last and
-        the best by its val split; so does a site.
+        With private arrays the model is the client's own. Such a client, and every site, keeps the
+        last model and the best one by its val split.
 
         Args:
             parameters: The shared arrays, in the order of `names`.
-            config: "server-round" is the round. "split" is "val" or "test", "val" where it is not
-                there.
+            config: "server-round" is the round. "split" is "val" (the default) or "test".
 
         Returns:
             1 - fitness (Ultralytics' validator computes no loss here), the number of images, and
-            Ultralytics' metrics, of each class too, with "fitness" and "seconds".
+            Ultralytics' metrics, overall and for each class, with "fitness" and "seconds".
         """
         started = time.perf_counter()
         round_number, split = int(config["server-round"]), str(config.get("split", "val"))
@@ -235,13 +235,13 @@ class YoloClient(NumPyClient):
         return _as_reply(result, started)
 
     def evaluate_whole(self, arrays: Arrays) -> tuple[float, int, dict[str, Any]]:
-        """Evaluate a whole model of anyone's on the val split; returns as `evaluate`."""
+        """Evaluate a whole model of any client on the val split; returns the same as `evaluate`."""
         started = time.perf_counter()
         load_into(self.model, arrays)
         return _as_reply(self.evaluator(self.model), started)
 
     def local_model(self) -> Arrays:
-        """The best model of this client straight after its own epochs. ValueError without one."""
+        """Return this client's best model after its own epochs; ValueError if none exists."""
         path = self.settings.private_dir / f"{LOCAL_BEST}.pt"
         if not path.exists():
             raise ValueError(
@@ -251,22 +251,22 @@ class YoloClient(NumPyClient):
         return to_arrays(load_checkpoint_module(str(path), where=f"client '{self.name}'"))
 
     def personal_model(self, parameters: list[np.ndarray], round_number: int) -> Arrays:
-        """These global arrays with the client's private ones: the model that is its own."""
+        """Return these global arrays with the client's private ones: its own model."""
         self._load(dict(zip(self.names, parameters, strict=True)), round_number)
         return to_arrays(self.model)
 
     def draw(self, versions: Mapping[str, Arrays]) -> bytes:
-        """A JPEG of the val images that others may see, with predictions of whole models.
+        """Return a JPEG of the val images that others may see, with predictions of whole models.
 
-        versions: their arrays by the title above the predictions. Raises ValueError when no image
-        may be seen.
+        versions: Arrays of each model, by the title above its predictions. Raises ValueError if
+        others may see no image.
         """
         if not self.show_images:
             raise ValueError(f"client '{self.name}' shows no images: its show_images is 0")
         return self.evaluator.draw(self.model, versions, self.show_images)
 
     def _load(self, shared: Arrays, round_number: int) -> None:
-        """Put these arrays, and the private ones as of this round, into `model`."""
+        """Load these arrays, and the private arrays of this round, into `model`."""
         load_into(self.model, shared, self.names)
         if self.is_personal:
             private = self.trainer.private_arrays(round_number)
@@ -283,7 +283,7 @@ class YoloClient(NumPyClient):
 def _keep_best(
     settings: SliceSettings, model: torch.nn.Module, stem: str, round_number: int, fitness: float
 ) -> None:
-    """Write STEM.pt if no round before scored higher; STEM.json records its round and score."""
+    """Write STEM.pt if no earlier round scored higher; STEM.json records its round and score."""
     folder = settings.private_dir
     record = folder / f"{stem}.json"
     best = json.loads(record.read_text()) if record.exists() else None
@@ -294,7 +294,7 @@ def _keep_best(
 
 
 def _as_reply(result: Evaluation, started: float) -> tuple[float, int, dict[str, Any]]:
-    """What `NumPyClient.evaluate` returns."""
+    """Return an evaluation in the form of `NumPyClient.evaluate`'s result."""
     seconds = time.perf_counter() - started
     metrics = {**result.metrics, **result.per_class, "fitness": result.fitness, "seconds": seconds}
     return 1.0 - result.fitness, result.num_examples, metrics

@@ -1,5 +1,5 @@
-"""What travels between server and clients: instructions, records, codecs, deltas.
+"""The messages between server and clients: instructions, records, codecs, deltas.
 
-It may import the rooms above it in this list: common to yolo.
-Start at instructions.py; delta.py and codec.py say how arrays are encoded.
+It may import common, storage, config, data and yolo.
+Start at instructions.py; delta.py and codec.py define how arrays are encoded.
 """

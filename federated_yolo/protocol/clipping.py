@@ -1,4 +1,4 @@
-"""Clipping and noise of differential privacy, on the client and on the server."""
+"""Clipping and noise for differential privacy, on the client and on the server."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from federated_yolo.config.schema import PrivacyConfig
 
 
 def noise_source() -> np.random.Generator:
-    """A generator seeded by the operating system: whoever knows the noise can take it off again."""
+    """Return a generator seeded by the operating system: noise that is known can be subtracted."""
     return np.random.default_rng()
 
 
@@ -20,10 +20,10 @@ def clipped_change(
     names: Iterable[str],
     clipping_norm: float,
 ) -> tuple[Arrays, bool]:
-    """What has changed in the arrays of these names, float64, with an L2 norm within the limit.
+    """Return the change of the named arrays, float64, scaled down to an L2 norm within the limit.
 
     All arrays together have one norm ("flat clipping", McMahan et al. 2018, arXiv 1710.06963).
-    Returns also whether the change was within the limit before.
+    Returns also whether the change was within the limit before scaling.
     """
     names = list(names)
     norm = distance(arrays, origin, names)
@@ -39,9 +39,9 @@ def privatised(
     config: PrivacyConfig,
     random: np.random.Generator,
 ) -> Arrays:
-    """A client's trained arrays as they may leave it under local privacy, of the layout of origin.
+    """Return a client's trained arrays, clipped and noisy for local privacy, in origin's layout.
 
-    names: of the arrays that training moves. The others are sent back as they came.
+    names: Names of the arrays that training changes. The others are returned as in `origin`.
     """
     assert config.clipping_norm is not None
     assert config.noise_multiplier is not None
@@ -52,7 +52,10 @@ def privatised(
 
 
 def noise_of_mean(config: PrivacyConfig, num_clients: int) -> float:
-    """Standard deviation of the noise on each number of the mean of so many updates, in round 1."""
+    """Return the noise's standard deviation on each number of a mean of updates, in round 1.
+
+    num_clients: Number of updates in the mean.
+    """
     assert config.clipping_norm is not None
     assert config.noise_multiplier is not None
     shares = math.sqrt(num_clients) if config.mode == "local" else num_clients

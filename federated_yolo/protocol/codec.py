@@ -1,7 +1,7 @@
-"""Arrays as few bytes: exactly (`pack`), or approximately as a difference (`encode`). NumPy, zlib.
+"""Encode arrays in few bytes: exactly (`pack`), or a difference approximately (`encode`).
 
-Nothing in the bytes says how long anything is or what it is called: the reader knows from the
-layout, and refuses with a ValueError whatever does not fit it exactly.
+It uses NumPy and zlib. The bytes contain no names or lengths: the reader takes these from the
+layout, and raises ValueError for bytes that do not fit it exactly.
 """
 
 import zlib
@@ -14,29 +14,29 @@ from federated_yolo.common.arrays import Arrays, Layout
 from federated_yolo.config.schema import CodecConfig
 
 STEPS = 127  # from zero to the largest int8
-# What topk takes off each step count but zero: of the values that are rounded to one, more are
-# shorter than longer. 0.1 leaves out least of a BCCD round's change (5.7 %, and 6.0 % without). It
-# also brings each value that is sent nearer to what arrives, even one of half a step, so that error
-# feedback comes to an end.
+# topk subtracts this from the size of each step count but zero: of the values that round to the
+# same count, more are smaller than larger. 0.1 leaves out the least of a BCCD round's change
+# (5.7 %; 6.0 % without it). It also makes the residual of each value that is sent smaller than the
+# value, even for half a step (0.5 arrives as 0.9), so that error feedback ends.
 OVERSHOOT = 0.1
-MAX_SCALE = float(np.finfo(np.float32).max) / 128  # times any int8, it is still finite
+MAX_SCALE = float(np.finfo(np.float32).max) / 128  # its product with any int8 is finite
 MAX_HALF = float(np.finfo(np.float16).max)
 
 
 def pack(arrays: Arrays) -> bytes:
-    """Exactly these arrays, deflated.
+    """Encode arrays exactly, deflated.
 
-    Bytes of equal weight come together: exponents are alike, and a model that was in half precision
-    has nothing but zeros in the lower halves.
+    Bytes of the same significance are grouped: exponents are alike, and a model that was in half
+    precision has only zeros in the lower bytes.
     """
     return _deflate(b"".join(_shuffled(group) for group in _by_dtype(arrays)))
 
 
 def unpack(data: bytes, layout: Layout) -> Arrays:
-    """The arrays of `pack`, which had this layout."""
+    """Return the arrays that `pack` encoded; they had this layout."""
     sizes = {name: _size(shape) for name, shape, _ in layout.entries}
     dtypes = {name: np.dtype(dtype) for name, _, dtype in layout.entries}
-    body = _inflate(data, sum(sizes[name] * dtypes[name].itemsize for name in sizes), exact=True)
+    body = _inflate(data, sum(sizes[name] * dtypes[name].itemsize for name in sizes))
     found: Arrays = {}
     for dtype in _ordered(dtypes.values()):
         names = [name for name in dtypes if dtypes[name] == dtype]
@@ -47,12 +47,12 @@ def unpack(data: bytes, layout: Layout) -> Arrays:
 
 
 def encode(difference: Arrays, codec: CodecConfig) -> bytes:
-    """A difference of float32 arrays, finite, in the few bytes of a codec other than none."""
+    """Encode a difference (finite float32 arrays) with a codec other than none."""
     return _deflate(_CODECS[codec.name].encode(difference, codec))
 
 
 def decode(data: bytes, layout: Layout, codec: CodecConfig) -> Arrays:
-    """What an `encode` of arrays of this layout comes to: float32, finite, anywhere the same."""
+    """Decode what `encode` returned for arrays of this layout: finite float32, equal anywhere."""
     sizes = {name: _size(shape) for name, shape, _ in layout.entries}
     values = _CODECS[codec.name].decode(data, list(sizes.values()))
     found = _split(values, list(sizes), sizes)
@@ -60,9 +60,10 @@ def decode(data: bytes, layout: Layout, codec: CodecConfig) -> Arrays:
 
 
 def halved(arrays: Arrays, names: Iterable[str]) -> Arrays:
-    """The arrays, with those of these names rounded to what float16 holds, if it holds all of them.
+    """Return the arrays with the named ones rounded to float16 precision, dtypes unchanged.
 
-    Ultralytics' checkpoints are in float16; so only a freshly built model's weights change.
+    An array with a value beyond float16's range is not rounded. Ultralytics' checkpoints are in
+    float16, so only the weights of a freshly built model change.
     """
     small = {name for name in names if name in arrays and _holds(arrays[name])}
     return {
@@ -77,8 +78,11 @@ def _holds(array: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class _Codec:
-    """encode: to bytes that are still to be deflated. decode: of the deflated bytes, given the
-    sizes of the arrays, to all values in a row."""
+    """Both directions of one codec.
+
+    encode: Returns bytes that are not deflated yet. decode: Takes deflated bytes and the sizes of
+    the arrays; returns all values in a row.
+    """
 
     encode: Callable[[Arrays, CodecConfig], bytes]
     decode: Callable[[bytes, list[int]], np.ndarray]
@@ -90,7 +94,7 @@ def _encode_float16(difference: Arrays, _: CodecConfig) -> bytes:
 
 
 def _decode_float16(data: bytes, sizes: list[int]) -> np.ndarray:
-    values = _unshuffled(_inflate(data, 2 * sum(sizes), exact=True), np.dtype(np.float16))
+    values = _unshuffled(_inflate(data, 2 * sum(sizes)), np.dtype(np.float16))
     if not np.isfinite(values).all():
         raise ValueError("the encoded difference holds values that are NaN or infinite")
     return values.astype(np.float32)
@@ -101,10 +105,10 @@ def _encode_int8(difference: Arrays, _: CodecConfig) -> bytes:
 
 
 def _encode_topk(difference: Arrays, codec: CodecConfig) -> bytes:
-    """Matrices in steps so long that the values that are not sent round to zero.
+    """Encode matrices in steps so long that values that are not sent round to zero.
 
-    What is sent is then known as finely as what is left out, which loses least for its bytes once
-    they are deflated (Sullivan 1996, IEEE Trans. Inf. Theory 42(5), on uniform steps).
+    Values that are sent then have the same precision as those left out, which loses the least per
+    byte after deflating (Sullivan 1996, IEEE Trans. Inf. Theory 42(5), on uniform steps).
     """
     steps = [_step(array, codec.kept) for array in difference.values()]
     return _in_steps(difference, steps, _round_half_up)
@@ -121,8 +125,8 @@ def _decode_topk(data: bytes, sizes: list[int]) -> np.ndarray:
 
 
 def _read_steps(data: bytes, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The length of a step, float32, and the number of steps, int8, of all values in a row."""
-    body = _inflate(data, 4 * len(sizes) + sum(sizes), exact=True)
+    """Return each value's step length, float32, and number of steps, int8, in a row."""
+    body = _inflate(data, 4 * len(sizes) + sum(sizes))
     scales = np.frombuffer(body, np.float32, len(sizes))
     if not ((scales >= 0) & (scales <= MAX_SCALE)).all():  # NaN is neither
         raise ValueError("the encoded difference has a scale that is negative, huge or NaN")
@@ -137,14 +141,14 @@ _CODECS = {
 
 
 def _finest(array: np.ndarray) -> float:
-    """The shortest step by which an int8 reaches all values."""
+    """Return the shortest step with which an int8 reaches all values."""
     return float(np.max(np.abs(array), initial=0.0)) / STEPS
 
 
 def _step(array: np.ndarray, fraction: float) -> float:
-    """A step of which half is the smallest magnitude that is sent; of vectors the finest.
+    """Return the step of an array: twice the smallest magnitude to send; for vectors the finest.
 
-    Weights and biases of BatchNorm are few, and each concerns a whole channel.
+    Weights and biases of BatchNorm (vectors) are few, and each affects a whole channel.
     """
     count = int(np.ceil(fraction * array.size))
     if array.ndim < 2 or not count:
@@ -154,16 +158,16 @@ def _step(array: np.ndarray, fraction: float) -> float:
 
 
 def _round_half_up(values: np.ndarray) -> np.ndarray:
-    """To the nearest whole number, halves away from zero: half a step is still sent."""
+    """Round to the nearest whole number, halves away from zero: half a step is still sent."""
     return np.trunc(values + np.copysign(np.float32(0.5), values))
 
 
 def _in_steps(
     difference: Arrays, steps: list[float], rounded: Callable[[np.ndarray], np.ndarray] = np.rint
 ) -> bytes:
-    """The step of each array, (arrays,) float32, then all values in steps, int8."""
+    """Return as bytes each array's step, (arrays,) float32, then all values in steps, int8."""
     scales = np.minimum(steps, MAX_SCALE).astype(np.float32)
-    with np.errstate(over="ignore"):  # what is beyond all numbers is the most steps, too
+    with np.errstate(over="ignore"):  # an infinite quotient is clipped to the most steps
         values = [
             np.clip(rounded(array.ravel() / scale), -STEPS, STEPS)
             if scale
@@ -174,19 +178,19 @@ def _in_steps(
 
 
 def _deflate(body: bytes) -> bytes:
-    # Runs of zeros (what is frozen) and frequent bytes are all there is to find.
+    # The data's only redundancies are runs of zeros (frozen arrays) and frequent bytes.
     compressor = zlib.compressobj(strategy=zlib.Z_RLE)
     return compressor.compress(body) + compressor.flush()
 
 
-def _inflate(data: bytes, size: int, *, exact: bool) -> bytes:
-    """Inflate to this size, or if not `exact` to this at most; more is never even made."""
+def _inflate(data: bytes, size: int) -> bytes:
+    """Inflate to exactly this many bytes; more are never made."""
     inflater = zlib.decompressobj()
     try:
         body = inflater.decompress(data, size + 1)
     except zlib.error as error:
         raise ValueError(f"the encoded arrays are damaged: {error}") from error
-    if len(body) > size or (exact and len(body) < size):
+    if len(body) != size:
         raise ValueError(f"the encoded arrays have {len(body)} bytes or more, expected {size}")
     if not inflater.eof or inflater.unused_data:
         raise ValueError("the encoded arrays are cut off, or something follows them")
@@ -194,7 +198,7 @@ def _inflate(data: bytes, size: int, *, exact: bool) -> bytes:
 
 
 def _shuffled(values: np.ndarray) -> bytes:
-    """First the lowest byte of every value, then the next."""
+    """Return the lowest byte of every value, then the next byte of every value, and so on."""
     return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
 
 

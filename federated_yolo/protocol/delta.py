@@ -1,13 +1,13 @@
-"""New arrays as what changed in old ones that both sides have, and what a client keeps for that.
+"""Encode new arrays as a delta: the changes of old arrays that both sides have.
 
-A delta is itself a few named arrays, which travel as any others:
+A delta consists of a few named arrays, which are sent like any others:
 
     changed      (arrays,) bool, in the order of the layout: which arrays are new
-    packed       (bytes,) uint8: those, exactly
+    packed       (bytes,) uint8: the new arrays, exactly
     difference   (bytes,) uint8: the change of the parameters, encoded; only with a codec
 
-What is neither in `packed` nor a parameter with a difference has stayed the same. Where all is
-changed, nothing is built upon: that is how whole models travel.
+An array that is neither in `packed` nor a parameter with a difference is unchanged. If all arrays
+are in `packed`, no old arrays are needed: whole models are sent in this way.
 """
 
 import logging
@@ -25,15 +25,15 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class LackingArraysError(Exception):
-    """A delta builds on arrays that this client does not have."""
+    """A delta needs old arrays that this client does not have."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What both sides of a transfer know beforehand.
+    """The facts about a transfer that both sides know beforehand.
 
-    layout: of the arrays that travel. parameters: names of trainable arrays, float32; their
-    differences are encoded by the codec. All else, and all of it with codec none, is exact.
+    layout: Layout of the arrays that are sent. parameters: Names of trainable arrays, float32,
+    whose differences the codec encodes. Other arrays, and with codec none all, are sent exactly.
     """
 
     layout: Layout
@@ -41,17 +41,18 @@ class Encoding:
     parameters: frozenset[str]
 
     def whole(self, arrays: Arrays) -> Arrays:
-        """A delta that builds on nothing."""
+        """Return a delta that needs no old arrays."""
         return {
             "changed": np.ones(len(arrays), bool),
             "packed": _as_array(pack(select(arrays, self.layout.names))),
         }
 
     def delta(self, new: Arrays, old: Arrays, residual: Arrays) -> tuple[Arrays, Arrays]:
-        """What leads from old to (about) new arrays, and what of the change it leaves out.
+        """Return the delta from old to (about) new arrays, and the rest of the change.
 
-        residual: left out before, and now added to the change: error feedback (Seide et al. 2014;
-        Karimireddy et al. 2019, arXiv 1901.09847), by which all of it arrives in the end.
+        residual: The rest that was left out before. It is added to the change, so that all of it
+        arrives in the end: error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv
+        1901.09847).
         """
         encoded = self.encoded
         approximate = set(encoded.names)
@@ -70,10 +71,10 @@ class Encoding:
         return delta, {name: difference[name] - arriving[name] for name in difference}
 
     def rebuilt(self, delta: Arrays, old: Arrays | None) -> Arrays:
-        """The arrays that a delta leads to, to the bit the same on any machine.
+        """Return the new arrays that a delta encodes, bit for bit the same on any machine.
 
-        Raises ValueError, or KeyError, for one that is damaged or builds on arrays that are not
-        there. Whether values make sense, `layout_problems` has to say.
+        Raises ValueError or KeyError if the delta is damaged or needs old arrays that are missing.
+        It does not check whether values make sense; `layout_problems` does.
         """
         changed = delta["changed"]
         if changed.dtype != bool or changed.shape != (len(self.layout.entries),):
@@ -93,14 +94,14 @@ class Encoding:
             if not self.encoded.entries:
                 raise ValueError("the encoded arrays have a difference, and no codec is set")
             data = _as_bytes(delta["difference"])
-            with np.errstate(over="ignore"):  # infinite sums are found as such
+            with np.errstate(over="ignore"):  # `layout_problems` finds infinite sums
                 for name, array in decode(data, self.encoded, self.codec).items():
                     result[name] = old[name] + array
         return select(result, self.layout.names)
 
     @cached_property
     def encoded(self) -> Layout:
-        """Of the parameters, whose differences the codec encodes; empty without one."""
+        """Layout of the parameters whose differences the codec encodes; empty with codec none."""
         if self.codec.name == "none":
             return Layout(())
         return Layout(tuple(entry for entry in self.layout.entries if entry[0] in self.parameters))

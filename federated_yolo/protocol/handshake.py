@@ -1,7 +1,7 @@
-"""How server and clients get to know each other: what they tell, and which clients are taken.
+"""How server and clients introduce themselves, compare versions, and assign clients to nodes.
 
-A node of a simulation only says its number; a site says what its data set holds, so that the server
-can do the checks there that it does for data on its own machine, and which package versions it has.
+A node of a simulation sends only its number. A site compares package versions with the server's,
+and sends a summary of its data set, so that the server can check it like data on its own machine.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from pydantic import TypeAdapter
 from federated_yolo.data.data_yaml import Fraction
 from federated_yolo.data.summary import DataSummary
 
-PROTOCOL = 2  # raised when messages change their meaning
+PROTOCOL = 2  # increased when the meaning of messages changes
 PACKAGES = ("flwr", "torch")
 
 
 @dataclass(frozen=True)
 class Hello:
-    """What the server says first.
+    """The server's first message to a node.
 
-    task: Ultralytics' task, by which labels are read. fraction: of the images, which are used.
+    task: Ultralytics' task, which decides how labels are read. fraction: Part of the images to use.
     """
 
     protocol: int
@@ -31,21 +31,22 @@ class Hello:
     fraction: Fraction = 1.0
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _HELLO.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "Hello":
-        """Hello from `to_json`."""
+        """Return the Hello that `to_json` wrote. Raises ValueError for anything else."""
         return _HELLO.validate_json(text)
 
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a client answers.
+    """A node's answer to Hello.
 
-    partition: of a node of a simulation, and how many there are; None at a site, which says the
-    rest. not_annotated: of its classes. show_images: how many images others may see.
+    partition: In a simulation, the node's number and the number of nodes; None for a site, which
+    fills in the rest. not_annotated: Those of its classes that it does not annotate. show_images:
+    Number of images that others may see.
     """
 
     partition: tuple[int, int] | None = None
@@ -55,12 +56,12 @@ class Introduction:
     show_images: int = 0
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _INTRODUCTION.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "Introduction":
-        """Introduction from `to_json`. Raises ValueError for anything else."""
+        """Return the Introduction that `to_json` wrote. Raises ValueError for anything else."""
         return _INTRODUCTION.validate_json(text)
 
 
@@ -69,13 +70,14 @@ _HELLO, _INTRODUCTION = TypeAdapter(Hello), TypeAdapter(Introduction)
 
 @dataclass(frozen=True)
 class ClientAssignment:
-    """A client's place in the federation, told to it in each message.
+    """A client's place in the federation; it is part of each message to that client.
 
-    index: in the config's `datasets`, by which its seed differs from the others'. trained: the last
-    round in which it has trained, 0 before the first. summary: what the server takes its data to
-    be, as it was when it was checked; not_annotated, of its classes. What else there is, is for a
-    client of a simulation, whose data the server's config names: data, its data.yaml; show_images,
-    how many images others may see; private_dir, its folder.
+    index: Position in the config's `datasets`, which makes its seed differ from the others'.
+    trained: Last round in which it has trained, 0 before the first. summary: Its data as they were
+    when the server checked them. not_annotated: Those of its classes that it does not annotate.
+
+    Only for a client of a simulation, whose data the server's config names: data: Path of its
+    data.yaml. show_images: Number of images that others may see. private_dir: Path of its folder.
     """
 
     index: int
@@ -88,12 +90,12 @@ class ClientAssignment:
     summary: DataSummary | None = None
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _ASSIGNMENT.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "ClientAssignment":
-        """ClientAssignment from `to_json`."""
+        """Return the ClientAssignment that `to_json` wrote."""
         return _ASSIGNMENT.validate_json(text)
 
 
@@ -101,19 +103,19 @@ _ASSIGNMENT = TypeAdapter(ClientAssignment)
 
 
 def hello(task: str, fraction: Fraction = 1.0) -> Hello:
-    """What this server says."""
+    """Return this server's Hello."""
     return Hello(PROTOCOL, versions(), task, fraction)
 
 
 def versions() -> dict[str, str]:
-    """Versions on which the result of training depends, without the build ("+cpu")."""
+    """Return package versions that affect the result of training, without the build ("+cpu")."""
     found: dict[str, Any] = {name: version(name) for name in PACKAGES}
     found["ultralytics"] = ultralytics.__version__  # its distribution has more than one name
     return {name: text.partition("+")[0] for name, text in found.items()}
 
 
 def version_problems(theirs: Hello) -> list[str]:
-    """Say in what the server differs from this machine."""
+    """List the differences in protocol and package versions between the server and this machine."""
     if theirs.protocol != PROTOCOL:
         return [f"the server speaks protocol {theirs.protocol}, this site {PROTOCOL}"]
     ours = versions()

@@ -1,4 +1,4 @@
-"""What the server tells every client, in each message."""
+"""The instructions that the server sends to every client in each message."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +12,17 @@ from federated_yolo.yolo.class_branch import Architecture
 
 @dataclass(frozen=True)
 class Instructions:
-    """What the server tells every client, in each message; JSON on the wire.
+    """The same instructions for every client, sent as JSON in each message.
 
-    run_id: unique for a run, and usable as the name of a folder. start_id: unique for each start of
-    its server; what processes remember is of one start, so that a resumed run goes on from disk.
-    architecture: what the global model is built from, and digest of its layout. names: class names
-    of the federation. train: resolved train arguments. num_clients: that may work on one machine.
-    device, num_threads: of a client in a simulation. round_timeout_s: for one message.
-    client: see `client_class`. cross_client: without it no client gives its local model away.
-    sends_deltas: arrays travel as deltas, see protocol/delta.py, with the differences that
-    codec encodes. privacy: clients see to its mode "local" themselves.
+    run_id: Unique for a run, and usable as a folder's name. start_id: Unique for each start of the
+    server; clients keep objects in memory for one start only, so that a resumed run continues from
+    disk. architecture: Architecture of the global model. digest: Digest of the model's layout.
+    names: Class names of the federation. train: Resolved train arguments. num_clients: Number of
+    clients that may work on one machine. device, num_threads: For a client in a simulation.
+    round_timeout_s: Time limit for one message. client: Name of a class, see `client_class`.
+    cross_client: Whether clients may send their local models. sends_deltas: Whether arrays are sent
+    as deltas, see protocol/delta.py, with differences that codec encodes. privacy: Clients apply
+    mode "local" themselves.
     """
 
     run_id: str
@@ -47,12 +48,15 @@ class Instructions:
     privacy: PrivacyConfig
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return _INSTRUCTIONS.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "Instructions":
-        """Instructions from `to_json`. Raises UnsoundInstructionsError for anything else."""
+        """Return the Instructions that `to_json` wrote.
+
+        Raises UnsoundInstructionsError for anything else.
+        """
         try:
             return _INSTRUCTIONS.validate_json(text)
         except ValidationError as error:
@@ -65,4 +69,4 @@ _INSTRUCTIONS = TypeAdapter(Instructions)
 
 
 class UnsoundInstructionsError(InputError):
-    """A server tells a site what it must not do. The lines say nothing that the server has not."""
+    """A server sent instructions that a site refuses; its text tells the server nothing new."""

@@ -1,4 +1,4 @@
-"""Names of what messages hold, and arrays as Flower's records."""
+"""Names of the entries in messages, and conversion of arrays to and from Flower's records."""
 
 import math
 from functools import lru_cache
@@ -10,30 +10,30 @@ from flwr.app import Array, ArrayRecord
 from federated_yolo.common.arrays import Arrays
 
 CLIENT_ERROR = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-MAX_ATTEMPTS = 2  # of a client at one message, whose worker may die
+MAX_ATTEMPTS = 2  # a client's attempts at one message; its worker process may die
 
 LACKS_ARRAYS, UNCHANGED = "lacks-arrays", "unchanged"  # in the "client" record of a reply
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
-    """Named arrays as a Flower record, which keeps names, shapes and dtypes."""
+    """Convert named arrays to a Flower record, which keeps names, shapes and dtypes."""
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    """Named arrays of a Flower record."""
+    """Return the named arrays of a Flower record as copies."""
     return {name: array.numpy() for name, array in record.items()}
 
 
 EXAMPLES_KEY = "num-examples"  # Flower's name for an update's weight
-LOSS_KEY = "train_loss"  # sum of an update's losses, which q-FedAvg weighs clients by
+LOSS_KEY = "train_loss"  # sum of an update's losses, by which q-FedAvg weights clients
 STEPS_KEY = "num-steps"
 
 
 def views(record: ArrayRecord) -> Arrays:
-    """The arrays of a record as read-only views of its bytes, which are not copied.
+    """Return a record's arrays as read-only views of its bytes, without a copy.
 
-    Flower's `Array.numpy` makes a copy. Raises ValueError for anything but the .npy of one array.
+    Flower's `Array.numpy` makes a copy. Raises ValueError for bytes that are not one array's .npy.
     """
     return {name: _view(name, array) for name, array in record.items()}
 
@@ -55,6 +55,6 @@ def _view(name: str, array: Array) -> np.ndarray:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-@lru_cache(maxsize=1024)  # a model's arrays have few, and parsing takes longer than adding
+@lru_cache(maxsize=1024)  # a model has few different headers, and parsing is slower than adding
 def _header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_1_0(BytesIO(header))

@@ -1,4 +1,4 @@
-"""Plotly figures as parts of a page: curves, shaded tables, bars."""
+"""Make the Plotly figures of a page: curves, shaded tables, bars."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ from federated_yolo.reporting.run_record import Row
 
 @dataclass(frozen=True)
 class Chart:
-    """A Plotly figure. label: what a reader hears who does not see it.
+    """A Plotly figure.
 
-    is_wide: takes the whole width, of at least and at most so many pixels.
+    label: Text that a screen reader reads aloud. height: Height in pixels. is_wide: Whether it
+    takes the whole width of the page, within min_width and max_width in pixels.
     """
 
     title: str
@@ -28,7 +29,7 @@ class Chart:
 
 
 def _figure(data: list[Any], height: int, **layout: Any) -> Any:
-    """A quiet figure; the page's style sheet colours its text and lines, light or dark."""
+    """Make a plain figure; the page's style sheet colours its text and lines, light or dark."""
     import plotly.graph_objects as go
 
     clear = "rgba(0,0,0,0)"
@@ -53,13 +54,13 @@ def _figure(data: list[Any], height: int, **layout: Any) -> Any:
 
 
 def _legend(**options: Any) -> Row:
-    """Layout of a figure that names its traces above them."""
+    """Return the layout of a legend above the traces."""
     place = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     return {"showlegend": True, "legend": {**place, "itemdoubleclick": False, **options}}
 
 
 def _plain(text: str) -> str:
-    """Foreign text for Plotly, which reads some tags."""
+    """Escape text that comes from others, because Plotly interprets some tags."""
     return html.escape(text, quote=False)
 
 
@@ -84,7 +85,10 @@ def line_chart(
     is_wide: bool = False,
     has_legend: bool = False,
 ) -> Chart:
-    """Curves over rounds from zero up. has_legend: they are none of those in the page's legend."""
+    """Draw curves over rounds, with a y axis from zero.
+
+    has_legend: Whether the chart shows its own legend, for curves that the page's legend lacks.
+    """
     import plotly.graph_objects as go
 
     few = max(len(line.x) for line in lines) <= 30
@@ -112,7 +116,7 @@ def line_chart(
 
 
 def heat_chart(title: str, grid: Grid) -> Chart:
-    """A shaded table; a cell without a number is left clear."""
+    """Draw a shaded table; a cell without a number stays clear."""
     import plotly.graph_objects as go
 
     ticks = {
@@ -129,7 +133,7 @@ def heat_chart(title: str, grid: Grid) -> Chart:
     heat = go.Heatmap(
         z=grid.values,
         zmin=low,
-        zmax=high if high > low else low + 1,  # what is all the same is all light
+        zmax=high if high > low else low + 1,  # equal values are all light
         text=[[text if text != NO_VALUE else "" for text in row] for row in grid.texts],
         texttemplate="%{text}",
         hovertext=[[_plain(text) for text in row] for row in grid.hovers],
@@ -153,7 +157,7 @@ def heat_chart(title: str, grid: Grid) -> Chart:
 
 
 def bar_chart(title: str, x: list[float], parts: Mapping[str, list[float]], unit: str) -> Chart:
-    """Stacked bars, one for each round; parts from the bottom up."""
+    """Draw stacked bars, one for each round. parts: Values by name, from the bottom up."""
     import plotly.graph_objects as go
 
     shades = [SHADES[3], SHADES[2], SHADES[1]]

@@ -1,4 +1,4 @@
-"""The page of several runs, side by side."""
+"""Make the page that compares several runs."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from federated_yolo.reporting.run_record import PRIMARY, Run, filled_columns
 
 
 def comparison_page(runs: Sequence[Run]) -> Page:
-    """Runs side by side: what differs, how well they did, at what cost, and their curves."""
+    """Compare runs: their different settings, scores, costs and curves."""
     federated = [run for run in runs if run.is_federated]
     centralised = [run for run in runs if not run.is_federated]
     best = max(federated, key=lambda run: run.best_score or -1.0, default=None)
@@ -52,7 +52,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
 
 
 def _of_run(number_of: Callable[[Run], Number], run: Run) -> Number:
-    """A number of one of the runs, with its name."""
+    """Return a headline number of one run, with the run's name in its note."""
     number = number_of(run)
     if number.value == NO_VALUE:
         return number
@@ -67,8 +67,8 @@ def _runs_section(runs: Sequence[Run]) -> Section:
         for i, run in enumerate(runs)
     ]
     note = (
-        "The best round of each run, or epoch of yolo train, by its own score. Scores compare only "
-        "where they are of the same data."
+        "The best round of each run, or epoch of yolo train, by its own score. Scores can be "
+        "compared only if they are on the same data."
     )
     sheet = Sheet("Runs", head, rows, text_columns=(0, 1, 2, 7))
     return Section("Runs", note, sheets=[sheet])
@@ -88,7 +88,7 @@ def _run_cells(run: Run) -> list[str]:
 
 
 def _best_round(run: Run) -> str:
-    """Its best round and how many there are; a run that ended early says so."""
+    """Return the best round and the number of rounds, with a remark if the run ended early."""
     done, planned = (
         len(run.rounds),
         run.settings.get("num_rounds" if run.is_federated else "epochs"),
@@ -107,7 +107,7 @@ def _data_of(run: Run) -> str:
 
 
 def _setting_differences(runs: Sequence[Run]) -> list[str]:
-    """For each run, the settings that it has in common with another run, with another value."""
+    """Return, for each run, its settings that have another value in another run."""
     skipped = ("name", "save_dir", "project", "verbose", "names", "client_resources.", "task")
     tables = [
         {k: v for k, v in _comparable(run).items() if not k.startswith(skipped)} for run in runs
@@ -123,7 +123,7 @@ def _setting_differences(runs: Sequence[Run]) -> list[str]:
 
 
 def _comparable(run: Run) -> dict[str, str]:
-    """Settings under the names of Ultralytics' train arguments, where there is one."""
+    """Return settings under the names of Ultralytics' train arguments, if such a name exists."""
     settings = {name.removeprefix("train."): v for name, v in flat(run.settings).items()}
     if "base_model" in settings:
         settings["model"] = settings.pop("base_model")
@@ -134,7 +134,7 @@ def _comparable(run: Run) -> dict[str, str]:
 
 
 def _overlay_section(runs: Sequence[Run]) -> Section:
-    """The judged metrics and the losses of all runs by epoch."""
+    """Draw the metrics, the judged one first, and the losses of all runs by epoch."""
     has_epochs = all(row.get("epoch") is not None for run in runs for row in run.rounds)
     along = "epoch" if has_epochs else "round"
     found = [curve_columns(run) for run in runs]

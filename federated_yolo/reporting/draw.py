@@ -1,10 +1,10 @@
-"""Pictures and pages of runs, drawn from their directories alone.
+"""Draw pictures and pages of runs from their run directories alone.
 
     federated-yolo report RUN_DIR                  results.png, ..., report.html in RUN_DIR
     federated-yolo report RUN_DIR RUN_DIR ... [-o comparison.html]    one page that compares them
 
-To compare, directories of `yolo train` are taken too, as centralised runs. What a run directory
-lacks (it was not evaluated, an older version made it) is left out of its pictures and pages.
+A comparison also accepts directories of `yolo train`, as centralised runs. Pictures and pages leave
+out what a run directory lacks (the run was not evaluated, or an older version made it).
 
 Exit codes: 0 done, 1 the files could not be written, 2 wrong input (nothing was written),
 130 interrupted.
@@ -28,13 +28,13 @@ REPORT = "report.html"
 def draw_report(run_dir: Path) -> None:
     """Write the pictures and report.html of a run.
 
-    Raises InputError when the directory holds no finished round, or a damaged table.
+    Raises InputError if the directory contains no finished round, or a damaged table.
     """
     _draw(read_run(run_dir))
 
 
 def _draw(run: Run) -> list[Path]:
-    """Write them and return their paths."""
+    """Write the pictures and report.html, and return their paths."""
     page = run.path / REPORT
     pictures = write_pictures(run)
     write_page(run_page(run), page)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         return failed([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)
     except KeyboardInterrupt:
         return failed(["interrupted"], 130)
-    except Exception as error:  # tables that were edited can hold what no check thought of
+    except Exception as error:  # edited tables can contain values that no check foresees
         reason = f"{type(error).__name__}: {error}"
         return failed([f"{' '.join(arguments)}: cannot be drawn ({reason}); restore the files"], 2)
     return 0

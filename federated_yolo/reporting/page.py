@@ -1,4 +1,4 @@
-"""A page of a report: its parts as data, and the one file that shows them."""
+"""The parts of a report's page as data classes, and the function that writes them to one file."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table. text_columns: those that are no numbers."""
+    """A table. text_columns: Indices of the columns that hold text."""
 
     label: str
     head: list[str]
@@ -39,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page. has_legend: the curves' legend stands above it."""
+    """A part of a page. has_legend: Whether the legend of the curves is shown above it."""
 
     title: str
     note: str = ""
@@ -56,7 +56,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Number:
-    """A number of the headline. note: what exactly it is, and on what data."""
+    """A number of the headline. note: Its exact meaning, and the data it was measured on."""
 
     label: str
     value: str
@@ -65,7 +65,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Page:
-    """What report.html.md shows. settings: folded away at the end."""
+    """The content of report.html.md. settings: Tables that are folded away at the end."""
 
     title: str
     subtitle: str
@@ -81,7 +81,7 @@ def write_page(page: Page, path: Path) -> None:
     from plotly.offline import get_plotlyjs
 
     here = Path(__file__).resolve()
-    # Names of clients and classes, and what clients say of their failures, are foreign text.
+    # Names of clients and classes, and clients' error messages, come from others: they are escaped.
     environment = Environment(
         loader=FileSystemLoader(here.parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""results.png, clients.png and cross_client.png of a run, with Matplotlib."""
+"""Draw results.png, clients.png and cross_client.png of a run with Matplotlib."""
 
 import math
 import statistics
@@ -39,7 +39,7 @@ DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
 def write_pictures(run: Run) -> list[Path]:
-    """Draw those of the pictures that there is something to show in, and return their paths."""
+    """Draw every picture for which the run has data, and return their paths."""
     figures = {
         "results.png": _draw_curves(run),
         "clients.png": _draw_clients(run),
@@ -52,7 +52,7 @@ def write_pictures(run: Run) -> list[Path]:
 
 
 def _draw_curves(run: Run) -> Any:
-    """Losses in one row and metrics in others: clients thin, federation and server thick."""
+    """Draw losses in one row and metrics in others: clients thin, federation and server thick."""
     losses, metrics = curve_columns(run)
     outputs = sorted({output_of(name) for name in metrics})
     rows = [losses, *([m for m in metrics if output_of(m) == output] for output in outputs)]
@@ -74,10 +74,10 @@ def _draw_curves(run: Run) -> Any:
 
 
 def _add_legend(figure: Any, lines: dict[str, Any], num_columns: int) -> None:
-    """Name the lines below the figure: the thick ones, then the clients while they differ."""
+    """Name the lines below the figure: thick ones first, then clients if their looks differ."""
     thick = {name: line for name, line in lines.items() if line.get_linewidth() > 1}
     thin = {name: line for name, line in lines.items() if name not in thick}
-    if len(thin) > NUM_LOOKS:  # so many names would take the place of the curves, too
+    if len(thin) > NUM_LOOKS:  # more names would also leave no room for the curves
         thin = {"one line for each client": next(iter(thin.values()))}
     handles = {**thick, **thin}
     legend = figure.legend(
@@ -89,7 +89,7 @@ def _add_legend(figure: Any, lines: dict[str, Any], num_columns: int) -> None:
 
 
 def _plot(axes: Any, line: Line) -> Any:
-    """Draw one curve and return it; its points are marked while they are few."""
+    """Draw one curve and return it; its points are marked if they are few."""
     few = len(line.x) <= 30
     if line.is_thick:
         look = {"lw": 2.4, "marker": "o" if few else "", "ms": 4, "zorder": 3}
@@ -111,7 +111,7 @@ def _finish(axes: Any, title: str) -> None:
 
 
 def _draw_clients(run: Run) -> Any:
-    """A line for each client through all panels: score, seconds, images, boxes by class."""
+    """Draw one row per client across all panels: score, seconds, images, boxes by class."""
     results = client_results(run)[:MAX_CLIENTS]
     names = class_names(run) if any(result.counts.get("boxes") for result in results) else []
     panels: list[Callable[[Any], None]] = []
@@ -139,7 +139,7 @@ def _draw_clients(run: Run) -> Any:
 
 
 def _draw_scores(axes: Any, results: Sequence[ClientResult], metric: str) -> None:
-    """Dots: the federation's last model, and the client's own best joined to it by a line."""
+    """Draw a dot for the federation's last model, joined to one for the client's own best model."""
     for y, result in enumerate(results):
         if result.own is not None and result.final is not None:
             axes.plot([result.own, result.final], [y, y], color="0.7", lw=1.5, zorder=1)
@@ -178,7 +178,7 @@ def _draw_images(axes: Any, results: Sequence[ClientResult]) -> None:
 def _draw_boxes(
     axes: Any, results: Sequence[ClientResult], names: Sequence[str], what: str
 ) -> None:
-    """A table shaded by the share of each class in the client's boxes. what: as they are called."""
+    """Draw a table shaded by each class's share of a client's boxes. what: "boxes" or "images"."""
     for y, result in enumerate(results):
         boxes = result.counts.get("boxes") or {}
         total = sum(count or 0 for count in boxes.values()) or 1
@@ -207,7 +207,7 @@ def _draw_matrix(run: Run) -> Any:
     known = [v for row in values for v in row if not math.isnan(v)]
     low, high = min(known), max(known)
     axes.imshow(values, cmap=shades, vmin=low, vmax=high if high > low else low + 1, aspect="auto")
-    middle = low + 0.6 * (high - low)  # where dark text is no longer read
+    middle = low + 0.6 * (high - low)  # on darker shades than this, dark text is hard to read
     for y, row in enumerate(grid.texts):
         for x, text in enumerate(row):
             color = "white" if values[y][x] > middle else INK

@@ -1,4 +1,4 @@
-"""The numbers that pictures and pages show of a run, their looks, and how they are written."""
+"""The numbers that pictures and pages show of a run, with their colours, dashes and texts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,13 +14,13 @@ OUTPUTS = {"(B)": "boxes", "(M)": "masks", "(P)": "keypoints"}
 DASHES = ("solid", "dash", "dot", "dashdot")
 NUM_LOOKS = len(COLORS) * len(DASHES)
 
-# Beyond these, curves and pictures of single ones cannot be read, and cost more than they tell.
+# With more classes or clients than these, curves of single ones are unreadable and costly to draw.
 MAX_CLASSES, MAX_CLIENTS = 30, 50
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. key: the same for the same thing in all charts of a page; see `look_of`."""
+    """One curve. key: Id of its subject, equal in all charts of a page. color, dash: `look_of`."""
 
     key: str
     name: str
@@ -32,12 +32,12 @@ class Line:
 
 
 def look_of(number: int) -> tuple[str, str]:
-    """Colour and dash of a client or run, by its place in the order."""
+    """Return the colour and dash of a client, run or class, by its position."""
     return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
 
 
 def lines_of(run: Run, column: str) -> list[Line]:
-    """A column by round: the first MAX_CLIENTS clients, the federation, the server's data."""
+    """Return a column's curves: the first MAX_CLIENTS clients, their mean, the server's data."""
     lines = []
     for number, client in enumerate(run.client_names[:MAX_CLIENTS]):
         points = series(run.client_rows[client], column)
@@ -52,13 +52,13 @@ def lines_of(run: Run, column: str) -> list[Line]:
 def series(
     rows: Iterable[Row], column: str, along: str = "round"
 ) -> tuple[list[float], list[float]]:
-    """x and y of a curve, without the rows that have no value."""
+    """Return x and y of a curve, without the rows that have no value."""
     points = [(row[along], row[column]) for row in rows if row.get(column) is not None]
     return [x for x, _ in points], [y for _, y in points]
 
 
 def curve_columns(run: Run) -> tuple[list[str], list[str]]:
-    """Losses and metrics with a value anywhere, in the order of results.csv."""
+    """Return the losses and the metrics that have any value, in the order of results.csv."""
     filled = filled_columns(run.rounds) | filled_columns(run.clients)
     names = list(dict.fromkeys(c for row in (*run.rounds, *run.clients) for c in row))
     names = [name.removeprefix("server/") for name in names if name in filled]
@@ -67,7 +67,7 @@ def curve_columns(run: Run) -> tuple[list[str], list[str]]:
 
 
 def title_of(column: str, columns: Iterable[str] = ()) -> str:
-    """`train/box_loss` -> box loss; the output is named where the columns tell of several."""
+    """Turn `train/box_loss` into "box loss"; the output is named if the columns have several."""
     name, output = column.split("/")[-1], output_of(column)
     if output:
         several = len({output_of(c) for c in columns} - {""}) > 1
@@ -76,26 +76,27 @@ def title_of(column: str, columns: Iterable[str] = ()) -> str:
 
 
 def metric_title(run: Run) -> str:
-    """The metric that a run is judged by, with its output where the model has several."""
+    """Return the title of a run's judged metric, with its output if the model has several."""
     return title_of(str(run.metric), curve_columns(run)[1])
 
 
 def output_of(column: str) -> str:
-    """Which of a model's outputs a metric is of: "(B)", "(M)", "(P)", or "" where it has one."""
+    """Return the output that a metric belongs to: "(B)", "(M)", "(P)", or "" if it names none."""
     return column[-3:] if column[-3:] in OUTPUTS else ""
 
 
 def counted_by_class(run: Run) -> str:
-    """What the training data of the run's task holds of each class."""
+    """Return the unit in which training data are counted by class: "images" or "boxes"."""
     return "images" if run.info.get("task") == "classify" else "boxes"
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What became of one client.
+    """Results of one client over all rounds.
 
-    first, best, final: the judged metric of the global model on its own val split, by round.
-    own: its best model straight after its local epochs, there too. seconds: of each round.
+    first, best, final: The judged metric of the global model (or of its own model, if arrays are
+    private) on its val split. own: The best score there of its models right after local epochs.
+    seconds: Seconds of each round. num_notes: Number of rounds with a note.
     """
 
     name: str
@@ -111,7 +112,7 @@ class ClientResult:
 
 
 def client_results(run: Run) -> list[ClientResult]:
-    """One for each client, in their order."""
+    """Return the results of each client, in the order of `client_names`."""
     results = []
     for name, rows in run.client_rows.items():
         scores = series(rows, run.metric or "")[1]
@@ -135,11 +136,11 @@ def client_results(run: Run) -> list[ClientResult]:
 
 
 def best_local(run: Run) -> tuple[float, str, str] | None:
-    """The best model of a single client: its score, whose it is, on what data.
+    """Return the score of the best model of a single client, whose model it is, and the data.
 
-    On the server's data; or else the mean over the clients' val splits weighted by images, of the
-    models that have a score on all of them. Where each client has a model of its own, the mean of
-    all on their own data, as those are judged.
+    The score is on the server's data, or else the mean over the clients' val splits weighted by
+    images, of the models that have a score on all of them. If each client has a model of its own,
+    it is the mean of all these models, each on its client's own data.
     """
     rows = [r for r in run.matrix if r["model"] == "local" and r.get(run.metric or "") is not None]
     if run.is_personal:
@@ -161,33 +162,33 @@ def best_local(run: Run) -> tuple[float, str, str] | None:
 
 
 def _mean(run: Run, rows: list[Row]) -> float:
-    """Mean of the judged metric weighted by images."""
+    """Return the mean of the judged metric, weighted by images."""
     weights = [row.get("num_examples") or 1 for row in rows]
     scores = [row[str(run.metric)] for row in rows]
     return sum(s * w for s, w in zip(scores, weights, strict=True)) / sum(weights)
 
 
 def class_names(run: Run) -> list[str]:
-    """Classes of the federation by index, as far as the run directory tells."""
+    """Return the federation's class names by index, as far as the run directory contains them."""
     names = run.info.get("names") or [row["class"] for row in run.classes]
     return list(dict.fromkeys(map(str, names)))
 
 
 def model_label(row: Row) -> str:
-    """A row of cross_client.csv: whose model it is."""
+    """Return the label of the model in a row of cross_client.csv."""
     if row["model"] == "global":
         return "global"
     return f"{row['owner']}, own" if row["model"] == "personal" else f"{row['owner']}, local"
 
 
 def data_label(name: str) -> str:
-    """A client column's name as a person says it."""
+    """Return the label of a data set that is named in a column such as `client`."""
     return "server's data" if name == SERVER else name
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Numbers by row and column name. texts: of the cells. hovers: what each cell is."""
+    """Numbers by row and column name. texts: Text in each cell. hovers: Hover text of each cell."""
 
     rows: list[str]
     columns: list[str]
@@ -197,7 +198,7 @@ class Grid:
 
 
 def make_grid(cells: Mapping[tuple[str, str], float | None], hover: str) -> Grid:
-    """Put scores by (row, column) in a grid. hover: a format of row, column and value."""
+    """Put scores by (row, column) in a grid. hover: Format text with {row}, {column}, {value}."""
     rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     values = [[cells.get((row, column)) for column in columns] for row in rows]
     texts = [[format_score(v) for v in line] for line in values]
@@ -209,7 +210,7 @@ def make_grid(cells: Mapping[tuple[str, str], float | None], hover: str) -> Grid
 
 
 def cross_client_grid(run: Run) -> Grid | None:
-    """Models by data sets, or None; those of the first MAX_CLIENTS clients."""
+    """Return scores of models by data sets, for the first MAX_CLIENTS clients; None without any."""
     shown = {"", SERVER, *run.client_names[:MAX_CLIENTS]}
     cells = {
         (model_label(row), data_label(row["data"])): row.get(run.metric or "")
@@ -222,20 +223,20 @@ def cross_client_grid(run: Run) -> Grid | None:
 
 
 def first_clients(run: Run) -> str:
-    """A sentence where not all clients are drawn, or nothing."""
+    """Return a sentence if not all clients are drawn, or else an empty text."""
     num_clients = len(run.client_names)
     return f" Shown are the first {MAX_CLIENTS} of {num_clients}." * (num_clients > MAX_CLIENTS)
 
 
 def total_bytes(run: Run) -> float | None:
-    """Arrays that travelled in all rounds, both ways."""
+    """Return the bytes of arrays that were sent in all rounds, both ways."""
     ways = ("download_bytes", "upload_bytes")
     found = [row[way] for row in run.rounds for way in ways if row.get(way) is not None]
     return sum(found) if found else None
 
 
 def total_seconds(run: Run) -> float | None:
-    """Of all rounds; yolo train writes the time since its start."""
+    """Return the seconds of all rounds; for yolo train, the time since its start."""
     if not run.is_federated:
         return run.rounds[-1].get("time")
     found = [row["seconds"] for row in run.rounds if row.get("seconds") is not None]

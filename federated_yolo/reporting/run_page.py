@@ -1,4 +1,4 @@
-"""The page of one run."""
+"""Make the page of one run, report.html."""
 
 import base64
 import statistics
@@ -46,7 +46,7 @@ from federated_yolo.storage.run_dir import JPEG, SERVER
 
 
 def run_page(run: Run) -> Page:
-    """Everything that report.html says of a run; what its directory lacks is left out."""
+    """Return all content of report.html, without sections that the directory has no data for."""
     sections = [
         Section("Predictions", pictures=list(_pictures(run))),
         _curves_section(run),
@@ -72,7 +72,7 @@ def run_page(run: Run) -> Page:
 
 
 def _subtitle(run: Run) -> str:
-    """What was run, in a line."""
+    """Describe the run in one line."""
     settings, info = run.settings, run.info
     base = info.get("base_model") or Path(str(settings.get("base_model", ""))).name
     epochs = settings.get("local_epochs")
@@ -94,7 +94,7 @@ def _subtitle(run: Run) -> str:
 
 
 def _date(text: Any) -> str | None:
-    """An ISO time as a person reads it; what is no time is shown as it is."""
+    """Format an ISO time for readers; a text that is no time is returned unchanged."""
     if not text:
         return None
     try:
@@ -104,12 +104,12 @@ def _date(text: Any) -> str | None:
 
 
 def headline(run: Run) -> list[Number]:
-    """What a run is judged by, as far as its directory tells."""
+    """Return the numbers that a run is judged by, as far as its directory contains them."""
     return [federated_number(run), best_local_number(run), *privacy_numbers(run)]
 
 
 def federated_number(run: Run) -> Number:
-    """How good the federation's best round is."""
+    """Return the score of the federation's best round."""
     if run.best is None:
         note = "No round was evaluated yet; evaluate.every=1 scores each of them."
         return Number("Federated", NO_VALUE, note)
@@ -130,12 +130,12 @@ def federated_number(run: Run) -> Number:
 
 
 def best_local_number(run: Run) -> Number:
-    """How good the best model of a single client is."""
+    """Return the score of the best model of a single client."""
     found = best_local(run)
     if found is None:
-        when = "evaluate.cross_client=true would tell."
+        when = "evaluate.cross_client=true measures it."
         if (run.settings.get("evaluate") or {}).get("cross_client"):
-            when = "known once the run has come to its end."
+            when = "known when the run has ended."
         return Number("Best local", NO_VALUE, f"The best model of a single client; {when}")
     score, owner, where = found
     if not score:
@@ -143,14 +143,14 @@ def best_local_number(run: Run) -> Number:
             "Best local", format_score(score), "No client's model has scored above 0 yet."
         )
     note = (
-        f"{metric_title(run)} on {where} of {owner}, trained from the global model of a "
-        "round by one client alone, before averaging; the best of all rounds."
+        f"{metric_title(run)} on {where} of {owner} after its own epochs of a round, before "
+        "averaging; the best of all rounds."
     )
     return Number("Best local", format_score(score), note)
 
 
 def privacy_numbers(run: Run) -> list[Number]:
-    """The privacy that the clients' updates have left, where they have any."""
+    """Return epsilon, the privacy loss of the clients' updates so far; none without privacy."""
     privacy = run.settings.get("privacy") or {}
     spent = [row["epsilon"] for row in run.rounds if row.get("epsilon") is not None]
     if not spent or privacy.get("mode") not in ("central", "local"):
@@ -169,7 +169,7 @@ def privacy_numbers(run: Run) -> list[Number]:
 
 
 def centralised_number(runs: Sequence[Run]) -> Number:
-    """How good the best run of yolo train is."""
+    """Return the score of the best run of yolo train."""
     scored = [run for run in runs if run.best_score is not None]
     best = max(scored, key=lambda run: run.best_score or 0.0, default=None)
     if best is None or best.best is None:
@@ -193,7 +193,7 @@ def _pictures(run: Run) -> Iterator[Picture]:
     for path in sorted(run.path.glob("predictions*.jpg")):
         data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
         if not data.startswith(JPEG):
-            continue  # not one that a run has written
+            continue  # no run has written this file
         owner = path.stem.removeprefix("predictions").lstrip("_")
         whose = f"images of {owner}" if owner else "images of the server's data"
         source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
@@ -206,7 +206,7 @@ def _pictures(run: Run) -> Iterator[Picture]:
 
 
 def _curves_section(run: Run) -> Section:
-    """The judged metric large, then the other metrics, then the losses."""
+    """Draw the judged metric large, then the other metrics, then the losses."""
     losses, metrics = curve_columns(run)
     charts = []
     if run.metric in metrics:
@@ -240,7 +240,7 @@ def _clients_section(run: Run) -> Section:
 
 
 def _clients_note(run: Run, results: Sequence[ClientResult]) -> str:
-    """What the columns of the table of clients are."""
+    """Explain the columns of the table of clients."""
     model = "its own model" if run.is_personal else "the global model"
     parts = []
     if any(result.final is not None for result in results):
@@ -248,7 +248,7 @@ def _clients_note(run: Run, results: Sequence[ClientResult]) -> str:
         parts.append(f"first, best, final: {metric} of {model} on the client's val split, by round")
     if any(result.own is not None for result in results):
         parts.append("gain: how far that best is above the client's own best local model")
-    parts.append(f"{'the rest is' if parts else 'all'} of its rounds together")
+    parts.append(f"{'the other' if parts else 'all'} columns are totals of its rounds")
     note = "; ".join(parts)
     return f"{note[0].upper()}{note[1:]}."
 
@@ -268,7 +268,7 @@ def _sheet(
     results: Sequence[ClientResult],
     columns: Mapping[str, Callable[[ClientResult], str | None]],
 ) -> Sheet:
-    """A row for each client; columns that are empty for all are left out."""
+    """Make a table with a row for each client, without columns that are empty for all."""
     cells = {name: [show(result) for result in results] for name, show in columns.items()}
     cells = {name: values for name, values in cells.items() if any(v is not None for v in values)}
     rows = [
@@ -279,7 +279,7 @@ def _sheet(
 
 
 def _classes_section(run: Run) -> Section:
-    """Each class at the end by data set, and over the rounds on the server's data or the mean."""
+    """Show each class's last score by data set, and its curve on the server's data or as a mean."""
     known = ("mAP50-95", "mAP50", "accuracy_top1")
     metric = next((m for m in known if m in filled_columns(run.classes)), None)
     if metric is None:
@@ -292,7 +292,7 @@ def _classes_section(run: Run) -> Section:
         for row in run.classes
         if row["round"] == last
     }
-    has_more = output_of(str(run.metric)) in ("(M)", "(P)")  # classes have scores of boxes only
+    has_more = output_of(str(run.metric)) in ("(M)", "(P)")  # class scores exist for boxes only
     of_boxes = f"{metric} of the boxes" if has_more else title_of(metric)
     hover = f"{{row}} on {{column}}: {of_boxes} {{value}}"
     charts = [heat_chart(f"{of_boxes} after round {last:.0f}", make_grid(cells, hover))]
@@ -332,7 +332,7 @@ def _matrix_section(run: Run) -> Section:
 
 
 def _tests_section(run: Run) -> Section:
-    """The models that a run leaves on the test splits, as a whole and by class."""
+    """Show the scores of the run's saved models on the test splits, in total and by class."""
     whole = [row for row in run.tests if not row.get("class")]
     columns = [c for c in dict.fromkeys(c for r in whole for c in r) if c in filled_columns(whole)]
     metrics = [c for c in columns if c.startswith("metrics/")]
@@ -347,14 +347,14 @@ def _tests_section(run: Run) -> Section:
         for r in whole
     ]
     sheet = Sheet("Test splits", head, rows, text_columns=(0, 1))
-    note = "Images that nothing was chosen by."
+    note = "No round or model was chosen by these images."
     if run.is_personal:
         note += " Each client's own model of the last round is tested, not its best.pt."
     return Section("Test splits", note, charts=list(_test_charts(run, metrics)), sheets=[sheet])
 
 
 def _tested_model(run: Run, row: Row) -> str:
-    """Which model a row of test.csv is of; before it had rounds, it was always the last."""
+    """Return the tested model of a row of test.csv; without a `round` (older runs), the last."""
     last = run.rounds[-1]["round"]
     tested = row.get("round", last)
     if run.is_personal:
@@ -365,8 +365,8 @@ def _tested_model(run: Run, row: Row) -> str:
 
 
 def _test_charts(run: Run, metrics: Sequence[str]) -> Iterator[Chart]:
-    """A table of classes by test split, for each model."""
-    # Single classes have that of the boxes only.
+    """Draw a table of classes by test split, for each model."""
+    # Scores of single classes exist for boxes only.
     metric = next((m for m in metrics if "accuracy_top1" in m), "metrics/mAP50-95(B)")
     models: dict[str, dict[tuple[str, str], float | None]] = defaultdict(dict)
     for row in run.tests:
@@ -381,7 +381,7 @@ def _test_charts(run: Run, metrics: Sequence[str]) -> Iterator[Chart]:
 
 
 def _cost_section(run: Run) -> Section:
-    """Time and traffic of each round, and the time of each client."""
+    """Show time and traffic of each round, and the time of each client."""
     charts = [*_time_chart(run), *_traffic_chart(run)]
     seconds = [line for line in lines_of(run, "seconds") if line.key.startswith("client")]
     if seconds:
@@ -392,12 +392,12 @@ def _cost_section(run: Run) -> Section:
         f"{format_bytes(traffic)} of arrays to and from the clients" if traffic is not None else "",
     ]
     note = ", ".join(part for part in parts if part)
-    note += "; what came before and after the rounds is not in it" if note else ""
+    note += "; without the time and traffic before and after the rounds" if note else ""
     return Section("Time and traffic", f"{note}." if note else "", charts=charts)
 
 
 def _time_chart(run: Run) -> Iterator[Chart]:
-    """Seconds of the rounds, by what they were spent on as far as results.csv tells."""
+    """Draw the seconds of each round, split into steps as far as results.csv contains them."""
     timed = [row for row in run.rounds if row.get("seconds") is not None]
     if not timed:
         return
@@ -437,7 +437,7 @@ def _notes_section(run: Run) -> Section:
 
 
 def _data_section(run: Run) -> Section:
-    """Images of each split and boxes of each class, by client."""
+    """Show the images of each split and the boxes (or images) of each class, by client."""
     columns: dict[str, Callable[[ClientResult], str | None]] = {}
     for split in ("train", "val", "test"):
         columns[f"{split} images"] = lambda r, key=f"{split}_images": _cell(
@@ -449,13 +449,13 @@ def _data_section(run: Run) -> Section:
         columns[name] = lambda r, key=name: format_count((r.counts.get("boxes") or {}).get(key))
     sheet = _sheet("Data of the clients", results, columns)
     has_gaps = has_boxes and not _is_classifier(run)
-    gaps = f" {NO_VALUE} stands where a class is not annotated." if has_gaps else ""
+    gaps = f" {NO_VALUE} marks a class that is not annotated." if has_gaps else ""
     note = f"Images of each split, and training {counted_by_class(run)} of each class.{gaps}"
     return Section("Data", note, sheets=[sheet])
 
 
 def _settings(run: Run) -> dict[str, dict[str, str]]:
-    """What is folded away: settings, and versions of what ran."""
+    """Return the tables that are folded away: settings, and the versions that ran."""
     about = {
         "parameters of the model": _cell(run.info.get("num_parameters"), format_count),
         **(run.info.get("versions") or {}),
@@ -468,7 +468,7 @@ def _settings(run: Run) -> dict[str, dict[str, str]]:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{train: {lr0: 0.01}}` -> `train.lr0`, with texts as in YAML; clients go by their names."""
+    """Turn `{train: {lr0: 0.01}}` into `train.lr0` with YAML texts; clients are keyed by name."""
     result: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):

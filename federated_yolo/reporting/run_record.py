@@ -1,7 +1,7 @@
-"""What a run has left in its directory, read and checked.
+"""Read and check the files in a run directory.
 
-Directories of `yolo train` are read too, as centralised runs. What a directory lacks (the run was
-not evaluated, an older version made it) is empty here.
+Directories of `yolo train` are read too, as centralised runs. A table that a directory lacks (the
+run was not evaluated, or an older version made it) is empty here.
 """
 
 import csv
@@ -20,7 +20,7 @@ from federated_yolo.common.files import read_yaml, refuse_special
 from federated_yolo.config.schema import SharedConfig
 from federated_yolo.storage.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RESULTS, read_csv
 
-# The metric that a task is judged by; a model of masks or keypoints has boxes too.
+# The metric that a task is judged by; a model with masks or keypoints also has one for boxes.
 PRIMARY = (
     "metrics/mAP50-95(M)",
     "metrics/mAP50-95(P)",
@@ -40,9 +40,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds. Tables have numbers as floats, None where there is none.
+    """The content of a run directory. Tables have numbers as floats, and None for empty cells.
 
-    name: unique among the runs of a page. settings: args.yaml. info: run.json.
+    name: Unique among the runs of a page. settings: From args.yaml. info: From run.json.
     """
 
     path: Path
@@ -72,19 +72,19 @@ class Run:
 
     @cached_property
     def metric(self) -> str | None:
-        """The column that the run is judged by, None when nothing was evaluated."""
+        """The column that the run is judged by; None if nothing was evaluated."""
         found = filled_columns((*self.rounds, *self.clients, *self.matrix, *self.tests))
         return next((m for m in PRIMARY if m in found or f"server/{m}" in found), None)
 
     @cached_property
     def score_column(self) -> str | None:
-        """The same in results.csv: on the server's data, where it has any."""
+        """The judged column of results.csv: on the server's data if it has scores there."""
         on_server = f"server/{self.metric}"
         return on_server if on_server in filled_columns(self.rounds) else self.metric
 
     @cached_property
     def best(self) -> Row | None:
-        """The best evaluated round: as for best.pt, the latest of equals."""
+        """The best evaluated round; of equal ones the latest, as for best.pt."""
         column = self.score_column
         scored = [row for row in self.rounds if column and row.get(column) is not None]
         by = "fitness" if "fitness" in filled_columns(scored) else str(column)
@@ -97,12 +97,12 @@ class Run:
 
     @cached_property
     def is_personal(self) -> bool:
-        """Whether each client has a model of its own, because some arrays are not shared."""
+        """Whether each client has a model of its own, because some arrays are private."""
         return SharedConfig.model_validate(self.settings.get("shared") or {}).is_partial
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
-    """Read a run directory. Raises InputError with every problem of it."""
+    """Read a run directory. Raises InputError with all its problems."""
     if not path.is_dir():
         reason = "is a file" if path.exists() else "no such directory"
         raise InputError(f"{path}: {reason}; expected the directory of a run")
@@ -158,7 +158,7 @@ def _read_rounds(path: Path) -> list[Row]:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Rows of a CSV, none if it is not there. Raises InputError for a damaged one."""
+    """Read the rows of a CSV; a missing file has none. Raises InputError for a damaged file."""
     if not path.exists():
         return []
     try:
@@ -175,7 +175,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def _parsed(path: Path, number: int, row: Mapping[Any, Any]) -> Row:
-    """Cells as text or numbers. csv.DictReader's None tells of a row of another length."""
+    """Parse cells into texts or numbers. In csv.DictReader, None marks a row of another length."""
     where = f"{path}: row {number}"
     if None in row or None in row.values():
         raise InputError(f"{where}: has more or fewer cells than the header; restore the file")
@@ -232,12 +232,12 @@ def _read_mapping(path: Path, read: Callable[[Path], Any]) -> Row:
 
 
 def filled_columns(rows: Iterable[Row]) -> set[str]:
-    """Columns that hold at least one value."""
+    """Return the columns that contain at least one value."""
     return {name for row in rows for name, value in row.items() if value not in (None, "")}
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read runs under names that tell them apart. Raises InputError with all their problems."""
+    """Read runs and give them distinct names. Raises InputError with all their problems."""
     problems = [
         f"{path}: given twice; name each run once"
         for i, path in enumerate(paths)
@@ -253,7 +253,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the paths, as long as it takes to tell them apart."""
+    """Return the ends of the paths, just long enough to be distinct."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts))):
         names = ["/".join(p[-length:]) for p in parts]

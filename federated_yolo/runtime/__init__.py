@@ -1,5 +1,5 @@
-"""A checked federation runs: in a simulation or on SuperNodes, shown on a terminal.
+"""Runs a checked federation, in a simulation or on SuperNodes, and shows it on a terminal.
 
-It may import all other rooms.
+This room may import all other rooms.
 Start at simulation.py; startup.py makes the server.
 """

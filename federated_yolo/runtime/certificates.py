@@ -1,4 +1,4 @@
-"""Certificates and keys for tests and trials of a deployment: a CA of one's own, keys of sites.
+"""Make certificates and keys for tests and trials of a deployment: a CA, keys of sites.
 
     python runtime/certificates.py FOLDER [--hosts localhost 127.0.0.1] [--sites north south]
 
@@ -7,10 +7,10 @@
     FOLDER/north, north.pub     key pair of a SuperNode, as `ssh-keygen -t ecdsa -b 384` makes it
 
 The CA's own key is not kept, so that nobody can make more certificates that a site would trust;
-other hosts take another folder. They are for tests and trials: all private keys come into being on
-one machine, while in earnest each site makes its own. docs/deployment.md tells how, and where
-ca.crt and server.pem may stay (between a SuperLink and a proxy on one machine; `--sites` alone
-makes no keys).
+for other hosts, run it again with another folder. The files are for tests and trials, because all
+private keys are made on one machine; in production each site makes its own. docs/deployment.md
+explains how, and where ca.crt and server.pem may be used in production too (between a SuperLink
+and a proxy on one machine; `--sites` without names makes no keys).
 
 Exit codes: 0 done, 1 the files could not be written, 2 wrong input (nothing was written).
 """
@@ -45,8 +45,8 @@ HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str]) -> list[Path]:
     """Write the files named above and return their paths.
 
-    hosts: names and addresses by which the server is reached.
-    Raises InputError when a host or a site cannot be named so, or a file is there already.
+    hosts: Names and addresses of the server.
+    Raises InputError if the name of a host or site is not valid, or if a file already exists.
     """
     problems = [
         f"--hosts {host}: expected a name or an IP address, without scheme or port"
@@ -62,7 +62,7 @@ def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str]) 
         raise InputError(problems)
     files = _site_files(sites) | _server_files(hosts)
     problems = [
-        f"{folder / name}: is there already and is not overwritten; choose another folder"
+        f"{folder / name}: already exists and will not be overwritten; choose another folder"
         for name in files
         if (folder / name).exists()
     ]
@@ -75,7 +75,7 @@ def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str]) 
 
 
 def _site_files(sites: Sequence[str]) -> dict[str, bytes]:
-    """Key pairs of SuperNodes; Flower reads OpenSSH's formats, of NIST curves."""
+    """Make key pairs of SuperNodes; Flower reads OpenSSH's formats with NIST curves."""
     files = {}
     for site in sites:
         key = ec.generate_private_key(ec.SECP384R1())
@@ -86,7 +86,7 @@ def _site_files(sites: Sequence[str]) -> dict[str, bytes]:
 
 
 def _server_files(hosts: Sequence[str]) -> dict[str, bytes]:
-    """A CA's certificate, and the server's with its private key."""
+    """Make a CA's certificate, and the server's certificate with its private key."""
     authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test CA, not for production")])
     server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SuperLink")])
@@ -159,7 +159,7 @@ def _is_address(host: str) -> bool:
 
 
 def _write_new(path: Path, content: bytes, *, is_private: bool) -> None:
-    """Write a file that must not be there yet; a private one is never readable by others."""
+    """Write a file that must not exist yet; a private one is never readable by others."""
     mode = 0o600 if is_private else 0o644
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""The server's side of a federation whose clients are SuperNodes, before its first round."""
+"""Waits for sites and runs the server of a federation whose clients are SuperNodes."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -18,13 +18,13 @@ from federated_yolo.server.results import Display, RunResult
 from federated_yolo.server.transport import exchange
 from federated_yolo.storage.run_dir import RunDir
 
-JOIN_WAIT_S = 300.0  # after the last of them has come
+JOIN_WAIT_S = 300.0  # since a site last joined or left
 POLL_S = 1.0
-SETTLE_S = 15.0  # SuperNodes that were started together are there within this
+SETTLE_S = 15.0  # SuperNodes that were started together have all joined within this time
 
 
 def run_on(grid: Grid, federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
-    """Run the federation on nodes that are there. Raises FederationError as `simulate`."""
+    """Run the federation on the connected nodes. Raises FederationError as `simulate` does."""
     server = make_server(federation, display, run_dir)
     try:
         if not (server.is_done and is_finished(server)):
@@ -36,10 +36,10 @@ def run_on(grid: Grid, federation: Federation, display: Display, run_dir: RunDir
 
 
 def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> ClientRegistry:
-    """Wait for the sites that the config lists, or for those that come; what they hold is known.
+    """Wait for the sites that the config lists, or for any; return them with their data's summary.
 
-    Listed sites are waited for JOIN_WAIT_S; then, and where any site may come, `min_clients` of
-    them are enough.
+    Listed sites have JOIN_WAIT_S to join. After that, `min_clients` of them are enough; if no
+    sites are listed, `min_clients` of any sites are enough after SETTLE_S.
     """
     is_open = config.datasets == "supernodes" or config.new_clients
     registry = ClientRegistry(

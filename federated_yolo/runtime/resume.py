@@ -1,4 +1,4 @@
-"""A stopped run goes on: what a server is made of takes up its state after the last round."""
+"""Resumes a stopped run: each part of a server loads its state from after the last round."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def take_up(
     broadcast: Broadcast | None,
     privacy: ServerPrivacy | None,
 ) -> list[RoundResult]:
-    """Bring each of these to where it was after the last complete round; return the rounds so far.
+    """Restore each part as it was after the last complete round; return the rounds so far.
 
-    Raises InputError when the run directory does not fit, or is damaged.
+    Raises InputError if the run directory does not fit this federation, or is damaged.
     """
     try:
         _check_start(run_dir, base_model, model)
@@ -38,7 +38,7 @@ def take_up(
             for row in run_dir.rows("clients.csv")
             if row.get("num_examples")
         }
-        if not registry.has_sites:  # a site has its own state, and says itself if it is gone
+        if not registry.has_sites:  # a site keeps its own state, and reports it if it is lost
             _check_states(run_dir, instructions, registry.trained, last)
         if last:
             model.load(last)
@@ -53,7 +53,7 @@ def take_up(
 
 
 def _check_start(run_dir: RunDir, base_model: str, model: GlobalModel) -> None:
-    """Raise ValueError when the run began from other arrays than the base model gives now."""
+    """Raise ValueError if the run began from other arrays than the base model gives now."""
     path = run_dir.round_path(0)
     if path.exists() and checksum(run_dir.load_round(0, model.layout)) != checksum(model.arrays):
         raise ValueError(
@@ -65,7 +65,7 @@ def _check_start(run_dir: RunDir, base_model: str, model: GlobalModel) -> None:
 def _check_states(
     run_dir: RunDir, instructions: Instructions, trained: dict[str, int], last: int
 ) -> None:
-    """Raise ValueError when a client that has trained could not go on from where it was."""
+    """Raise ValueError if a client that has trained lacks the state that it would continue from."""
     for name, round_number in trained.items():
         missing = missing_state(run_dir.client_dir(name), instructions, round_number, last)
         if missing:

@@ -1,4 +1,4 @@
-"""Tables and lines of a run for a terminal."""
+"""Makes the tables of a run for a terminal: the headline and the rounds."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from federated_yolo.server.results import RoundResult
 
 
 def headline_table(run: Run) -> Table:
-    """What the run is judged by, each number with what exactly it is."""
+    """Make the table of the numbers that a run is judged by, each with its exact meaning."""
     table = Table(
         title="Headline", title_justify="left", show_header=False, box=SIMPLE_HEAD, pad_edge=False
     )
@@ -28,16 +28,16 @@ def headline_table(run: Run) -> Table:
 def rounds_table(
     rounds: Sequence[RoundResult], best: RoundResult | None, console: Console
 ) -> Table:
-    """The rounds as a table for the end of a run; the best one is marked.
+    """Make the table of the rounds for the end of a run; the best round is marked.
 
-    Where the console is too narrow, losses are left out, and then all but the strictest scores.
+    If the console is too narrow, losses are left out, and then all but the strictest scores.
     """
     columns = dict.fromkeys(name for r in rounds for name in r.row)
     scores = [name for name in columns if _is_judged(name)]
     strict = [name for name in scores if not name.split("(")[0].endswith("mAP50")]
     losses = [name for name in columns if name.startswith("train/")]
     tables = [_rounds_table(rounds, best, names) for names in (losses + scores, scores, strict)]
-    # By the console's own options no table is wider than it.
+    # With the console's own options, a table is never measured wider than the console.
     unlimited = console.options.update(width=10_000)
     for table in tables:
         if console.measure(table, options=unlimited).maximum <= console.width:

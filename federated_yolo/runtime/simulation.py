@@ -1,4 +1,4 @@
-"""From a checked config to a finished run on this machine, under Flower's simulation."""
+"""Runs a checked federation on this machine, or on a Ray cluster, under Flower's simulation."""
 
 import math
 import threading
@@ -26,26 +26,26 @@ from federated_yolo.storage.run_dir import RunDir
 
 
 def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
-    """Run the federation on this machine under Flower's simulation.
+    """Run the federation under Flower's simulation.
 
-    Raises FederationError (server/server.py) when it cannot go on, and what is done stays usable.
+    Raises FederationError (server/server.py) if it cannot continue; finished rounds stay usable.
     """
     server = make_server(federation, display, run_dir)
     try:
-        if server.is_done and is_finished(server):  # by the run that this one resumes
+        if server.is_done and is_finished(server):  # the resumed run was complete
             return server.result
         return _run_simulation(server, federation.config, run_dir)
     finally:
-        server.stop()  # it runs in a thread of Flower's, which would wait for replies for ever
+        server.stop()  # the server runs in a Flower thread, which would wait for replies for ever
         server.finish_loggers()
 
 
 def _run_simulation(server: Server, config: ResolvedConfig, run_dir: RunDir) -> RunResult:
     """Run Flower's simulation in a thread of its own, so that an interrupt does not unwind it.
 
-    In the main thread, Ctrl-C would make Flower shut Ray down below its own threads, which wait for
+    In the main thread, Ctrl-C would make Flower shut Ray down while Flower's own threads wait for
     replies in Ray's native code; now and then that ended the process with a segmentation fault
-    (flwr 1.41, ray 2.55) before it had said how to go on.
+    (flwr 1.41, ray 2.55) before it had shown how to resume.
     """
     outcome: Future[RunResult] = Future()
 
@@ -72,8 +72,8 @@ def _simulated(server: Server, config: ResolvedConfig, run_dir: RunDir) -> RunRe
         results.append(result)
 
     # unstable: flwr.simulation.run_simulation
-    # The one place that knows how a simulation is started: Flower deprecates `run_simulation` in
-    # favour of `flwr run`, which wants a package of its own and a daemon.
+    # The only place that starts a simulation: Flower deprecates `run_simulation` in favour of
+    # `flwr run`, which needs a package of its own and a daemon.
     from flwr.simulation import run_simulation
 
     try:
@@ -92,7 +92,7 @@ def _simulated(server: Server, config: ResolvedConfig, run_dir: RunDir) -> RunRe
 
 @contextmanager
 def _backend(config: ResolvedConfig, run_dir: RunDir) -> Iterator[Any]:
-    """Flower's backend config; while it is used, the connection to a Ray cluster."""
+    """Yield Flower's backend config; keep the connection to a Ray cluster open meanwhile."""
     if config.ray.address is None:
         yield _local_backend(config)
         return
@@ -104,14 +104,14 @@ def _backend(config: ResolvedConfig, run_dir: RunDir) -> Iterator[Any]:
 
 
 def _local_backend(config: ResolvedConfig) -> Any:
-    """What Ray may use of this machine, and what each worker takes of it."""
+    """Return the resources of this machine that Ray may use, and those of each worker."""
     resources = config.client_resources
     # Flower starts as many workers as fit, each with its own PyTorch, whether or not there are
-    # clients for them; so Ray is told of no more CPUs than all clients together can use.
+    # clients for them; so Ray gets no more CPUs than all clients together can use.
     cpus = min(num_cpus(), math.ceil(resources.num_cpus * len(config.clients)))
     return {
         "init_args": {
-            "address": "local",  # else Ray joins a cluster that happens to run on this machine
+            "address": "local",  # else Ray would join a cluster that happens to run on this machine
             "num_cpus": cpus,
             "num_gpus": torch.cuda.device_count() if resources.num_gpus else 0,
             "include_dashboard": False,
@@ -126,8 +126,8 @@ def _worker(config: ResolvedConfig, cpus: float) -> dict[str, float]:
     return {
         "num_cpus": cpus,
         "num_gpus": config.client_resources.num_gpus,
-        # A worker that dies comes back and is given its message again (see client/attempts.py); by
-        # default it would fail that one and every later one.
+        # A worker that dies is restarted and gets its message again (see client/attempts.py); by
+        # default that message and every later one would fail.
         "max_restarts": -1,
         "max_task_retries": MAX_ATTEMPTS,
     }

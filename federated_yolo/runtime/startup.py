@@ -1,4 +1,4 @@
-"""From a checked federation to a server that can run."""
+"""Makes a server that can run from a checked federation, and writes the run's description."""
 
 import json
 import math
@@ -44,10 +44,10 @@ from federated_yolo.yolo.model import class_row_names, parameter_names, shared_n
 
 
 def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Server:
-    """A server whose `run(grid)` runs this federation, and what it needs in the run directory.
+    """Make the server whose `run(grid)` runs this federation, and its files in the run directory.
 
-    In the directory of an earlier run it goes on after the last complete round. Raises InputError
-    when that is not possible, and FederationError when a logger cannot start.
+    In the directory of an earlier run it continues after the last complete round. Raises InputError
+    if that is not possible, and FederationError if a logger cannot start.
     """
     config = federation.config
     for data in () if config.has_sites else config.clients:
@@ -108,7 +108,7 @@ def _global_model(
 
 
 def _registry(federation: Federation, run_dir: RunDir) -> ClientRegistry:
-    """The clients: sites that are there, or those whose data is on this machine."""
+    """Return the registry: of the sites that have joined, or of the clients on this machine."""
     config = federation.config
     registry = federation.registry or ClientRegistry(
         config.clients, hello(federation.task), is_open=False, has_sites=False
@@ -133,14 +133,14 @@ def _loggers(config: ResolvedConfig, run_dir: RunDir, display: Display) -> Logge
 
 
 def _describe_run(federation: Federation, run_dir: RunDir) -> None:
-    """Write the settings, and of what the run was started."""
+    """Write the settings, and at the first start the description of the run."""
     run_dir.write_text(CONFIG_FILE, federation.config.to_yaml())
-    if not (run_dir.path / DESCRIPTION_FILE).exists():  # of the start, also when it is resumed
+    if not (run_dir.path / DESCRIPTION_FILE).exists():  # a resumed run keeps that of its start
         run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
 
 
 def _run_id(run_dir: RunDir) -> str:
-    """A name for the run that no other one has; clients keep what they have for it below this."""
+    """Return the run's unique id; it names the folder in which clients keep their state for it."""
     path = run_dir.server / "id"
     if not path.exists():
         run_dir.write_text("server/id", f"{run_dir.path.name}-{uuid.uuid4().hex[:12]}")
@@ -148,7 +148,7 @@ def _run_id(run_dir: RunDir) -> str:
 
 
 def describe(federation: Federation) -> dict[str, Any]:
-    """What a report says about a run before its first round: model, data counts, versions."""
+    """Describe a run before its first round, for its report: model, data counts, versions."""
     config = federation.config
     packages = ("flwr", "ray", "torch", "numpy")
     return {
@@ -160,7 +160,7 @@ def describe(federation: Federation) -> dict[str, Any]:
         "names": list(federation.names),
         "device": "cuda" if config.client_resources.num_gpus else "cpu",
         "versions": {
-            "ultralytics": ultralytics.__version__,  # its distribution has more than one name
+            "ultralytics": ultralytics.__version__,  # its distribution can have another name
             **{name: version(name) for name in packages},
             "python": platform.python_version(),
         },
@@ -173,9 +173,9 @@ def describe(federation: Federation) -> dict[str, Any]:
 
 
 def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
-    """Images of a client, and its boxes of each class; None where it does not annotate one.
+    """Count a client's images, and its boxes of each class; None for a class not annotated there.
 
-    A classifier's images take the place of boxes, and are of no other class than their own.
+    For a classifier, images are counted in place of boxes, and a class that is not listed has 0.
     """
     summary = federation.summaries[data.name]
     absent = 0 if federation.task == "classify" else None
@@ -193,8 +193,8 @@ def _counts(data: ClientData, federation: Federation) -> dict[str, Any]:
 
 def _instructions(federation: Federation, run_id: str) -> Instructions:
     config = federation.config
-    # Weights come from the server, and so does what `pretrained` has put into them. If it is false,
-    # a classifier's trainer draws its weights anew, and with them the random numbers that follow.
+    # Weights come from the server, with those of `pretrained` already in them. But if it is false,
+    # a classifier's trainer draws new weights, which shifts all later random numbers.
     train = {k: v for k, v in config.train.items() if k != "pretrained" or v is False}
     architecture = federation.architecture
     return Instructions(

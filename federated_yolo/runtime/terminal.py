@@ -1,6 +1,6 @@
-"""What the terminal shows of a run: its start, a live line, a line per round, the end, problems.
+"""Shows a run on the terminal: its start, a live line, a line per round, the end, problems.
 
-Where the output is no terminal there is no live line.
+If the output is not a terminal, there is no live line.
 """
 
 import importlib.util
@@ -48,7 +48,7 @@ from federated_yolo.runtime.run_tables import (
 from federated_yolo.server.results import Display, RoundResult, RunResult
 from federated_yolo.storage.run_dir import CONFIG_FILE, RunDir
 
-SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget what took longer than half a minute
+SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget steps that are older than half a minute
 
 
 def show_run(
@@ -57,7 +57,7 @@ def show_run(
     run_dir: RunDir,
     work: Callable[[Federation, Display, RunDir], RunResult],
 ) -> RunResult:
-    """Show all of a run: its start, its rounds while `work` does them, its report and its end."""
+    """Show a whole run: its start, its rounds while `work` runs them, its report and its end."""
     show_start(console, federation, run_dir)
     with TerminalDisplay(console, federation.config.num_rounds) as display:
         result = work(federation, display, run_dir)
@@ -67,7 +67,7 @@ def show_run(
 
 
 def show_start(console: Console, federation: Federation, run_dir: RunDir) -> None:
-    """Say what is about to run: model, device, and the images and classes of each client."""
+    """Show what is about to run: model, device, and the images and classes of each client."""
     config = federation.config
     _show_model(console, federation)
     if config.privacy.mode != "none":
@@ -98,7 +98,7 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
 
 
 def _show_model(console: Console, federation: Federation) -> None:
-    """What is trained, on what, and how each client trains it."""
+    """Show the model, the device, and the settings with which each client trains."""
     config = federation.config
     resources = config.client_resources
     device = f"On {resources.num_gpus:g} GPU" if resources.num_gpus else "On the CPU"
@@ -122,7 +122,7 @@ def _show_model(console: Console, federation: Federation) -> None:
 
 
 def _clients_table(federation: Federation) -> Table:
-    """Images and labels of each class at each client."""
+    """Make the table of each client's images, and its labels of each class."""
     config = federation.config
     table = Table(title="Clients", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     table.add_column("client")
@@ -133,7 +133,7 @@ def _clients_table(federation: Federation) -> Table:
     has_gaps = False
     for data in config.clients:
         summary = federation.summaries.get(data.name)
-        if summary is None:  # a site that has not come yet
+        if summary is None:  # a site that has not joined yet
             continue
         boxes = dict(zip(summary.names, map(str, summary.class_counts), strict=True))
         boxes.update(dict.fromkeys(data.not_annotated, "–"))
@@ -148,10 +148,10 @@ def _clients_table(federation: Federation) -> Table:
 
 
 def show_end(console: Console, result: RunResult, federation: Federation) -> None:
-    """Show the rounds, the headline, what was written, and what to do with it."""
+    """Show the rounds, the headline, the files written, and the commands to use them."""
     console.print(rounds_table(result.rounds, result.best, console))
     is_private = federation.config.privacy.mode != "none"
-    if is_private or (result.best and result.best.score):  # of zeros, none is the best
+    if is_private or (result.best and result.best.score):  # with all scores 0, no round is best
         console.print(headline_table(read_run(result.run_dir)))
     run_dir = _shown(result.run_dir)
     weights = run_dir / "weights"
@@ -191,7 +191,7 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
 
 
 def _beside_python(name: str) -> str:
-    """A command, or where it is when the environment of this Python is not activated."""
+    """Return the command's name, or its path if this Python's environment is not activated."""
     beside = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if (found and Path(found) == beside) or not beside.exists():
@@ -200,7 +200,7 @@ def _beside_python(name: str) -> str:
 
 
 def show_what_is_done(run_dir: RunDir | None, *, over_network: bool) -> None:
-    """Say what a run that ended early has left, and draw it."""
+    """Draw what a run that ended early has left, and show how to resume it."""
     if run_dir is None:
         return
     done = run_dir.last_round()
@@ -218,24 +218,24 @@ def show_what_is_done(run_dir: RunDir | None, *, over_network: bool) -> None:
 
 
 def draw(run_dir: RunDir) -> None:
-    """Draw the report; what is on disk does not depend on it, so a failure is only shown."""
+    """Draw the report; no other file depends on it, so a failure is only shown."""
     try:
         draw_report(run_dir.path)
     except InputError as error:
         show_problems(error.problems)
     except OSError as error:  # a full disk
         show_problems([f"report.html: {error.strerror or error}"])
-    except Exception as error:  # of a drawing library: the run itself is good
+    except Exception as error:  # from a drawing library: the run itself is good
         show_problems([f"report.html: cannot be drawn ({type(error).__name__}: {error})"])
 
 
 def _shown(path: Path) -> Path:
-    """A path as short as it can be from here."""
+    """Return a path relative to the current directory if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class TerminalDisplay:
-    """Shows the rounds on a console. Holds a progress bar and the answers of the current step."""
+    """Shows rounds on a console. Holds a progress bar and the clients' answers in this step."""
 
     def __init__(self, console: Console, num_rounds: int) -> None:
         self.console = console
@@ -271,7 +271,7 @@ class TerminalDisplay:
         self._live.stop()
 
     def step(self, round_number: int, step: str, clients: list[str]) -> None:
-        """A step of a round starts."""
+        """Show that a step of a round starts."""
         if not self._round:  # a resumed run begins in the middle
             self._bar.start_task(self._task)
             self._bar.update(self._task, completed=round_number - 1)
@@ -279,11 +279,11 @@ class TerminalDisplay:
         self._pending, self._answers = list(clients), {}
 
     def client_done(self, name: str, text: str) -> None:
-        """A client has answered."""
+        """Show that a client has answered."""
         self._answers[name] = text
 
     def client_failed(self, name: str, reason: str) -> None:
-        """A client is left out of this step: say so, for good."""
+        """Print a line that stays: a client is left out of this step, and why."""
         self._answers[name] = "failed"
         where = f"round {self._round}/{self.num_rounds}"
         what = "is left out" if self._step == "train" else f"has failed ({self._step})"
@@ -291,11 +291,11 @@ class TerminalDisplay:
         self.console.print(text, soft_wrap=True)
 
     def notice(self, text: str) -> None:
-        """Say something for good."""
+        """Print a text that stays on the terminal."""
         self.console.print(Text(text, "yellow"), soft_wrap=True)
 
     def round_done(self, result: RoundResult) -> None:
-        """A round is on disk: print its line."""
+        """Print the line of a round that has been saved."""
         self._bar.update(self._task, completed=result.round)
         if result.round == self.num_rounds:
             self._step, self._pending = "stopping the clients", []

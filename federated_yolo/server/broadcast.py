@@ -1,7 +1,7 @@
-"""What the server sends of the global arrays: to each node what it lacks of them.
+"""Sends each node only the part of the global arrays that it lacks.
 
-With a codec, the global arrays themselves take the step that is sent: what encoding leaves out of
-an aggregate is kept for the next one, and no party ever has other arrays than another.
+With a codec, the global arrays change exactly by the delta that is sent. What encoding leaves out
+of an aggregate is kept for the next one, so no client works with other arrays than the server.
 """
 
 import numpy as np
@@ -11,13 +11,13 @@ from federated_yolo.common.arrays import Arrays, checksum
 from federated_yolo.protocol.delta import Encoding
 from federated_yolo.protocol.records import LACKS_ARRAYS, to_record
 
-DELTA, RESIDUAL, BEFORE = "increment/", "residual/", "before"  # in the state
+DELTA, RESIDUAL, BEFORE = "increment/", "residual/", "before"  # names in the state
 
 
 class Broadcast:
     """Holds the last delta and its residual, and which node holds which global arrays.
 
-    Arrays are told apart by their checksums.
+    Arrays are identified by their checksums.
     """
 
     def __init__(self, encoding: Encoding, arrays: Arrays) -> None:
@@ -25,18 +25,18 @@ class Broadcast:
         self.arrays = arrays
         self._residual: Arrays = {}
         self._held: dict[int, str] = {}
-        self._presumed = ""  # held by a node that has not answered yet
+        self._presumed = ""  # what nodes hold that have not replied yet
         self._place(arrays, before="", delta={})
 
     def advance(self, aggregated: Arrays) -> Arrays:
-        """The next global arrays, which are those that a delta towards these leads to."""
+        """Return the next global arrays: the old ones, changed by a delta towards `aggregated`."""
         delta, self._residual = self.encoding.delta(aggregated, self.arrays, self._residual)
         arrays = self.encoding.rebuilt(delta, self.arrays)
         self._place(arrays, before=self._checksum, delta=delta)
         return arrays
 
     def addressed(self, message: Message) -> Message:
-        """The message with what its node lacks of the global arrays, in place of any arrays."""
+        """Return the message with the global arrays that its node lacks, in place of any arrays."""
         held = self._held.get(message.metadata.dst_node_id, self._presumed)
         if held == self._checksum:
             return self._carrying(message, ArrayRecord())
@@ -45,13 +45,13 @@ class Broadcast:
         return self.whole(message)
 
     def whole(self, message: Message) -> Message:
-        """The message with all of the global arrays."""
+        """Return the message with all global arrays."""
         if self._whole is None:
             self._whole = to_record(self.encoding.whole(self.arrays))
         return self._carrying(message, self._whole)
 
     def confirm(self, message: Message, reply: Message) -> bool:
-        """Learn from a reply what its node holds; False if it lacked what the message built on."""
+        """Record what a replying node holds; return False if it lacked the base of the message."""
         if reply.has_error() or "encoded" not in message.content:
             return True
         node = message.metadata.dst_node_id
@@ -64,7 +64,7 @@ class Broadcast:
         return True
 
     def state(self) -> Arrays:
-        """All that a resumed run needs of this."""
+        """Return the state that a resumed run needs."""
         return {
             **{f"{DELTA}{name}": array for name, array in self._delta.items()},
             **{f"{RESIDUAL}{name}": array for name, array in self._residual.items()},
@@ -72,9 +72,10 @@ class Broadcast:
         }
 
     def restore(self, state: Arrays, arrays: Arrays) -> None:
-        """Go on from a `state` and the global arrays of that round.
+        """Continue from a `state` and the global arrays of that round.
 
-        Most nodes will have these or those of the round before; one that has not will say so.
+        Most nodes will hold these or those of the round before; the others will reply that they
+        lack them.
         """
         self._residual = _starting_with(RESIDUAL, state)
         self._presumed = str(state[BEFORE])

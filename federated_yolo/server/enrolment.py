@@ -1,4 +1,4 @@
-"""Before and between rounds: who is there, and who has the model."""
+"""Before and between rounds: which clients are connected, and which of them have the model."""
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,7 +16,7 @@ from federated_yolo.storage.run_dir import CONFIG_FILE
 
 
 class Enrolment:
-    """Looks who is there and gives each new client the model. Holds which nodes have it."""
+    """Looks for connected clients and sends the model to new ones. Holds which nodes have it."""
 
     def __init__(
         self, config: ResolvedConfig, model: GlobalModel, messenger: Messenger, display: Display
@@ -30,9 +30,9 @@ class Enrolment:
         self._num_recorded = len(config.clients)  # clients in args.yaml
 
     def greet(self, grid: Grid) -> None:
-        """Before the first round: give the clients the model.
+        """Send the model to the clients before the first round.
 
-        Those of a simulation are all there soon. Sites have been waited for
+        All clients of a simulation connect soon. The run has already waited for sites
         (runtime/deployment.py); others join later.
         """
         self.meet(grid)
@@ -41,7 +41,7 @@ class Enrolment:
             self.meet(grid)
 
     def wait_for(self, num_clients: int, grid: Grid) -> None:
-        """Look who is there before a round; sites that have gone may come back."""
+        """Look for clients before a round, and wait for sites if too few are connected."""
         self.meet(grid)
         if self.registry.has_sites and len(self.registry.present) < num_clients:
             there = ", ".join(self.registry.present) or "none"
@@ -51,10 +51,10 @@ class Enrolment:
                 self.meet(grid)
 
     def meet(self, grid: Grid) -> None:
-        """Look which clients are there, and give those that are new the model.
+        """Look which clients are connected, and send the model to the new ones.
 
         Sites that do not fit are left out. Raises FederationError in a simulation, where a client
-        that does not fit is a mistake in the run.
+        that does not fit is a mistake in the set-up of the run.
         """
         registry, journal = self.registry, RoundJournal(self.display)
         refused = list(
@@ -76,20 +76,20 @@ class Enrolment:
             self.display.notice(f"{who} is refused: {reason}")
         for name, before, now in registry.moved:
             self.display.notice(
-                f"client '{name}': it is node {now} now, and was node {before}: another key"
+                f"client '{name}': it is node {now} now, and was node {before}, with another key"
             )
         registry.moved.clear()
         self._record_new_clients()
 
     def first_message(self, node: int) -> RecordDict:
-        """What a client gets before its first round: all of the model but the global arrays."""
+        """Return a client's message before its first round: the model without its global arrays."""
         record = RecordDict({"config": self.messenger.config_record(node)})
         if not self.model.is_whole:
             record["private"] = to_record(self.model.private)
         return record
 
     def _record_new_clients(self) -> None:
-        """Write down who has joined, so that a resumed run gives each the same assignment."""
+        """Save which clients have joined, so that a resumed run gives each the same assignment."""
         self.registry.remember_summaries()
         if len(self.registry.clients) > self._num_recorded:
             self._num_recorded = len(self.registry.clients)

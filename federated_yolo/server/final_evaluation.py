@@ -1,8 +1,8 @@
-"""What is done once, after the last round: test splits, the cross-client matrix, pictures.
+"""The steps after the last round: test splits, the cross-client matrix, pictures.
 
-The test splits are scored by the models that a run leaves: of its best round and of its last. All
-else is of the last. The matrix is that of cross-site validation: every model on every client's val
-split.
+On the test splits, the models of the best and of the last round are scored, which a run leaves.
+All other steps use the last round. The matrix is that of cross-site validation: every model on
+every client's val split.
 """
 
 from collections.abc import Iterator
@@ -25,15 +25,16 @@ FINISHED = "server/finished"
 
 
 def is_finished(server: Server) -> bool:
-    """Whether `finish` has come to its end in this run directory, or has nothing to do."""
+    """Whether `finish` has completed its work in this run directory, or has nothing to do."""
     never = not server.config.evaluate.every
     return never or (server.run_dir.path / FINISHED).exists()
 
 
 def finish(server: Server, grid: Grid) -> None:
-    """Do all of it; the files are written when all is known.
+    """Run all final steps, then the clients' `finish` hooks.
 
-    Where a client has failed, a resumed run does it again. Then the clients are told of the end.
+    Each file is written when its contents are complete. If a client has failed, a resumed run
+    repeats the steps.
     """
     if not is_finished(server):
         _evaluate(server, grid)
@@ -42,7 +43,7 @@ def finish(server: Server, grid: Grid) -> None:
 
 
 def _end_clients(server: Server, grid: Grid) -> None:
-    """Let the clients' `finish` run."""
+    """Let the clients run their `finish` hooks."""
     record = RecordDict({"config": server.messenger.config_record()})
     messages = server.messenger.messages(record, server.registry.nodes, "query.finish")
     for reply in server.exchange(grid, messages):
@@ -65,10 +66,11 @@ def _evaluate(server: Server, grid: Grid) -> None:
 
 
 def evaluate_on_test(server: Server, grid: Grid) -> None:
-    """Score best.pt's and last.pt's model on the test splits that there are, and write test.csv.
+    """Score the models of best.pt and last.pt on all test splits, and write test.csv.
 
-    For each model and split there is a row for all classes, then one for each. Where clients have
-    models of their own, it is those of the last round: earlier private arrays are not kept.
+    For each model and split there is a row for all classes, then one for each class. If clients
+    have models of their own, those of the last round are scored, because earlier private arrays
+    are not kept.
     """
     is_on_server = server.evaluator is not None and "test" in server.evaluator.data
     if not (server.registry.nodes_with_test or is_on_server):
@@ -85,7 +87,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
 
 
 def _kept_models(server: Server) -> dict[int, Arrays | None]:
-    """Arrays of best.pt and last.pt by their rounds; None for those that are deployed now."""
+    """Return the arrays of best.pt and last.pt by round; None for the arrays deployed now."""
     best, last = server.best, server.config.num_rounds
     if best is None or best.round == last or not server.model.is_whole:
         return {last: None}
@@ -99,7 +101,7 @@ def _kept_models(server: Server) -> dict[int, Arrays | None]:
 
 
 def _arrays_of(server: Server, round_number: int) -> Arrays | None:
-    """What was deployed in a round, unless a user has made room, or the file is damaged."""
+    """Return the arrays deployed in a round; None if their file was deleted or is damaged."""
     try:
         return server.model.deployed_in(round_number)
     except ValueError as error:
@@ -110,7 +112,7 @@ def _arrays_of(server: Server, round_number: int) -> Arrays | None:
 def _scores_on_test(
     server: Server, grid: Grid, round_number: int, arrays: Arrays | None
 ) -> list[Score]:
-    """Scores of the clients that have a test split. arrays: None for those deployed now."""
+    """Return scores on the clients' test splits. arrays: None for the arrays deployed now."""
     nodes = server.registry.nodes_with_test
     if not nodes:
         return []
@@ -119,7 +121,7 @@ def _scores_on_test(
 
 
 def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict[str, object]]:
-    """The rows of test.csv of one model on one split."""
+    """Yield the rows of test.csv for one model on one split."""
     start = {"round": round_number, "client": score.name}
     metrics = {name: value for name, value in score.metrics.items() if name != "fitness"}
     yield {**start, "class": "", "num_examples": score.num_examples, **metrics}
@@ -133,7 +135,7 @@ def _test_rows(server: Server, round_number: int, score: Score) -> Iterator[dict
 
 
 def evaluate_across_clients(server: Server, grid: Grid) -> None:
-    """Score every model on every client's val split, and on the server's; one model at a time."""
+    """Score every model, one at a time, on every client's val split and on the server's."""
     rows: list[dict[str, object]] = []
     empty: list[dict[str, object]] = []
     for model, owner, arrays in _models(server, grid):
@@ -166,10 +168,10 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
 
 
 def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | None]]:
-    """Kind, owner and arrays of each model: the global one, or the clients' own; local ones.
+    """Yield kind, owner and arrays of each model: global, local and personal ones.
 
-    Arrays are None of a client that has no local model, since it was never drawn in a round that
-    was evaluated.
+    There is a global model if all arrays are shared, else each client has a personal one. Arrays
+    are None if a client has no local model, since it trained in no round that was evaluated.
     """
     layout = server.model.whole_layout
     kinds = ["local"]
@@ -209,7 +211,7 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | Non
 
 
 def draw_predictions(server: Server, grid: Grid) -> None:
-    """Draw predictions of the first and the last round beside the labels, where that is allowed."""
+    """Draw predictions of the first and the last round beside the labels, on permitted images."""
     num_images = server.config.evaluate.show_images
     on_server = server.evaluator if num_images else None
     nodes = server.registry.nodes_with_pictures
@@ -221,7 +223,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
     if on_server is not None:
         try:
             picture = on_server.draw(server.model.model, arrays, num_images)
-        except Exception as error:  # of Ultralytics' drawing; no reason to call the run a failure
+        except Exception as error:  # an error in drawing does not fail the run
             server.display.notice(f"predictions.jpg: not drawn: {reason_of(error)}")
         else:
             _write_picture(server, "predictions.jpg", picture)
@@ -245,7 +247,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
 
 
 def _jpeg(data: Any) -> bytes:
-    """The bytes of a picture, which a report will show."""
+    """Return the bytes of a picture for the report. Raises ValueError if they are no JPEG."""
     if not isinstance(data, bytes) or not data.startswith(JPEG):
         raise ValueError("its picture was refused: not a JPEG")
     return data
@@ -256,7 +258,7 @@ def _write_picture(server: Server, name: str, picture: bytes) -> None:
 
 
 def _scores_here(server: Server, arrays: Arrays, split: str) -> list[Score]:
-    """The score of a whole model on the server's data; none where that cannot be used now."""
+    """Return the score of a whole model on the server's data; empty if the data is unusable."""
     result = server.scorer.score_here(arrays, split, server.journal)
     if result is None:
         return []

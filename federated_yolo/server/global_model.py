@@ -1,4 +1,4 @@
-"""The global model: its shared arrays, their moving average, and the checkpoints made of them."""
+"""The global model: its shared arrays, their moving average, and the checkpoints made from them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from federated_yolo.yolo.model import load_into, moved_names, to_arrays
 class GlobalModel:
     """Holds the shared arrays of the federation, and their moving average if there is one.
 
-    Only the shared arrays are global. Where clients keep some to themselves, there is no model to
+    Only the shared arrays are global. If some arrays are private, there is no whole model to
     evaluate or save here: each client has its own.
     """
 
@@ -35,9 +35,10 @@ class GlobalModel:
     ) -> None:
         """Start from the arrays of a model.
 
-        shared: names of the shared arrays. train: arguments that checkpoints are saved with.
-        server_ema: decay per round of the moving average; 0 is none. halved_names: arrays that are
-        rounded to half precision at the start, which halves the bytes of the first download.
+        shared: Names of the shared arrays. train: Train arguments that are saved in checkpoints.
+        server_ema: Decay per round of the moving average; 0 for no average. halved_names: Names of
+        arrays that are rounded to half precision at the start, which halves the bytes of the first
+        download.
         """
         self.model = model
         self.meta = meta
@@ -57,23 +58,23 @@ class GlobalModel:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the shared arrays are all there is to the model."""
+        """Whether all arrays of the model are shared."""
         return len(self.arrays) == len(self.model.state_dict())
 
     @property
     def private(self) -> Arrays:
-        """The arrays of the base model that are not shared; in its own order."""
+        """The arrays of the base model that are not shared, in its order."""
         return {n: array for n, array in to_arrays(self.model).items() if n not in self.arrays}
 
     @property
     def deployed(self) -> Arrays:
-        """What is evaluated and made into checkpoints: the average if there is one."""
+        """The arrays that are evaluated and saved in checkpoints: the average if there is one."""
         return self.arrays if self.average is None else self.average
 
     def advance(self, arrays: Arrays) -> None:
-        """Take the arrays of a new round, and move the average.
+        """Set the arrays of a new round, and update the average.
 
-        It is decay * average + (1 - decay) * arrays, from the first round's on.
+        The average is decay * average + (1 - decay) * arrays, starting with the first round's.
         """
         self.arrays = arrays
         if not self.server_ema:
@@ -89,11 +90,11 @@ class GlobalModel:
             self.average[name] = cast(mean, new.dtype.name)
 
     def cast(self, arrays: Arrays) -> Arrays:
-        """Aggregated arrays in the dtypes of the model; takes them out of `arrays`.
+        """Return aggregated arrays in the dtypes of the model; removes them from `arrays`.
 
         Raises ValueError for arrays that are not finite, or not this model's.
         """
-        # One by one, so that they need not be in memory as a whole in both precisions.
+        # One by one, so that memory never holds all of them in both precisions.
         entries = self.layout.entries
         result = {name: cast(arrays.pop(name), dtype) for name, _, dtype in entries}
         problems = layout_problems(result, self.layout)
@@ -102,13 +103,13 @@ class GlobalModel:
         return result
 
     def load(self, round_number: int) -> None:
-        """Go back to the arrays of a round. Raises ValueError when its files are damaged."""
+        """Load the arrays of an earlier round. Raises ValueError if its files are damaged."""
         self.arrays = self.run_dir.load_round(round_number, self.layout)
         if self.server_ema:
             self.average = self.run_dir.load_average(round_number, self.layout)
 
     def deployed_in(self, round_number: int) -> Arrays | None:
-        """What was `deployed` in an earlier round, from disk; None if it is not there any more."""
+        """Load the arrays that were `deployed` in an earlier round; None if the file is gone."""
         if self.server_ema:
             path = self.run_dir.average_path(round_number)
             load = self.run_dir.load_average
@@ -118,19 +119,19 @@ class GlobalModel:
         return load(round_number, self.layout) if path.exists() else None
 
     def meta_of(self, round_number: int) -> RoundMeta:
-        """What the files of a round say about themselves."""
+        """Return the metadata for the files of a round."""
         meta = self.meta
         return RoundMeta(round_number, meta.names, meta.task, meta.base_model)
 
     def save(self, round_number: int) -> None:
-        """Write the arrays of a round, and their average."""
+        """Write the arrays of a round, and the average."""
         meta = self.meta_of(round_number)
         self.run_dir.save_round(self.arrays, meta)
         if self.average is not None:
             self.run_dir.save_average(self.average, meta)
 
     def save_checkpoints(self, *, is_best: bool) -> None:
-        """Write last.pt, and best.pt if no round before scored higher."""
+        """Write last.pt, and best.pt if `is_best`; neither if some arrays are private."""
         if not self.is_whole:
             return
         load_into(self.model, self.deployed)

@@ -1,4 +1,4 @@
-"""What happens in a round: seconds, bytes, and what is said of clients."""
+"""Records of a round: seconds, bytes, and notes about clients."""
 
 import time
 from collections import defaultdict
@@ -10,21 +10,21 @@ from federated_yolo.server.results import Display
 
 @dataclass
 class Traffic:
-    """Bytes of the arrays that a client was sent and has sent back."""
+    """Bytes of the arrays that were sent to a client and that it has sent back."""
 
     download_bytes: int = 0
     upload_bytes: int = 0
 
 
 class Clock:
-    """Seconds of a round and of its parts. Holds when it started and the last part ended."""
+    """Seconds of a round and of its parts. Holds when the round started and the last part ended."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
         self._started = self._lap = time.perf_counter()
 
     def stop(self, part: str) -> None:
-        """A part ends here; one without a name is not kept."""
+        """End a part; a part with an empty name is not recorded."""
         now = time.perf_counter()
         if part:
             self.parts[part] = round(now - self._lap, 3)
@@ -36,10 +36,10 @@ class Clock:
 
 
 class RoundJournal:
-    """Records one round, and shows what a user should know at once; each round has a fresh one.
+    """Records one round, and shows what a user should know at once; each round has a new one.
 
-    notes, traffic: by client. failed: clients that were left out of a step. asked_at: when the
-    messages were sent that are being answered, by `time.monotonic`.
+    notes: Texts by client. traffic: Bytes by client. failed: Clients that were left out of a step.
+    asked_at: Time of `time.monotonic` at which the latest messages were sent.
     """
 
     def __init__(self, display: Display) -> None:
@@ -51,14 +51,14 @@ class RoundJournal:
         self.asked_at = 0.0
 
     def fail(self, name: str, reason: str) -> None:
-        """A client is left out of this step."""
+        """Record and show that a client is left out of this step, and why."""
         reason = in_one_line(reason)
         self.notes[name].append(reason)
         self.failed.add(name)
         self.display.client_failed(name, reason)
 
     def note(self, name: str, text: str) -> None:
-        """Something about a client that is not left out."""
+        """Record and show a text about a client that is not left out."""
         text = in_one_line(text)
         self.notes[name].append(text)
         self.display.notice(f"client '{name}': {text}")

@@ -1,4 +1,4 @@
-"""Messages to the clients: what each has to say, who is addressed, how many bytes it has."""
+"""Messages to the clients: their contents, their receivers, and their bytes."""
 
 import threading
 import time
@@ -20,9 +20,9 @@ from federated_yolo.storage.run_dir import RunDir
 
 
 class Messenger:
-    """Sends messages, tells each client which one it is, and counts bytes.
+    """Sends messages, gives each client its assignment, and counts bytes.
 
-    broadcast: sends arrays as deltas; None sends them as they are.
+    broadcast: Source of deltas in place of arrays; None sends arrays as they are.
     """
 
     def __init__(
@@ -39,23 +39,23 @@ class Messenger:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Make what waits, or is going to, raise FederationError; from any thread."""
+        """Make all present and later pauses raise FederationError; callable from any thread."""
         self._stopping.set()
 
     def pause(self, seconds: float) -> None:
-        """Wait so long. Raises FederationError when the run is to stop."""
+        """Wait for this time. Raises FederationError if the run is to stop."""
         if self._stopping.wait(seconds):
             raise FederationError("stopped")
 
     def config_record(self, node: int | None = None) -> ConfigRecord:
-        """What every message says; with the assignment of one client."""
+        """Return the config record of a message, for a node with its client's assignment."""
         record = ConfigRecord({"instructions": self.instructions.to_json()})
         if node is not None:
             record["assignment"] = self.assignment(node).to_json()
         return record
 
     def assignment(self, node: int) -> ClientAssignment:
-        """Which client a node is."""
+        """Return the assignment of a node's client."""
         registry = self.registry
         name = registry.names_by_node[node]
         index = registry.index_of(name)
@@ -77,18 +77,18 @@ class Messenger:
         )
 
     def messages(self, content: RecordDict, nodes: Iterable[int], kind: str) -> list[Message]:
-        """The same for each of these nodes, but for the client's assignment."""
+        """Return a message for each of these nodes, equal except for the client's assignment."""
         return self._assigned([Message(content, node, kind) for node in nodes])
 
     def addressed(self, messages: Iterable[Message]) -> list[Message]:
-        """Messages with the global arrays for each client, as deltas where these are used."""
+        """Return the messages with the global arrays for each client, as deltas if set so."""
         seated = self._assigned(messages)
         if self.broadcast is None:
             return seated
         return [self.broadcast.addressed(message) for message in seated]
 
     def sendable(self, arrays: Arrays) -> Arrays:
-        """What of new global arrays can be sent to the clients: with a codec, not all of it."""
+        """Return new global arrays as clients will receive them: a codec leaves out a part."""
         return arrays if self.broadcast is None else self.broadcast.advance(arrays)
 
     def exchange(
@@ -115,10 +115,10 @@ class Messenger:
         for reply in replies:
             self._traffic(reply.metadata.src_node_id, journal).upload_bytes += num_bytes(reply)
             yield reply
-            del reply  # its arrays, which would stay until the next one is there
+            del reply  # frees its arrays, which would stay until the next reply
 
     def _assigned(self, messages: Iterable[Message]) -> list[Message]:
-        """Tell each client which one it is."""
+        """Return the messages with the assignment of each client."""
         result = []
         for message in messages:
             content, node = message.content, message.metadata.dst_node_id
@@ -129,14 +129,14 @@ class Messenger:
         return result
 
     def _limit_s(self, num_messages: int) -> float | None:
-        """For all answers: sites work side by side, clients of a simulation may wait in a queue."""
+        """Return the time limit for all replies: sites work in parallel, others may queue."""
         timeout_s = self.instructions.round_timeout_s
         return timeout_s and timeout_s * (1 if self.registry.has_sites else num_messages)
 
     def _sent_again(
         self, message: Message, reply: Message, journal: RoundJournal
     ) -> Message | None:
-        """The message with all arrays, for a client that lacked what it builds on."""
+        """Return the message with all arrays if the client lacked the base of its delta."""
         if self.broadcast is None or self.broadcast.confirm(message, reply):
             return None
         whole = self.broadcast.whole(message)

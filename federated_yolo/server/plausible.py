@@ -1,8 +1,8 @@
-"""What a client's reply can be, by what the server knows beforehand. Pure functions of plain facts.
+"""Checks of clients' replies against what the server knows beforehand. Pure functions.
 
-A number that no honest client can send is refused whatever the strategy: one of them can be the
-whole mean, end the run or stand as its best round. Each function says what is wrong, as "found,
-expected"; an empty list (or text) is nothing.
+A number that no honest client can send is refused whatever the strategy: a single one can dominate
+the mean, end the run or count as its best round. Each check returns what is wrong, as "found,
+expected"; an empty list (or text) means that nothing is.
 """
 
 import math
@@ -14,36 +14,34 @@ import numpy as np
 from federated_yolo.common.arrays import Layout
 from federated_yolo.yolo.slice_mixin import leaves_single_out
 
-MAX_IMAGES = (
-    2**29
-)  # of a client; up to here a mean weighted by images is exact (aggregation/mean.py)
-# Ultralytics' losses, none of which is ever negative: distances, cross-entropies, shares, and the
-# likelihood loss of keypoints (`rle_loss`), which 8.4.180 to 8.4.190 cut off at 0.
+MAX_IMAGES = 2**29  # of a client; with more, a weighted mean is not exact (aggregation/mean.py)
+# Ultralytics' losses, which are never negative: distances, cross-entropies, shares, and the
+# likelihood loss of keypoints (`rle_loss`), which Ultralytics 8.4.180 to 8.4.190 clips at 0.
 NON_NEGATIVE_LOSSES = frozenset(
     f"train/{name}loss"
     for name in ("", *"box_ cls_ dfl_ l1_ seg_ sem_ pose_ kobj_ rle_ angle_ giou_".split())
 )
 GAINS = ("box", "cls", "dfl", "pose", "kobj", "rle", "angle")  # train arguments, factors of losses
-LARGEST_LOSS = 1e6  # with gains up to 1; from random weights tens are usual
-ROUNDING = 1e-2  # of half precision, by which 1 - IoU may be below 0 and a share above 1
-# With mixed precision PyTorch leaves out steps whose gradients overflow: halving the scale of the
-# loss from 2^16 to where nothing can, and then once in 2000.
+LARGEST_LOSS = 1e6  # with gains up to 1; with random weights, tens are usual
+ROUNDING = 1e-2  # error of half precision: 1 - IoU may be below 0, and a share above 1
+# With mixed precision PyTorch skips steps whose gradients overflow: at first while it halves the
+# scale of the loss from 2^16 until nothing overflows, and then once in 2000 steps.
 SKIPPED_STEPS, SKIPPED_SHARE = 32, 0.01
-CLOCK_SLACK_S, CLOCK_SLACK = 5.0, 0.01  # a client's clock is not the server's
-BATCHNORM_EPSILON = 1e-3  # which Ultralytics' BatchNorm adds to a variance
+CLOCK_SLACK_S, CLOCK_SLACK = 5.0, 0.01  # a client's clock differs from the server's
+BATCHNORM_EPSILON = 1e-3  # Ultralytics' BatchNorm adds it to a variance
 MEAN, VARIANCE, COUNTER = "running_mean", "running_var", "num_batches_tracked"
-# Beside the values of its arrays, a reply has their headers and names, numbers, notes or a picture.
+# Besides array values, a reply contains their headers and names, numbers, notes or a picture.
 ARRAY_OVERHEAD, DEFLATE_OVERHEAD, MAX_OTHER_BYTES = 1024, 0.01, 1 << 25
 MAX_INTRODUCTION = 1 << 24  # characters; 10000 class names fit
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the settings say of a client's round.
+    """The work in a client's round, as the settings determine it.
 
-    drops_single: a last batch of one image is left out of its epoch (`leaves_single_out`).
-    is_plain: nobody's own class does it, which may stop early or go on from other arrays than the
-    global ones. may_skip_steps: on a GPU with mixed precision.
+    drops_single: Whether a last batch of one image is left out of its epoch (`leaves_single_out`).
+    is_plain: Whether the class is YoloClient; a user's own class may stop early, or start from
+    other arrays than the global ones. may_skip_steps: Whether a GPU may use mixed precision.
     """
 
     batch: int
@@ -54,16 +52,16 @@ class Work:
     may_skip_steps: bool = False
 
     def num_batches(self, num_images: int) -> int:
-        """Batches of a round with so many training images."""
+        """Return the number of batches in a round with so many training images."""
         num = math.ceil(num_images / self.batch)
         if self.drops_single and leaves_single_out(num_images, self.batch):
             num -= 1
         return num * self.local_epochs
 
     def step_problem(self, num_images: int, num_steps: int) -> str:
-        """At most a step for each batch, at least one for each batch that accumulates gradients.
+        """Check for at most one step per batch, and at least one per nominal batch (nbs).
 
-        Too few steps count as much as too many: FedNova divides by them.
+        Too few steps are as bad as too many, because FedNova divides by them.
         """
         most = self.num_batches(num_images)
         least = math.ceil(most / max(1, round(self.nbs / self.batch))) if self.is_plain else 1
@@ -79,9 +77,10 @@ class Work:
 
 
 def counted(num_images: int, num_steps: int, known: int) -> tuple[int, int]:
-    """Images and steps that an update counts for, of a client that had `known` at its start.
+    """Return the number of images and of steps that an update counts for.
 
-    Beyond these, steps are taken down with the images, so that both are of the same work.
+    known: Images of the client at its start. If it reports more images, both numbers are reduced
+    in proportion, so that they describe the same work.
     """
     if num_images <= known:
         return num_images, num_steps
@@ -89,7 +88,7 @@ def counted(num_images: int, num_steps: int, known: int) -> tuple[int, int]:
 
 
 def seconds_problem(seconds: float, elapsed_s: float) -> str:
-    """A client cannot have worked for longer than its answer took."""
+    """Check that a client has not worked for longer than its reply took."""
     most = elapsed_s * (1 + CLOCK_SLACK) + CLOCK_SLACK_S
     if 0 <= seconds <= most:
         return ""
@@ -98,9 +97,10 @@ def seconds_problem(seconds: float, elapsed_s: float) -> str:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Bounds of a client's losses and metrics, but for those that are its user's own.
+    """Bounds of a client's losses and metrics, except those that a user's class adds.
 
-    names: of the federation's classes. class_metrics: by what single classes are scored.
+    names: Class names of the federation. class_metrics: Metrics of single classes. largest_loss:
+    Bound of a loss's magnitude. losses_have_sign: Whether no gain is negative.
     """
 
     task: str
@@ -117,18 +117,18 @@ class Numbers:
         class_metrics: Collection[str],
         train: Mapping[str, object],
     ) -> "Numbers":
-        """By the train arguments, whose gains multiply losses."""
+        """Return the bounds for these train arguments, whose gains multiply losses."""
         gains = [float(str(train[name])) for name in GAINS if train.get(name) is not None]
         largest = LARGEST_LOSS * max(1.0, *map(abs, gains), 1.0)
         return cls(task, names, class_metrics, largest, all(gain >= 0 for gain in gains))
 
     @property
     def largest_fitness(self) -> float:
-        """Of segment and pose it is the sum of two scores, as in Ultralytics."""
+        """Upper bound of fitness; for segment and pose it sums two scores, as in Ultralytics."""
         return 2.0 if self.task in ("segment", "pose") else 1.0
 
     def problems(self, numbers: Mapping[str, float]) -> list[str]:
-        """Say which numbers cannot be; those of unknown names are anyone's."""
+        """Return a line for each impossible number; a user's own numbers may have any value."""
         known = {f"class/{name}/{metric}" for name in self.names for metric in self.class_metrics}
         problems = []
         for name, value in numbers.items():
@@ -141,7 +141,7 @@ class Numbers:
         return problems
 
     def _range(self, name: str) -> tuple[float, float, float]:
-        """Least and largest value, and how far rounding may lead beyond them."""
+        """Return the least and the largest value, and how far rounding may exceed them."""
         name = name.removeprefix("local/")
         if name.startswith(("metrics/", "class/")):
             return 0.0, 1.0, 1e-6
@@ -156,7 +156,7 @@ class Numbers:
 def counter_problems(
     new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], num_batches: int
 ) -> list[str]:
-    """Say which of BatchNorm's counters went back, or ahead of the batches of the round."""
+    """Return a line for each BatchNorm counter that fell, or rose by more than `num_batches`."""
     problems = []
     for name in (name for name in new if name.endswith(COUNTER)):
         found, least = int(new[name]), int(old[name])
@@ -171,10 +171,10 @@ def counter_problems(
 def statistics_factors(
     new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """By how much BatchNorm's statistics have moved at most, by array; 1 is not at all.
+    """Return the largest factor by which each of BatchNorm's statistics changed, at least 1.
 
-    A variance is taken as BatchNorm takes it, with its epsilon. A shift of a mean counts as the
-    variance that it would be: by its square, in variances; the larger one of before and after.
+    A variance includes BatchNorm's epsilon. The factor of a mean is the square of its shift divided
+    by the variance, the larger one of before and after.
     """
     factors = {}
     for name in (name for name in new if name.endswith(VARIANCE)):
@@ -193,7 +193,7 @@ def _largest(factors: np.ndarray) -> float:
 
 
 def statistics_problems(factors: Mapping[str, float], most: float) -> list[str]:
-    """Say which statistics have moved by more than a factor."""
+    """Return a line for each statistic whose factor is more than `most`."""
     return [
         f"{name}: moved {found:.3g} times, expected at most {most:g} (max_statistics_factor)"
         for name, found in factors.items()
@@ -204,7 +204,7 @@ def statistics_problems(factors: Mapping[str, float], most: float) -> list[str]:
 def fixed_problems(
     new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], fixed: Iterable[str]
 ) -> list[str]:
-    """Say which arrays changed that no training moves: frozen layers and constants."""
+    """Return a line if arrays changed that training does not change: frozen layers, constants."""
     changed = [name for name in fixed if not np.array_equal(new[name], old[name])]
     if not changed:
         return []
@@ -212,13 +212,13 @@ def fixed_problems(
 
 
 def is_statistic(name: str) -> bool:
-    """Whether this is one of BatchNorm's arrays that no gradient moves."""
+    """Whether this is one of BatchNorm's arrays that no gradient changes."""
     return name.endswith((MEAN, VARIANCE, COUNTER))
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a reply: its records, what these hold together, and bytes of arrays and of all else."""
+    """The size of a reply: its records, their entries, bytes of arrays and of everything else."""
 
     num_records: int
     num_entries: int
@@ -227,9 +227,9 @@ class Size:
 
 
 def size_problem(found: Size, layout: Layout, num_numbers: int) -> str:
-    """A reply has no more than all arrays once, whole or encoded. layout: of all arrays.
+    """Check that a reply is not larger than all arrays once, whole or encoded.
 
-    num_numbers: that it may have.
+    layout: Layout of all arrays. num_numbers: Most numbers that a reply may contain.
     """
     num_arrays = len(layout.entries)
     overhead = layout.num_bytes * DEFLATE_OVERHEAD + ARRAY_OVERHEAD * (num_arrays + 3)

@@ -1,4 +1,4 @@
-"""Which node is which client: nodes say who they are, are taken or refused, go and come back."""
+"""The registry of clients: nodes introduce themselves, are accepted or refused, leave, return."""
 
 import random
 import time
@@ -19,19 +19,19 @@ from federated_yolo.data.summary import DataSummary, form_problems, without_unla
 from federated_yolo.protocol.handshake import Hello, Introduction
 from federated_yolo.server.plausible import MAX_IMAGES, MAX_INTRODUCTION
 
-ASK_AGAIN_S = 60.0  # a site that has been refused may have been mended
+ASK_AGAIN_S = 60.0  # a refused site may have been repaired by then
 Ask = Callable[[Iterable[Message]], Iterator[Message]]
 
 
 class Unfit(ValueError):
-    """A node that cannot be a client; the text says why."""
+    """A node that cannot be a client; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A client that has been seen.
+    """A client that has been accepted, and its node.
 
-    summary: None in a simulation, where the server has read the data itself.
+    summary: Summary of a site's data; None in a simulation, where the server reads the data itself.
     """
 
     data: ClientData
@@ -40,11 +40,11 @@ class Member:
 
 
 class ClientRegistry:
-    """Holds who the clients are, on which nodes, and who has been refused.
+    """Holds the clients, their nodes, and the nodes that have been refused.
 
-    clients: in their order; grows when others may join. names: class names of the
-    federation, None while they depend on who comes. classes: those that train.classes leaves,
-    None for all.
+    clients: All clients, in order; the list grows if others may join. is_open: Whether others may
+    join. names: Class names of the federation, None while they depend on which sites join.
+    classes: Class names that train.classes selects, None for all.
     """
 
     def __init__(
@@ -57,56 +57,56 @@ class ClientRegistry:
         self.names: tuple[str, ...] | None = None
         self.classes: tuple[str, ...] | None = None
         self.by_name: dict[str, Member] = {}
-        self.names_by_node: dict[int, str] = {}  # also of those that have gone
+        self.names_by_node: dict[int, str] = {}  # also of nodes that have left
         self.online: set[int] = set()
-        self.refused: dict[int, tuple[str, float]] = {}  # why, and when to ask again
-        self.moved: list[tuple[str, int, int]] = []  # names that another node has now, to be told
-        self.at_start: dict[str, DataSummary] = {}  # what each client's data was, by its name
+        self.refused: dict[int, tuple[str, float]] = {}  # the reason, and when to ask again
+        self.moved: list[tuple[str, int, int]] = []  # (name, old node, new node), to be shown
+        self.at_start: dict[str, DataSummary] = {}  # what each client's data was, by client
         self.trained: dict[str, int] = {}  # the last round that each client has trained in
         self._surplus: set[int] = set()  # nodes of a simulation that have no client
 
     @property
     def present(self) -> list[str]:
-        """Names of the clients that are there, in their order."""
+        """Names of the connected clients, in their order."""
         names = (data.name for data in self.clients)
         return [n for n in names if n in self.by_name and self.by_name[n].node in self.online]
 
     @property
     def missing(self) -> list[str]:
-        """Names of the clients that are not."""
+        """Names of the clients that are not connected."""
         present = set(self.present)
         return [data.name for data in self.clients if data.name not in present]
 
     @property
     def summaries(self) -> dict[str, DataSummary]:
-        """What the sites hold, in their order."""
+        """Data summaries of the connected sites, in their order."""
         found = {name: self.by_name[name].summary for name in self.present}
         return {name: summary for name, summary in found.items() if summary is not None}
 
     @property
     def nodes(self) -> list[int]:
-        """Nodes of the clients that are there, by name."""
+        """Nodes of the connected clients, in order of names."""
         return [self.by_name[name].node for name in sorted(self.present)]
 
     def names_of(self, nodes: Iterable[int]) -> list[str]:
-        """Names of the clients at these nodes, sorted."""
+        """Return the names of the clients at these nodes, sorted."""
         return sorted(self.names_by_node[node] for node in nodes)
 
     @property
     def nodes_with_test(self) -> list[int]:
-        """Of these, the nodes that have a test split."""
+        """Nodes of the connected clients that have a test split."""
         return [n for n in self.nodes if self.at_start[self.names_by_node[n]].num_test]
 
     @property
     def nodes_with_pictures(self) -> list[int]:
-        """Of these, the nodes that let others see images."""
+        """Nodes of the connected clients that let others see images."""
         shown = {data.name for data in self.clients if data.show_images}
         return [node for node in self.nodes if self.names_by_node[node] in shown]
 
     def absent(self, names: Sequence[str]) -> dict[str, list[int]]:
-        """Indices of those of the federation's classes that a client does not annotate, by client.
+        """Return the indices of the federation's classes that each client does not annotate.
 
-        names: the federation's classes.
+        names: Class names of the federation.
         """
         annotated = {
             data.name: set(self.at_start[data.name].names) - set(data.not_annotated)
@@ -119,9 +119,9 @@ class ClientRegistry:
         }
 
     def sample(self, fraction: float, seed: str) -> list[int]:
-        """Nodes that take part in a round, in order of names, so that a rerun agrees.
+        """Draw the nodes that take part in a round; in order of names, so that a rerun agrees.
 
-        fraction: of the clients that there are, of which at least one is drawn.
+        fraction: Fraction of all clients, connected or not; at least one node is drawn.
         """
         nodes = self.nodes
         number = max(1, round(fraction * len(self.clients)))
@@ -129,22 +129,25 @@ class ClientRegistry:
         return sorted(drawn, key=nodes.index)
 
     def remember_summaries(self) -> None:
-        """Keep what the sites that are there have said of their data, by which they count."""
+        """Keep the first data summary of each site, which limits how much its updates count.
+
+        A site that comes back says again what it has: more than before does not count.
+        """
         for name, summary in self.summaries.items():
-            self.at_start[name] = without_unlabelled_test(summary, self.classes)
+            self.at_start.setdefault(name, without_unlabelled_test(summary, self.classes))
 
     def order_clients(self) -> None:
-        """By name, so that a run does not depend on who came first; only before it starts."""
+        """Sort clients by name before the start, so that it does not matter who came first."""
         self.clients.sort(key=lambda data: data.name)
 
     def index_of(self, name: str) -> int:
-        """Index of a client, by which its seed differs from the others'."""
+        """Return the index of a client, which makes its seed differ from the others'."""
         return [data.name for data in self.clients].index(name)
 
     def refresh(self, grid: Grid, ask: Ask) -> Iterator[tuple[str, str]]:
-        """Look who is there; yields `(who, why)` for each node that is refused, once.
+        """Look which nodes are connected; yield `(node, reason)` once for each refused node.
 
-        ask: sends messages and yields the replies.
+        ask: Function that sends messages and yields the replies.
         """
         nodes = set(grid.get_node_ids())
         self.online = nodes & set(self.names_by_node)
@@ -156,7 +159,7 @@ class ClientRegistry:
             Message(RecordDict({"config": record}), node, "query.hello") for node in sorted(new)
         ]
         named = [(_name_in(reply), reply) for reply in ask(messages)]
-        numbers = Counter(name for name, _ in named)  # who comes under one name
+        numbers = Counter(name for name, _ in named)  # nodes that give the same name
         for name, reply in named:
             node = reply.metadata.src_node_id
             try:
@@ -171,17 +174,17 @@ class ClientRegistry:
                 self.refused[node] = reason, now + ASK_AGAIN_S
                 if reason == before:
                     continue
-                if not reply.has_error():  # one that says so itself knows
+                if not reply.has_error():  # a node that reports the error itself knows it
                     self._tell(grid, node, reason)
                 yield f"node {node}", reason
 
     def forget_absent(self) -> None:
-        """Before the start: who has gone holds up nobody, and introduces itself when it is back."""
+        """Forget clients that left before the start; they introduce themselves if they return."""
         for name in set(self.by_name) - set(self.present):
             del self.names_by_node[self.by_name.pop(name).node]
 
     def refuse(self, grid: Grid, name: str, reason: str) -> None:
-        """Do without a client that had been taken, until it comes with another node."""
+        """Remove a client that had been accepted; its node is asked again after ASK_AGAIN_S."""
         node = self.by_name.pop(name).node
         self.online.discard(node)
         del self.names_by_node[node]
@@ -218,7 +221,7 @@ class ClientRegistry:
     def _enter(self, node: int, member: Member) -> None:
         self.refused.pop(node, None)
         if (before := self.by_name.get(member.data.name)) and before.node != node:
-            # If that one comes back it has to introduce itself, and is told that it is too late.
+            # If the old node returns, it has to introduce itself again, and will be refused.
             self.names_by_node.pop(before.node, None)
             self.moved.append((member.data.name, before.node, node))
         self.by_name[member.data.name] = member
@@ -242,7 +245,7 @@ class ClientRegistry:
             self._surplus.add(node)
 
     def _client_named(self, name: str) -> ClientData | None:
-        """The client of this name; None if it is new and may come."""
+        """Return the client of this name; None if it is new and may join, else raise Unfit."""
         if not self.has_sites:
             raise Unfit(
                 f"SuperNode '{name}' has data of its own, and the config lists data paths; write "
@@ -268,7 +271,7 @@ class ClientRegistry:
         return None
 
     def _check_form(self, name: str, summary: DataSummary) -> None:
-        """Refuse what would shape another model, or has classes that the federation lacks."""
+        """Raise Unfit if data would shape another model, or has classes beyond the federation's."""
         unknown = [n for n in summary.names if self.names is not None and n not in self.names]
         if unknown:
             raise Unfit(
@@ -278,14 +281,14 @@ class ClientRegistry:
             )
         for problem in class_problems(summary, self.classes):
             raise Unfit(f"SuperNode '{name}': {problem}")
-        # Also those that are away just now, but not what it has said of itself before.
+        # Also clients that are not connected now, but not its own earlier introduction.
         others = {f"'{n}'": m.summary for n, m in self.by_name.items() if n != name and m.summary}
         for problem in form_problems(summary, others):
             raise Unfit(f"SuperNode '{name}': {problem}")
 
 
 def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
-    """Say what of an introduction cannot be true, before all others have to rely on it."""
+    """Return what cannot be true in an introduction, before all others have to rely on it."""
     names, counts = summary.names, summary.class_counts
     shape = summary.kpt_shape
     alien = set(introduction.not_annotated) - set(names)
@@ -320,7 +323,7 @@ def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:
 
 
 def _is_of_keypoints(summary: DataSummary) -> bool:
-    """Whether what is said of keypoints can be true; most data sets say nothing."""
+    """Whether a summary's keypoint settings are possible; most data sets have none."""
     num_points = summary.kpt_shape[0] if summary.kpt_shape else 0
     flip, sigmas, names = summary.flip_idx, summary.kpt_oks_sigmas, summary.kpt_names
     return (
@@ -334,12 +337,12 @@ def _is_of_keypoints(summary: DataSummary) -> bool:
 
 
 def reason_in(reply: Message) -> str:
-    """Why a node has failed, as it says in a reply with an error."""
+    """Return why a node has failed, from its reply with an error."""
     return in_one_line(reply.error.reason or "") or "no reason given"
 
 
 def _name_in(reply: Message) -> str:
-    """The name that a node gives itself, in small letters; empty for none."""
+    """Return the name that a node gives itself, in lower case; empty for none."""
     with suppress(Unfit):
         return _introduction_in(reply).name.casefold()
     return ""

@@ -1,4 +1,4 @@
-"""A client's reply is checked against what the server knows, or its client fails."""
+"""Checks clients' replies against what the server knows; a client whose reply is wrong fails."""
 
 import time
 from collections import defaultdict
@@ -45,15 +45,15 @@ from federated_yolo.yolo.slice_mixin import smallest_imgsz
 RecordT = TypeVar("RecordT", ArrayRecord, ConfigRecord, MetricRecord)
 ResultT = TypeVar("ResultT")
 
-MAX_NUMBERS, MAX_NAME = 1000, 200  # of a client's losses and metrics, but for those of classes
-LARGEST_NUMBER = 1e30  # of a client's losses and metrics; means of more would be infinite
+MAX_NUMBERS, MAX_NAME = 1000, 200  # of a client's losses and metrics, except those of classes
+LARGEST_NUMBER = 1e30  # of a client's losses and metrics; means of larger ones would be infinite
 
 
 @dataclass(frozen=True)
 class Score:
     """A client's checked reply to an evaluate message.
 
-    metrics: with "fitness". per_class: as of `Evaluation`.
+    metrics: Overall metrics, with "fitness". per_class: As in `Evaluation`.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Score:
 class ReplyReader:
     """Reads replies, and fails the clients whose reply cannot be used.
 
-    Holds which names of numbers each client has used, so that tables stay small.
-    parameters: names of the trainable arrays, of whose change `update_norm` is the length.
+    Holds the names of numbers that each client has used, so that tables stay small.
+    parameters: Names of the trainable arrays; `update_norm` is the norm of their change.
     """
 
     def __init__(
@@ -90,22 +90,22 @@ class ReplyReader:
         self.number_names: dict[str, set[str]] = defaultdict(set)  # in replies so far, by client
 
     def update(self, reply: Message, journal: RoundJournal) -> Update | None:
-        """The update that a reply to a train message holds; None where it cannot be used."""
+        """Return the update in a reply to a train message; None if it cannot be used."""
         return self.read(reply, lambda name, reply: self._update(name, reply, journal), journal)
 
     def score(self, reply: Message, journal: RoundJournal) -> Score | None:
-        """The score that a reply to an evaluate message holds; None where it cannot be used."""
+        """Return the score in a reply to an evaluate message; None if it cannot be used."""
         return self.read(reply, lambda name, reply: self._score(name, reply, journal), journal)
 
     def read(
         self, reply: Message, parse: Callable[[str, Message], ResultT], journal: RoundJournal
     ) -> ResultT | None:
-        """What a reply holds; None after its client has failed, where it cannot be used.
+        """Return what a reply holds; if it cannot be used, fail its client and return None.
 
-        parse: takes the client's name and the reply. Raises ValueError, TypeError, KeyError or
-        OverflowError for a reply that cannot be used.
+        parse: Function of the client's name and the reply, which raises ValueError, TypeError,
+        KeyError or OverflowError for a reply that cannot be used.
         """
-        name = self.registry.names_by_node[reply.metadata.src_node_id]  # as `exchange` sees to
+        name = self.registry.names_by_node[reply.metadata.src_node_id]  # as `exchange` ensures
         try:
             if reply.has_error():
                 raise ValueError(reason_in(reply))
@@ -133,7 +133,7 @@ class ReplyReader:
         seconds = numbers.pop("seconds")
         self._check_numbers(name, numbers, seconds, journal)
         known = self._known_images(name, num_images, ("train",), journal)
-        # A user's class may say another number, by which it is to count.
+        # A user's class may report another number of images, to change its weight.
         trained = num_images if self.work.is_plain else max(num_images, known)
         refuse_problems([self.work.step_problem(trained, num_steps)])
         local = {k: v for k, v in numbers.items() if k.startswith("local/")}
@@ -150,7 +150,7 @@ class ReplyReader:
         num_images = positive_integer(numbers.pop(EXAMPLES_KEY), EXAMPLES_KEY, MAX_IMAGES)
         loss, seconds = numbers.pop("loss"), numbers.pop("seconds")
         self._check_numbers(name, numbers, seconds, journal)
-        fitness = numbers["fitness"]  # a score without it is none
+        fitness = numbers["fitness"]  # every score must have it
         if not self.config.client and abs(loss - (1 - fitness)) > 1e-6:
             raise ValueError(f"loss: found {loss:g}, expected 1 - fitness = {1 - fitness:g}")
         per_class = {k: v for k, v in numbers.items() if k.startswith("class/")}
@@ -159,22 +159,22 @@ class ReplyReader:
         return Score(name, min(num_images, known), metrics, per_class)
 
     def _check_size(self, reply: Message) -> None:
-        """Before anything in a reply is unpacked or copied."""
+        """Refuse a reply that is too large, before anything in it is unpacked or copied."""
         num_numbers = MAX_NUMBERS + len(self.bounds.names) * len(self.bounds.class_metrics)
         refuse_problems([size_problem(size_of(reply), self.model.whole_layout, num_numbers)])
 
     def _check_numbers(
         self, name: str, numbers: Mapping[str, float], seconds: float, journal: RoundJournal
     ) -> None:
-        """Refuse losses, metrics and a time that cannot be, and names that are not a client's."""
+        """Refuse impossible losses, metrics and times, and names that a client must not use."""
         refuse_problems([seconds_problem(seconds, time.monotonic() - journal.asked_at)])
         self._check_names(name, [key for key in numbers if not key.startswith("class/")])
         refuse_problems(self.bounds.problems(numbers))
 
     def _check_work(self, arrays: Arrays, num_batches: int) -> float:
-        """Refuse arrays that so many batches of training cannot have made of the global ones.
+        """Refuse arrays that so many batches of training cannot have made from the global ones.
 
-        Returns by how much BatchNorm's statistics have moved at most.
+        Returns the largest factor by which BatchNorm's statistics have changed.
         """
         start = self.model.arrays
         factors = statistics_factors(arrays, start)
@@ -199,9 +199,9 @@ class ReplyReader:
     def _known_images(
         self, name: str, found: int, splits: tuple[str, ...], journal: RoundJournal
     ) -> int:
-        """How many images a client had to begin with, and counts with at most.
+        """Return how many images a client had at its start, which limits its weight in means.
 
-        They are its weight in means. Its data may have grown; it may also claim what it has not.
+        Its data may have grown since, but it may also report images that it does not have.
         """
         summary = self.registry.at_start.get(name)
         known = max(getattr(summary, f"num_{split}") for split in splits) if summary else found
@@ -212,7 +212,7 @@ class ReplyReader:
         return known
 
     def _rebuilt(self, reply: Message) -> Arrays:
-        """All arrays of an update, of which the client has sent what it has changed."""
+        """Return all arrays of an update; the client has sent only those that it changed."""
         start = self.model.arrays
         if self.instructions.sends_deltas:
             return self.encoding.rebuilt(views(record_of(reply, "encoded", ArrayRecord)), start)
@@ -222,7 +222,7 @@ class ReplyReader:
 
 
 def checked_arrays(arrays: Arrays, layout: Layout, what: str) -> Arrays:
-    """A client's arrays, in order. Raises ValueError for those that this model cannot take."""
+    """Return a client's arrays, in order. Raises ValueError if this model cannot take them."""
     problems = layout_problems(arrays, layout) + negative_statistics(arrays)
     if problems:
         raise ValueError(f"its {what} refused: " + "; ".join(problems[:3]))
@@ -230,7 +230,7 @@ def checked_arrays(arrays: Arrays, layout: Layout, what: str) -> Arrays:
 
 
 def size_of(reply: Message) -> Size:
-    """How much there is to a reply; nothing is unpacked."""
+    """Return the size of a reply, without unpacking anything."""
     records = list(reply.content.values())
     others = [record for record in records if not isinstance(record, ArrayRecord)]
     return Size(
@@ -242,17 +242,17 @@ def size_of(reply: Message) -> Size:
 
 
 def _length(value: Any) -> int:
-    """Bytes or characters of a number, a text, bytes, or a list of such."""
+    """Return the bytes or characters of a number, a text, bytes, or a list of such."""
     if isinstance(value, list):
         return sum(map(_length, value))
     return len(value) if isinstance(value, str | bytes) else 8
 
 
 def record_of(reply: Message, name: str, kind: type[RecordT]) -> RecordT:
-    """A record of a reply. Raises KeyError where there is none of this name and kind.
+    """Return a record of a reply. Raises KeyError if there is none of this name and kind.
 
-    Flower 1.41's `array_records` and the like leave a cycle of references, so that the arrays of
-    each reply would stay in memory until Python's garbage collection comes by.
+    Flower 1.41's `array_records` and the like leave a reference cycle, so that the arrays of each
+    reply would stay in memory until Python's next garbage collection.
     """
     record = reply.content[name]
     if not isinstance(record, kind):
@@ -261,17 +261,17 @@ def record_of(reply: Message, name: str, kind: type[RecordT]) -> RecordT:
 
 
 def numbers_of(reply: Message) -> dict[str, float]:
-    """The numbers of a reply, which must be finite."""
+    """Return the numbers of a reply. Raises ValueError if one is not finite, or huge."""
     record = record_of(reply, "metrics", MetricRecord)
     numbers = {name: float(value) for name, value in record.items() if not isinstance(value, list)}
-    if not all(abs(value) <= LARGEST_NUMBER for value in numbers.values()):  # NaN is not
+    if not all(abs(value) <= LARGEST_NUMBER for value in numbers.values()):  # false for NaN
         wrong = {n: v for n, v in numbers.items() if not abs(v) <= LARGEST_NUMBER}
         raise ValueError(f"its numbers are not finite, or huge: {wrong}")
     return numbers
 
 
 def refuse_own_names(numbers: Collection[str]) -> None:
-    """Raise ValueError for names of the server's own columns, and those that no table can have.
+    """Raise ValueError for names of the server's own columns, and for names unfit for a table.
 
     A field that is too long would make results.csv unreadable (`csv.field_size_limit`).
     """
@@ -288,7 +288,10 @@ def refuse_own_names(numbers: Collection[str]) -> None:
 
 
 def positive_integer(value: float, name: str, largest: int = 2**53) -> int:
-    """A whole number of at least 1. largest: by default, above which a float skips numbers."""
+    """Return a whole number of at least 1. Raises ValueError for any other value.
+
+    largest: Upper limit; the default is the largest up to which a float holds all whole numbers.
+    """
     if not 0 < value <= largest or value != int(value):
         more = "" if value <= largest else f", at most {largest}"
         raise ValueError(f"{name}: found {value}, expected a positive whole number{more}")
@@ -296,7 +299,7 @@ def positive_integer(value: float, name: str, largest: int = 2**53) -> int:
 
 
 def refuse_problems(problems: Iterable[str], start: str = "") -> None:
-    """Raise ValueError with the first of these, where there are any."""
+    """Raise ValueError with the first three of these problems, if there are any."""
     found = [problem for problem in problems if problem]
     if found:
         raise ValueError(start + "; ".join(found[:3]))
@@ -307,7 +310,7 @@ def work_of(config: ResolvedConfig, instructions: Instructions, model: Any) -> W
     imgsz: Any = train.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     multi_scale: Any = train.get("multi_scale", DEFAULT_CFG_DICT["multi_scale"])
     is_mixed = train.get("amp", True) not in (False, "bf16")
-    on_gpu = config.has_sites or instructions.device != "cpu"  # of a site it is not known
+    on_gpu = config.has_sites or instructions.device != "cpu"  # not known for sites
     return Work(
         batch=int(train["batch"]),
         nbs=int(train["nbs"]),

@@ -1,4 +1,4 @@
-"""What rounds and runs gave, and how a run is shown."""
+"""Results of rounds and runs, and the interface for showing a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ COUNTS = ("round", "epoch", "num_clients", "num_examples", "download_bytes", "up
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What one round gave.
+    """Result of one round.
 
-    score: the number that best.pt goes by, None if the round was not evaluated.
-    row: the round's row of results.csv.
+    score: Score that decides which round is in best.pt, None if the round was not evaluated.
+    row: The round's row of results.csv.
     """
 
     round: int
@@ -24,7 +24,7 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gave: rounds in order, the best of them (None without evaluation)."""
+    """Result of a run: rounds in order, and the best of them (None without evaluation)."""
 
     run_dir: Path
     rounds: list[RoundResult]
@@ -32,31 +32,31 @@ class RunResult:
 
 
 class Display(Protocol):
-    """Shows a run while it goes on; see runtime/terminal.py."""
+    """Shows a run while it is in progress; see runtime/terminal.py."""
 
     def step(self, round_number: int, step: str, clients: list[str]) -> None:
-        """A step of a round starts: clients are about to "train" or "evaluate"."""
+        """Show that a step of a round starts: clients are about to "train" or "evaluate"."""
         ...
 
     def client_done(self, name: str, text: str) -> None:
-        """A client has answered."""
+        """Show that a client has replied."""
         ...
 
     def client_failed(self, name: str, reason: str) -> None:
-        """A client has failed or its answer was refused."""
+        """Show that a client has failed or that its reply was refused."""
         ...
 
     def notice(self, text: str) -> None:
-        """Something happened that a user should know of."""
+        """Show something that a user should know."""
         ...
 
     def round_done(self, result: RoundResult) -> None:
-        """A round is complete and on disk."""
+        """Show that a round is complete and on disk."""
         ...
 
 
 def result_of(row: Mapping[str, str]) -> RoundResult:
-    """The result of a round from its row in results.csv."""
+    """Return the result of a round from its row in results.csv."""
     values = {
         name: int(text) if name in COUNTS else float(text) for name, text in row.items() if text
     }

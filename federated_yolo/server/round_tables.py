@@ -1,4 +1,4 @@
-"""Rows of the tables of a round; pure functions of its outcome."""
+"""Makes a round's rows in the CSV tables; pure functions of its outcome."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,11 @@ Weights = Callable[[Sequence[int]], Sequence[float]]
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """All that a round gave but its model.
+    """The outcome of a round, except its model.
 
-    journal: its seconds, traffic and notes. scores: of the clients, by name. on_server: on the
-    server's own data; None where it has none, or this round was not evaluated.
+    journal: Its seconds, traffic and notes. scores: Scores of the clients, ordered by name.
+    on_server: Scores on the server's own data; None if the server has none or could not use it, or
+    this round was not evaluated.
     """
 
     round: int
@@ -37,13 +38,13 @@ def summarise(
     privacy: Mapping[str, object],
     scores_on_server: bool,
 ) -> RoundResult:
-    """The row of results.csv: losses and metrics are means, weighted as the models are.
+    """Return the row of results.csv: losses and metrics are means, weighted as the models are.
 
-    The score is the fitness on the server's data if it has any, else on the clients'. Where
-    that data could not be used the round has none: the two do not compare.
+    The score is the fitness on the server's data if it has any, else on the clients'. If the
+    server's data could not be used, the round has no score: the two are not comparable.
 
-    weights: what clients with so many images count for in a mean. privacy: columns of differential
-    privacy. scores_on_server: whether the server has data of its own.
+    weights: Function from clients' numbers of images to their weights in a mean. privacy: Columns
+    of differential privacy. scores_on_server: Whether the server has data of its own.
     """
     examples = [update.num_examples for update in outcome.updates]
     clock, traffic = outcome.journal.clock, outcome.journal.traffic.values()
@@ -75,7 +76,7 @@ def summarise(
 
 
 def client_rows(outcome: RoundOutcome) -> list[dict[str, object]]:
-    """Rows of clients.csv: one for each client that did something, or failed to."""
+    """Return the rows of clients.csv: one for each client that did something, or failed to."""
     rows: dict[str, dict[str, object]] = defaultdict(dict)
     for update in outcome.updates:
         rows[update.name] = {
@@ -84,7 +85,7 @@ def client_rows(outcome: RoundOutcome) -> list[dict[str, object]]:
             "seconds": round(update.seconds, 3),
             "update_norm": update.norm,
             "statistics_factor": update.statistics_factor,
-            **asdict(Traffic()),  # their place among the columns
+            **asdict(Traffic()),  # reserves their place among the columns
             **update.losses,
             **update.local,
         }
@@ -96,14 +97,14 @@ def client_rows(outcome: RoundOutcome) -> list[dict[str, object]]:
         rows[name].update(asdict(journal.traffic[name]))
     for name, notes in journal.notes.items():
         rows[name]["note"] = "; ".join(dict.fromkeys(notes))
-    # The columns of training first, also where the first client did not train.
+    # The columns of training come first, even if the first client did not train.
     return [
         {"round": outcome.round, "client": name, **columns, **rows[name]} for name in sorted(rows)
     ]
 
 
 def class_rows(outcome: RoundOutcome, names: Sequence[str], task: str) -> list[dict[str, object]]:
-    """Rows of classes.csv; a class that a data set's labels lack is left empty."""
+    """Return the rows of classes.csv; metrics of a class without labels in a data set are empty."""
     per_class = {score.name: score.per_class for score in outcome.scores}
     if outcome.on_server is not None:
         per_class[SERVER] = outcome.on_server.per_class
@@ -122,7 +123,7 @@ def class_rows(outcome: RoundOutcome, names: Sequence[str], task: str) -> list[d
 def weighted_means(
     rows: Sequence[Mapping[str, float]], weights: Sequence[float]
 ) -> dict[str, float]:
-    """Mean of each number over the rows that have it."""
+    """Return the mean of each number over the rows that have it."""
     means = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         found = [(row[name], w) for row, w in zip(rows, weights, strict=True) if name in row]

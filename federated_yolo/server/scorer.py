@@ -1,4 +1,4 @@
-"""Models are scored: by the clients on their splits, and here on the server's own data."""
+"""Scores models: by the clients on their splits, and here on the server's own data."""
 
 from collections.abc import Iterable
 
@@ -42,10 +42,10 @@ class Scorer:
         split: str = "val",
         arrays: Arrays | None = None,
     ) -> list[Score]:
-        """Have clients score the model of a round on one of their splits; ordered by name.
+        """Ask clients to score a round's model on one of their splits; scores ordered by name.
 
-        arrays: of an earlier round's whole model; None for those that are deployed now, of which a
-        codec sends only what has changed.
+        arrays: Arrays of an earlier round's whole model; None for the arrays deployed now, which
+        are sent as deltas if these are used.
         """
         config = self.messenger.config_record()
         config.update({"server-round": round_number, "split": split})
@@ -58,7 +58,7 @@ class Scorer:
         return self.read(grid, messages, journal)
 
     def read(self, grid: Grid, messages: list[Message], journal: RoundJournal) -> list[Score]:
-        """Send evaluate messages; the scores of those clients that gave one, ordered by name."""
+        """Send evaluate messages; return the scores of clients that sent one, ordered by name."""
         scores = []
         for reply in self.messenger.exchange(grid, messages, journal):
             score = self.reader.score(reply, journal)
@@ -71,12 +71,12 @@ class Scorer:
     def score_here(
         self, arrays: Arrays, split: str, journal: RoundJournal, round_number: int | None = None
     ) -> Evaluation | None:
-        """Score a whole model on the server's data; None, told, where that cannot be used now."""
+        """Score a whole model on the server's data; None, with a notice, if it cannot be used."""
         assert self.evaluator
         load_into(self.model.model, arrays)
         try:
             result = self.evaluator(self.model.model, split, round_number)
-        except (InputError, FileNotFoundError) as error:  # the latter: an image went meanwhile
+        except (InputError, FileNotFoundError) as error:  # the latter: an image was deleted
             journal.failed.add(SERVER)
             journal.display.notice(f"evaluate.data: not scored: {in_one_line(str(error))}")
             return None

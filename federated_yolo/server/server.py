@@ -28,12 +28,12 @@ from federated_yolo.storage.run_dir import CLASSES, CLIENTS, RESULTS, SERVER, Ru
 from federated_yolo.yolo.evaluator import Evaluation, Evaluator
 
 ROUND_TRIES = 3
-RETRY_WAIT_S = 5.0  # for what may pass: a folder that comes back, a worker that starts again
+RETRY_WAIT_S = 5.0  # for passing problems: a folder that returns, a worker that restarts
 
 
 @contextmanager
 def disk_errors(where: str, run_dir: RunDir) -> Iterator[None]:
-    """Turn an error of the disk (full, or a folder that is gone) into FederationError."""
+    """Turn an error of the disk (full, or a missing folder) into FederationError."""
     try:
         yield
     except OSError as error:
@@ -44,10 +44,10 @@ def disk_errors(where: str, run_dir: RunDir) -> Iterator[None]:
 
 @dataclass
 class Server:
-    """Runs the rounds. What a round needs has a name each; runtime/startup.py makes all of it.
+    """Runs the rounds with its parts, one field for each; runtime/startup.py makes all of them.
 
-    evaluator: scores models on the server's own data. rounds: the complete ones, also of the run
-    that this one resumes. journal: of the round that goes on.
+    evaluator: Scores models on the server's own data. rounds: Complete rounds, also those of the
+    run that this one resumes. journal: Journal of the present round.
     """
 
     config: ResolvedConfig
@@ -68,7 +68,7 @@ class Server:
         self.enrolment = Enrolment(self.config, self.model, self.messenger, self.display)
         self.inbox = Inbox(self.run_dir.server / "updates")
         self.journal = RoundJournal(self.display)
-        # Updates that are combined at a round's end; else they are added one by one.
+        # Whether updates are combined at the end of a round; else they are added one by one.
         self.needs_all_updates = (
             self.aggregation.needs_all
             or self.config.update_norm.outliers != "keep"
@@ -77,13 +77,13 @@ class Server:
 
     @property
     def best(self) -> RoundResult | None:
-        """The round with the highest score; as in Ultralytics, the latest of equals."""
+        """The round with the highest score; of equal scores the latest, as in Ultralytics."""
         scored = [result for result in self.rounds if result.score is not None]
         return max(scored, key=lambda result: (result.score, result.round), default=None)
 
     @property
     def result(self) -> RunResult:
-        """What the run has given so far."""
+        """The result of the run so far."""
         return RunResult(self.run_dir.path, self.rounds, self.best)
 
     @property
@@ -92,20 +92,20 @@ class Server:
         return len(self.rounds) >= self.config.num_rounds
 
     def stop(self) -> None:
-        """Make `run` raise FederationError at its next step; from any thread."""
+        """Make `run` raise FederationError at its next step; callable from any thread."""
         self.messenger.stop()
 
     def finish_loggers(self) -> None:
-        """End what follows the run, with its best round as the summary; from any thread."""
+        """End the loggers, with the best round as the summary; callable from any thread."""
         if self.loggers:
             best = self.best
             numbers = {"best/round": best.round, "best/fitness": best.score or 0} if best else {}
             self.loggers.finish(numbers, is_done=self.is_done)
 
     def run(self, grid: Grid) -> RunResult:
-        """Run the rounds that are left; every finished one is on disk.
+        """Run the remaining rounds; every finished one is on disk.
 
-        Raises FederationError when no client answers usefully or nothing can be written.
+        Raises FederationError if too few clients send a usable update, or nothing can be written.
         """
         first = len(self.rounds) + 1
         with disk_errors("before round 1", self.run_dir):
@@ -118,7 +118,7 @@ class Server:
         return self.result
 
     def run_round(self, grid: Grid, round_number: int) -> RoundResult:
-        """One round: train, aggregate, evaluate, save. Its row in results.csv makes it complete."""
+        """Run one round: train, aggregate, evaluate, save. Its row in results.csv completes it."""
         self.enrolment.wait_for(self.min_updates, grid)
         self.journal = RoundJournal(self.display)
         updates = self.train_clients(grid, round_number)
@@ -136,23 +136,23 @@ class Server:
 
     @property
     def min_updates(self) -> int:
-        """How many usable updates make a round."""
+        """Number of usable updates that a round needs."""
         return max(self.config.min_clients, self.aggregation.min_clients)
 
     @property
     def absent(self) -> dict[str, list[int]]:
-        """Indices of the classes that a client does not annotate, by its name."""
+        """Indices of the classes that each client does not annotate, by client name."""
         is_one_class = self.config.train.get("single_cls")
         return {} if is_one_class else self.registry.absent(self.model.meta.names)
 
     def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
         """Send the global arrays, receive and check the clients' updates.
 
-        They are added to the mean as soon as those of all clients before them, by name, are there
-        (aggregation/inbox.py); what a client that failed would hold up waits for the round's end.
+        An update is added to the mean as soon as those of all clients before it, by name, have
+        arrived (aggregation/inbox.py); updates after a client that failed wait for the round's end.
 
-        While there are too few of them, the clients that gave none are asked again: from the same
-        arrays, they do the same work.
+        While there are too few updates, the clients that sent none are asked again: starting from
+        the same arrays, they do the same work.
         """
         seed = f"{self.config.seed}/{round_number}"
         nodes = self.registry.sample(self.config.fraction_train, seed)
@@ -188,10 +188,10 @@ class Server:
         messages = self.aggregation.configure(round_number, self.model.arrays, record, nodes)
         for reply in self.exchange(grid, self.messenger.addressed(messages)):
             self._take_in(reply, round_number)
-            del reply  # its arrays, which would stay until the next one is there
+            del reply  # frees its arrays, which would stay until the next reply
 
     def _take_in(self, reply: Message, round_number: int) -> None:
-        if self.privacy and not reply.has_error():  # has left its client, whatever it is
+        if self.privacy and not reply.has_error():  # it has left its client, usable or not
             self.privacy.count(self.registry.names_by_node[reply.metadata.src_node_id])
         update = self.reader.update(reply, self.journal)
         if update is not None:
@@ -204,7 +204,7 @@ class Server:
         self.aggregation.add(update, self.absent.get(update.name, ()))
 
     def limit_norms(self, round_number: int, updates: list[Update]) -> list[Update]:
-        """Clip or refuse updates that are far longer than the others, as `update_norm` says."""
+        """Clip or refuse updates with a far larger norm than the others, as `update_norm` says."""
         if not any(update.norm for update in updates):
             self.display.notice(
                 f"round {round_number}: no weight has moved at any client (one step at the start "
@@ -228,8 +228,8 @@ class Server:
         """Combine updates by the strategy, in float64, and cast back to the layout."""
         absent = self.absent
         if self.privacy and self.config.privacy.mode == "central":
-            # All that follows sees the noisy mean alone. It is of all clients: rows of a class
-            # that some do not annotate would otherwise carry others' updates without noise.
+            # All later steps see the noisy mean alone, and no class is absent from it: rows of a
+            # class that some do not annotate would otherwise carry others' updates without noise.
             updates, absent = [self._noisy_mean(updates)], {}
         combined = self.aggregation.aggregate(round_number, updates, absent)
         if combined is None:
@@ -243,13 +243,13 @@ class Server:
             raise FederationError(f"round {round_number}: aggregation: {error}") from error
 
     def _noisy_mean(self, updates: list[Update]) -> Update:
-        """All updates of a round as one, under central differential privacy."""
+        """Return all updates of a round as one, under central differential privacy."""
         assert self.privacy
         arrays = self.privacy.release((update.arrays for update in updates), self.model.arrays)
         return Update(SERVER, arrays, num_examples=1, num_steps=1, losses={}, seconds=0.0, norm=0.0)
 
     def save_state(self, round_number: int) -> None:
-        """Write the global arrays of the round, and what the strategy and the codec remember."""
+        """Write the global arrays of the round, and the states of the strategy and the codec."""
         self.model.save(round_number)
         meta = self.model.meta_of(round_number)
         if self.aggregation.has_state:
@@ -269,7 +269,7 @@ class Server:
         return scores, self.scorer.score_here(deployed, "val", self.journal, round_number)
 
     def record(self, outcome: RoundOutcome) -> RoundResult:
-        """Write a round's checkpoints and rows; that of results.csv last, when all else is safe."""
+        """Write a round's checkpoints and rows; results.csv comes last, when all else is stored."""
         result = summarise(
             outcome,
             local_epochs=self.config.local_epochs,
@@ -290,5 +290,5 @@ class Server:
         return result
 
     def exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
-        """Send messages and yield each reply when it arrives; the round's journal has the rest."""
+        """Send messages and yield each reply when it arrives; the journal counts bytes."""
         return self.messenger.exchange(grid, messages, self.journal)

@@ -1,8 +1,8 @@
 """Live loggers: TensorBoard, Weights & Biases and MLflow, one run for a federation.
 
-Rounds are the steps; what is logged stands in results.csv and clients.csv as well, so a logger that
-missed rounds is given them later. Nothing else is sent: no weights, no images, no source code.
-Each logger has its own package, an optional extra, which is imported only when it is asked for.
+Rounds are the steps. All logged numbers are also in results.csv and clients.csv, so a logger that
+missed rounds gets them later. Apart from settings, nothing else is sent: no weights, no images, no
+source code. Each logger has its own package, an optional extra, which is imported only if needed.
 """
 
 import importlib.util
@@ -26,21 +26,22 @@ from federated_yolo.config.schema import Config
 from federated_yolo.storage.run_dir import RESULTS, RunDir
 
 STATE_FILE = "server/loggers.json"
-# As of Ultralytics, for what its settings file does not say.
+# Ultralytics' defaults, for loggers that its settings file does not mention.
 SETTINGS_DEFAULTS = {"tensorboard": False, "wandb": False, "mlflow": True}
 NO_NUMBERS = ("round", "client", "note")  # the round is the step
-MLFLOW_MAX_METRICS, MLFLOW_MAX_PARAMS = 1000, 100  # of one request
+MLFLOW_MAX_METRICS, MLFLOW_MAX_PARAMS = 1000, 100  # in one request
 
 
 class LoggerError(RuntimeError):
-    """A logger that was asked for cannot start."""
+    """A logger of the config cannot start."""
 
 
 @dataclass
 class State:
-    """What a resumed run has to know of a logger. round: the last one that it was given.
+    """What a resumed run must know about a logger, which sets id and place itself.
 
-    id and place: of the run where it is logged, empty for a new one; the logger fills them in.
+    id: Id of the logger's run, empty for a new one. place: Address of that run. round: Last round
+    that was logged.
     """
 
     id: str = ""
@@ -49,12 +50,12 @@ class State:
 
 
 class Logger(Protocol):
-    """One way to follow a run. where: what a user does to look at it."""
+    """One way to follow a run. where: Command or address for a user to look at it."""
 
     where: str
 
     def log(self, round_number: int, numbers: Mapping[str, float]) -> None:
-        """Log the numbers of a round, each under its name; return when they are safe."""
+        """Log the numbers of a round, each under its name; return when they are stored."""
         ...
 
     def finish(self, best: Mapping[str, float], *, is_done: bool) -> None:
@@ -63,18 +64,18 @@ class Logger(Protocol):
 
 
 class TensorBoardLogger:
-    """Event files in the run directory, as of Ultralytics. Their numbers are float32."""
+    """Event files in the run directory, as Ultralytics writes them; their numbers are float32."""
 
     # unstable: torch.utils.tensorboard.SummaryWriter._get_file_writer
     def __init__(self, config: Config, run_dir: Path, state: State) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        # What a killed run wrote of later rounds does not count: they are logged again.
+        # Later rounds that a killed run wrote do not count: they are logged again.
         self._writer = SummaryWriter(str(run_dir), purge_step=state.round + 1)
         self.where = f"tensorboard --logdir {run_dir}"
         if not state.id:
-            # `SummaryWriter.add_hparams` would make a second run of it, in a folder of its own.
+            # `SummaryWriter.add_hparams` would make a second run of them, in a folder of its own.
             experiment, session_start, _ = hparams(flat(config), {})
             for summary in (experiment, session_start):
                 self._writer._get_file_writer().add_summary(summary)
@@ -90,7 +91,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of Weights & Biases, which takes its environment variables (WANDB_MODE, ...)."""
+    """A run of Weights & Biases; its environment variables apply (WANDB_MODE, ...)."""
 
     def __init__(self, config: Config, run_dir: Path, state: State) -> None:
         wandb: Any = import_module("wandb")
@@ -99,7 +100,7 @@ class WandbLogger:
         settings = wandb.Settings(
             silent=not config.verbose,
             show_info=False,  # with it wandb would ask for a key in the middle of the live line
-            console="off",  # it would pass on all that the terminal shows
+            console="off",  # else wandb would send all that the terminal shows
             disable_git=True,
             disable_code=True,
             x_disable_meta=True,
@@ -113,7 +114,7 @@ class WandbLogger:
             dir=str(run_dir),
             id=state.id,
             resume="allow",
-            reinit="create_new",  # a run of the surrounding program stays what it is
+            reinit="create_new",  # does not touch a run of the surrounding program
             config=flat(config) if is_new else None,
             settings=settings,
         )
@@ -130,10 +131,10 @@ class WandbLogger:
 
 
 class MlflowLogger:
-    """A run of MLflow: at MLFLOW_TRACKING_URI, or where MLflow itself puts it.
+    """A run of MLflow, at MLFLOW_TRACKING_URI or at MLflow's own default.
 
-    Of the environment it takes what Ultralytics' callback takes: also MLFLOW_EXPERIMENT_NAME and
-    MLFLOW_RUN. MLflow's names have no parentheses; as there they are left out.
+    The environment variables of Ultralytics' callback apply: also MLFLOW_EXPERIMENT_NAME and
+    MLFLOW_RUN. MLflow's names cannot have parentheses, so these are left out, as in that callback.
     """
 
     def __init__(self, config: Config, run_dir: Path, state: State) -> None:
@@ -142,14 +143,14 @@ class MlflowLogger:
         # MLflow imports polars, after which (2.1) Ctrl-C waits until a joined thread has ended.
         if hasattr(signal, "siginterrupt"):
             signal.siginterrupt(signal.SIGINT, True)
-        if not config.verbose:  # it tells of each table that it makes
+        if not config.verbose:  # MLflow logs each database table that it creates
             logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or state.place or mlflow.get_tracking_uri()
         state.place = _without_password(uri)
         self._client = mlflow.MlflowClient(uri)
         if state.id:
             self._client.update_run(state.id, status="RUNNING")
-            # A killed run may have logged a round of which the file does not know.
+            # A killed run may have logged a round that the state file does not have.
             history = self._client.get_metric_history(state.id, "epoch")
             state.round = max([state.round, *(metric.step for metric in history)])
         else:
@@ -178,7 +179,7 @@ class MlflowLogger:
             self._entities.Metric(re.sub("[()]", "", name), value, now, round_number)
             for name, value in numbers.items()
         ]
-        metrics.reverse()  # "epoch", by which a round counts as logged, is in the last request
+        metrics.reverse()  # "epoch", which marks a round as logged, is in the last request
         for start in range(0, len(metrics), MLFLOW_MAX_METRICS):
             self._client.log_batch(self._id, metrics=metrics[start : start + MLFLOW_MAX_METRICS])
 
@@ -196,17 +197,17 @@ LOGGERS: dict[str, Callable[[Config, Path, State], Logger]] = {
 
 
 class Loggers:
-    """The loggers of a run. One that fails is dropped with a notice; the run goes on."""
+    """The loggers of a run. One that fails is dropped with a notice; the run continues."""
 
     def __init__(self, run_dir: RunDir, notice: Callable[[str], None]) -> None:
         self._run_dir = run_dir
         self._notice = notice
         self._running: dict[str, Logger] = {}
         self._states = _read_states(run_dir)
-        self._lock = threading.Lock()  # `finish` comes from another thread than the rounds
+        self._lock = threading.Lock()  # `finish` is called from another thread than the rounds
 
     def start(self, name: str, config: Config) -> None:
-        """Start a logger, or go on with its run. Raises LoggerError."""
+        """Start a logger, or continue its run. Raises LoggerError."""
         state = self._states.setdefault(name, State())
         try:
             logger = LOGGERS[name](config, self._run_dir.path, state)
@@ -232,7 +233,7 @@ class Loggers:
                 self._write_states()
 
     def finish(self, best: Mapping[str, float], *, is_done: bool) -> None:
-        """End the runs of all loggers; nothing is logged after."""
+        """End the runs of all loggers; nothing is logged afterwards."""
         with self._lock:
             for name, logger in list(self._running.items()):
                 self._try(name, partial(logger.finish, best, is_done=is_done))
@@ -255,7 +256,7 @@ class Loggers:
 
 
 def start_loggers(config: Config, run_dir: RunDir, notice: Callable[[str], None]) -> Loggers:
-    """Start those of the config and give them the rounds before. Raises LoggerError."""
+    """Start the config's loggers and log the rounds so far. Raises LoggerError."""
     assert not isinstance(config.loggers, str)  # the checks have resolved "settings"
     loggers = Loggers(run_dir, notice)
     try:
@@ -269,13 +270,16 @@ def start_loggers(config: Config, run_dir: RunDir, notice: Callable[[str], None]
 
 
 def is_installed(name: str) -> bool:
-    """Whether the package of a logger is there; a folder of its name, as wandb makes, is none."""
+    """Whether the package of a logger is installed.
+
+    A folder with the package's name (wandb creates one) does not count.
+    """
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
 
 
 def logger_problems(names: tuple[str, ...]) -> list[str]:
-    """Say which packages are missing."""
+    """Return a line for each missing package."""
     return [
         f"loggers: '{name}' needs the package {name}; pip install -e \".[{name}]\", or leave it out"
         for name in names
@@ -284,15 +288,15 @@ def logger_problems(names: tuple[str, ...]) -> list[str]:
 
 
 def loggers_of_settings() -> tuple[str, ...]:
-    """Those that the user's Ultralytics settings switch on and that are installed."""
+    """Return the installed loggers that the user's Ultralytics settings switch on."""
     settings = {**SETTINGS_DEFAULTS, **user_settings()}
     return tuple(name for name in LOGGERS if settings[name] is True and is_installed(name))
 
 
 def numbers_of_rounds(run_dir: RunDir, after: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """Complete rounds after this one: number, and the numbers of their rows in the CSVs.
+    """Yield each complete round after this one, with the numbers of its rows in the CSVs.
 
-    Those of a client are called `clients/NAME/...`.
+    Numbers of a client are named `clients/NAME/...`.
     """
     for row in run_dir.rows(RESULTS):
         round_number = int(row["round"])
@@ -307,7 +311,7 @@ def numbers_of_rounds(run_dir: RunDir, after: int) -> Iterator[tuple[int, dict[s
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a row of a CSV, in memory or read back; missing ones are None or empty."""
+    """Return the numbers of a CSV row; missing ones, None or empty, are left out."""
     found = {name: _number(value) for name, value in row.items() if name not in NO_NUMBERS}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -320,7 +324,7 @@ def _number(value: Any) -> float | None:
 
 
 def flat(config: Config) -> dict[str, str | int | float | bool]:
-    """Settings by dotted names, as on the command line: `train.imgsz`, `datasets.0.name`."""
+    """Return settings by dotted names, as on the command line: `train.imgsz`, `datasets.0.name`."""
     found: dict[str, str | int | float | bool] = {}
 
     def add(name: str, value: Any) -> None:
@@ -336,7 +340,7 @@ def flat(config: Config) -> dict[str, str | int | float | bool]:
 
 
 def _project_name(run_dir: Path) -> str:
-    """The folder of the runs, without what W&B forbids in a project's name."""
+    """Return the name of the runs' folder, without what W&B forbids in a project's name."""
     return re.sub(r"[/\\#?%:]", "-", run_dir.parent.name)[-128:] or "federated"
 
 
@@ -353,7 +357,7 @@ def _read_states(run_dir: RunDir) -> dict[str, State]:
 
 
 def _without_password(text: str) -> str:
-    """Addresses as in https://user:password@host without what is nobody else's business."""
+    """Return a text without user and password in addresses like https://user:password@host."""
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 

@@ -1,4 +1,4 @@
-"""Messages out, replies in, over Flower's grid."""
+"""Sends messages and receives replies over Flower's grid."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ POLL_S = 0.1
 SITE_POLL_S = 1.0  # over a network
 
 TTL_S = 10 * 365 * 86400.0  # Flower's own lets a message expire after 12 hours
-GRACE_S = 60.0  # beyond round_timeout_s, within which a client's worker answers by itself
+GRACE_S = 60.0  # after round_timeout_s, so that a client's worker can report by itself
 
 
 def exchange(
@@ -28,12 +28,12 @@ def exchange(
     poll_s: float = POLL_S,
     again: Again = lambda message, reply: None,
 ) -> Iterator[Message]:
-    """Send messages and yield each reply when it arrives; an error stands for one that does not.
+    """Send messages and yield each reply when it arrives, or an error for a missing reply.
 
-    timeout_s: that all of them may take, after which workers end themselves; the limit here is for
-    one that cannot even do that. pause: waits so many seconds, or raises to stop. poll_s: between
-    two looks for replies. again: gives what to send in place of a message, if its reply asks for
-    that.
+    timeout_s: Time limit for all of them, after which workers end themselves; GRACE_S later, the
+    server gives up on workers that could not. pause: Function that waits for so many seconds, or
+    raises to stop. poll_s: Seconds between two looks for replies. again: Function that returns a
+    message to send in place of another, if its reply asks for that.
     """
     waiting = _push(grid, messages)
     latest = float("inf") if timeout_s is None else timeout_s + GRACE_S
@@ -43,7 +43,7 @@ def exchange(
         _drop_uncalled(grid)
         for message_id in before:
             pause(0)
-            # Alone: asked for all, the grid would give all that have come, however many.
+            # One by one: asked for all, the grid would return all that have come, however many.
             yield from _pull(grid, message_id, waiting, again)
         if waiting and time.monotonic() - started > latest:
             error = Error(CLIENT_ERROR, f"no answer within {latest:g} s")
@@ -53,9 +53,9 @@ def exchange(
 
 
 def _drop_uncalled(grid: Grid) -> None:
-    """Take away what nodes have sent to the ServerApp unasked.
+    """Remove messages that nodes have sent to the ServerApp unasked.
 
-    It would come with the next reply, which would be lost with it if it cannot be unpacked.
+    Such a message would come with the next reply, which would be lost too if it is not readable.
     """
     _, unreadable = _unpacked(grid, [])
     if unreadable:
@@ -65,24 +65,24 @@ def _drop_uncalled(grid: Grid) -> None:
 
 
 def _unpacked(grid: Grid, message_ids: list[str]) -> tuple[list[Message], str]:
-    """Replies that have come; or none, and the kind of error of what cannot be unpacked.
+    """Return replies that have arrived; if unpacking fails, none and the kind of the error.
 
-    Flower 1.41 unpacks what a node has sent without looking whether it can.
+    Flower 1.41 unpacks what a node has sent without checking that it can be unpacked.
     """
     try:
         return list(grid.pull_messages(message_ids)), ""
-    except (httpx.HTTPError, OSError):  # of the SuperLink, not of what it has
+    except (httpx.HTTPError, OSError):  # of the SuperLink, not of a message
         raise
-    except Exception as error:  # of any kind: bytes that are no protobuf, JSON, record, ...
+    except Exception as error:  # of any kind: the bytes are no valid protobuf, JSON, record, ...
         return [], type(error).__name__
 
 
 def _pull(
     grid: Grid, message_id: str, waiting: dict[str, Message], again: Again
 ) -> Iterator[Message]:
-    """The reply to a message, if it has come; or send what stands in place of the message.
+    """Yield the reply to a message, if it has arrived; or send the message that replaces it.
 
-    Flower 1.41 hands out whatever is addressed to the ServerApp, so a node can slip in a message
+    Flower 1.41 returns whatever is addressed to the ServerApp, so a node can slip in a message
     that answers nothing.
     """
     message = waiting[message_id]
@@ -93,7 +93,7 @@ def _pull(
     for reply in replies:
         if reply.metadata.reply_to_message_id != message_id or message_id not in waiting:
             continue
-        if reply.has_error():  # one that Flower makes, for a node that has gone, names no node
+        if reply.has_error():  # Flower's own, for a node that has left, names no node
             reply = Message(reply.error, reply_to=message)
         elif reply.metadata.src_node_id != message.metadata.dst_node_id:
             continue
@@ -106,7 +106,7 @@ def _pull(
 
 
 def _push(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
-    """Send messages; by the ids that replies will refer to."""
+    """Send messages; return them by the ids that replies will refer to."""
     messages = list(messages)
     for message in messages:
         message.metadata.ttl = TTL_S
@@ -114,7 +114,7 @@ def _push(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
 
 
 def num_bytes(message: Message) -> int:
-    """Bytes of all arrays of a message."""
+    """Return the bytes of all arrays of a message."""
     if not message.has_content():
         return 0
     records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]

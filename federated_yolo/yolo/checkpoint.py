@@ -1,4 +1,4 @@
-"""Checkpoints and model YAMLs of Ultralytics: what they are, read with and without trust."""
+"""Read Ultralytics' checkpoints and model YAMLs, trusted or not, and write checkpoints."""
 
 import copy
 import re
@@ -22,8 +22,8 @@ from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 CLASSIFY_IMGSZ = 224  # pixels; Ultralytics' default for this task
-MODEL_YAML = "model.yaml"  # stands for a base model that is no file
-# Heads that take their classes from texts, of YOLO-World and YOLOE.
+MODEL_YAML = "model.yaml"  # name given to Ultralytics for a model that comes from no file
+# Heads of YOLO-World and YOLOE, which take their classes from texts.
 TEXT_HEADS = ("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26")
 
 
@@ -31,8 +31,9 @@ TEXT_HEADS = ("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26")
 class LoadedBase:
     """A base model, read once: a checkpoint, or a model YAML, which has no weights.
 
-    name: the path, or the model YAML, as the config has it. structure: what a model YAML holds.
-    train_args: those that the checkpoint was trained with. module: its model, with its weights.
+    name: The path or model YAML as the config gives it. structure: Content of the model YAML.
+    train_args: Arguments that the checkpoint was trained with. module: The checkpoint's model with
+    its weights; None for a model YAML.
     """
 
     name: str
@@ -49,8 +50,8 @@ class LoadedBase:
 def load_base(base_model: str) -> LoadedBase:
     """Read a base model (a .pt or a model YAML), and check that it can be used.
 
-    Raises InputError when the file is missing, no checkpoint, not safe to load, or of a task
-    that this toolkit does not train.
+    Raises InputError if the file is missing, is not a checkpoint, is not safe to load, or has a
+    task that this package does not train.
     """
     where = f"base_model '{base_model}'"
     base = _read_base(base_model, where)
@@ -65,12 +66,12 @@ def load_base(base_model: str) -> LoadedBase:
 
 
 def task_of(base_model: str) -> str:
-    """Task of a base model. Raises InputError as `load_base`."""
+    """Return the task of a base model. Raises InputError like `load_base`."""
     return load_base(base_model).task
 
 
 def structure_of(base_model: str, *, where: str) -> dict[str, Any]:
-    """What a model YAML holds, or a checkpoint says that it was built from. Raises InputError."""
+    """Return the content of a model YAML, or of the YAML in a checkpoint. Raises InputError."""
     return _read_base(base_model, where).structure
 
 
@@ -89,10 +90,10 @@ def _read_base(base_model: str, where: str) -> LoadedBase:
 
 
 def weights_of(base: LoadedBase | None, pretrained: Any) -> torch.nn.Module | None:
-    """The model whose weights training starts from; None for new ones.
+    """Return the model whose weights training starts from; None for new weights.
 
-    base: None where it could not be read. pretrained: Ultralytics' argument; of a path, the
-    checkpoint there is read. Raises InputError.
+    base: The base model; None if it could not be read. pretrained: Ultralytics' argument; if it is
+    a path, that checkpoint is read. Raises InputError.
     """
     if isinstance(pretrained, str):
         return load_checkpoint_module(pretrained, where=f"train.pretrained '{pretrained}'")
@@ -100,33 +101,34 @@ def weights_of(base: LoadedBase | None, pretrained: Any) -> torch.nn.Module | No
 
 
 def head_of(structure: Mapping[str, Any]) -> str:
-    """Name of the module that predicts, the last one of a model YAML; "" where there is none."""
+    """Return the name of the module that predicts, the last in a model YAML; "" if it has none."""
     try:
         return str(structure["head"][-1][-2])
-    except (KeyError, IndexError, TypeError):  # found when the model is built, with the reason
+    except (KeyError, IndexError, TypeError):  # building the model reports the reason
         return ""
 
 
 def is_rtdetr(structure: Mapping[str, Any]) -> bool:
-    """Whether a model is an RT-DETR: it detects, with a trainer, validator and data set of its own.
+    """Whether a model is an RT-DETR: a detector with its own trainer, validator and data set.
 
-    structure: what a model YAML holds.
+    structure: Content of the model YAML.
     """
     return head_of(structure) == "RTDETRDecoder"
 
 
 def task_of_structure(structure: Mapping[str, Any]) -> str:
-    """Ultralytics' task of a model by its YAML; "unknown" for none."""
+    """Return Ultralytics' task of a model by its YAML; "unknown" if it has none."""
     return "detect" if is_rtdetr(structure) else guess_model_task(dict(structure)) or "unknown"
 
 
 def load_checkpoint_module(
     path: str, *, where: str, is_trusted: bool | None = None
 ) -> torch.nn.Module:
-    """The module inside an Ultralytics checkpoint, read by the restricted loader.
+    """Read the module inside an Ultralytics checkpoint.
 
-    is_trusted: whether to read it by one that runs what it holds; None is as `trust_checkpoint` has
-    it for this process, see common/environment.py. Raises InputError; `where` starts its line.
+    is_trusted: Whether to use the loader that can run code in the file, or else the restricted one;
+    None for this process's `trust_checkpoint`, see common/environment.py.
+    Raises InputError; `where` starts its line.
     """
     return _module_in(_load_checkpoint(path, where, is_trusted), where)
 
@@ -139,10 +141,10 @@ def _module_in(checkpoint: Mapping[str, Any], where: str) -> torch.nn.Module:
 
 
 def train_args_of_base(base: LoadedBase) -> dict[str, Any]:
-    """Train arguments that `yolo train` takes from a base model where it is not told others.
+    """Return train arguments that `yolo train` takes from a base model if no others are given.
 
-    They are those of `Model._reset_ckpt_args` (Ultralytics 8.4) that shape training: none of a
-    model YAML.
+    They are those of `Model._reset_ckpt_args` (Ultralytics 8.4) that affect training; a model YAML
+    has none.
     """
     if base.module is None:
         return {}
@@ -151,7 +153,7 @@ def train_args_of_base(base: LoadedBase) -> dict[str, Any]:
 
 
 def _load_checkpoint(path: str, where: str, is_trusted: bool | None = None) -> dict[str, Any]:
-    """What a checkpoint holds; arguments as of `load_checkpoint_module`."""
+    """Return the content of a checkpoint; arguments are those of `load_checkpoint_module`."""
     try:
         exists = Path(path).is_file()
     except OSError:  # e.g. the name is too long
@@ -166,7 +168,7 @@ def _load_checkpoint(path: str, where: str, is_trusted: bool | None = None) -> d
     ensure_torchvision_nms()  # classification checkpoints hold torchvision transforms
     try:
         with warnings.catch_warnings():
-            # PyTorch's remarks on the pickle's version; what cannot be loaded raises.
+            # PyTorch warns of the pickle's version; a file that cannot be loaded raises.
             warnings.simplefilter("ignore")
             safe_only = SAFE_LOAD if is_trusted is None else not is_trusted
             checkpoint, _ = torch_safe_load(path, safe_only=safe_only)
@@ -179,7 +181,7 @@ def _load_checkpoint(path: str, where: str, is_trusted: bool | None = None) -> d
 
 # unstable: torch._weights_only_unpickler says 'GLOBAL {full_path} was not an allowed'
 def _why_not(error: Exception) -> str:
-    """What keeps a checkpoint from being loaded, in one line."""
+    """Return in one line why a checkpoint cannot be loaded."""
     foreign = re.search(r"GLOBAL (\S+)", str(error.__cause__))
     if foreign:
         return (
@@ -191,7 +193,7 @@ def _why_not(error: Exception) -> str:
 
 def _load_model_yaml(name: str, where: str) -> dict[str, Any]:
     try:
-        # As yaml_model_load looks for it: a size is taken out of the name where no file has it.
+        # Like yaml_model_load: if no file has this name, the size is removed from the name.
         for file in (name, re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", name)):
             if Path(file).exists():
                 read_yaml(Path(file))
@@ -214,7 +216,7 @@ def save_checkpoint(
 ) -> None:
     """Write a model as an Ultralytics checkpoint with its float32 weights, atomically.
 
-    `YOLO(path)` predicts, validates, exports and trains on from it. (Ultralytics' own
+    `YOLO(path)` can predict, validate, export and continue training with it. (Ultralytics' own
     `YOLO.save` would round the weights to half precision.)
     """
     module: Any = copy.deepcopy(unwrap_model(model)).float().eval()
@@ -225,7 +227,7 @@ def save_checkpoint(
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     checkpoint = {
-        "epoch": -1,  # training is over: nothing for `resume` to go on from
+        "epoch": -1,  # training is complete: `resume` has nothing to continue
         "best_fitness": None,
         "model": module,
         "ema": None,

@@ -1,4 +1,4 @@
-"""The class branch of a head, whose shapes a model YAML and the number of classes do not define."""
+"""The class branches of a head: a model YAML and the number of classes do not fix their shapes."""
 
 import copy
 import json
@@ -10,17 +10,17 @@ import torch
 from ultralytics.nn.modules import Conv, Detect
 from ultralytics.utils.torch_utils import unwrap_model
 
-CLASS_BRANCHES = ("cv3", "one2one_cv3")  # of all YOLO heads; the second of end-to-end ones
+CLASS_BRANCHES = ("cv3", "one2one_cv3")  # all YOLO heads have the first, end-to-end ones both
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model is built from on any machine: all of it but its weights, without a pickle.
+    """Everything that defines a model but its weights, in plain data; builds it on any machine.
 
-    yaml: what a model YAML holds. class_branch: shapes of the convolutions of the head's class
-    branches by the names of their arrays; empty for those that the YAML alone gives. A base of
-    other classes passes on its own (`BaseModel.load`, Ultralytics 8.4.180 to 8.4.190), and no YAML
-    shows that. new_class_rows: whether the rows of the classes were drawn anew then.
+    yaml: Content of a model YAML. class_branch: Shapes of the convolutions of the head's class
+    branches, by the names of their arrays; empty if they are the shapes that the YAML gives. A base
+    with other classes passes on its own shapes (`BaseModel.load`, Ultralytics 8.4.180 to 8.4.190),
+    which no YAML shows. new_class_rows: Whether new class rows were drawn at that time.
     """
 
     yaml: Mapping[str, Any]
@@ -29,10 +29,10 @@ class Architecture:
 
 
 def architecture_of(model: torch.nn.Module, weights: torch.nn.Module | None = None) -> Architecture:
-    """What a model that `build_model` made is built from.
+    """Return the architecture of a model that `build_model` made.
 
-    weights: of which model it was given those, as of `weights_of`; they say which random numbers
-    were drawn.
+    weights: The model whose weights it started from, found by `weights_of`; it decides which random
+    numbers were drawn.
     """
     unwrapped: Any = unwrap_model(model)
     arrays = {name: tuple(tensor.shape) for name, tensor in unwrapped.state_dict().items()}
@@ -44,7 +44,7 @@ def architecture_of(model: torch.nn.Module, weights: torch.nn.Module | None = No
 
 
 def _draws_class_rows(model: Any, weights: Any) -> bool:
-    """Whether the weights came from a head of another number of classes."""
+    """Whether the weights came from a head with another number of classes."""
     layers: list[Any] = [getattr(m, "model", [None]) for m in (weights, model)]
     rows = [x[-1].cv3[0][-1].out_channels for x in layers if isinstance(x[-1], Detect)]
     return len(rows) == 2 and rows[0] != rows[1]
@@ -53,10 +53,12 @@ def _draws_class_rows(model: Any, weights: Any) -> bool:
 def class_change(
     weights: torch.nn.Module | None, train: Mapping[str, Any], names: Iterable[str]
 ) -> str:
-    """What becomes of the classes of the weights that training starts from; empty if nothing.
+    """Describe how the classes change from those of the initial weights; empty if they do not.
 
-    weights: as of `weights_of`. train: Ultralytics train arguments. names: the federation's.
-    By `BaseModel._remap_cls_by_names`: rows go by name, upper and lower case being the same.
+    Follows `BaseModel._remap_cls_by_names`: rows are matched by name, regardless of case.
+
+    weights: Model found by `weights_of`. train: Ultralytics' train arguments. names: Class names
+    of the federation.
     """
     found: Any = getattr(weights, "names", {})
     before, after = (
@@ -66,21 +68,27 @@ def class_change(
     if not before or before == after:
         return ""
     text = f"{len(before)} classes before, {len(after)} now"
-    if train.get("cls_remap", True):
-        known = {str(name).strip().lower() for name in before}
-        num_kept = sum(name.strip().lower() in known for name in after)
-        text += f"; {num_kept} of them are known by name" + (
-            ", and keep their rows" if num_kept else ", so their rows start anew"
-        )
-    return text
+    if not train.get("cls_remap", True):
+        return text
+    known = {str(name).strip().lower() for name in before}
+    num_kept = sum(name.strip().lower() in known for name in after)
+    if any(
+        [str(n) for n in names] == [str(i) for i in range(len(names))] for names in (before, after)
+    ):
+        num_kept = 0  # names that only count are no names to Ultralytics
+    if num_kept:
+        return f"{text}; {num_kept} of them are known by name, and keep their rows"
+    if len(before) == len(after):  # arrays of one shape are copied
+        return f"{text}; none of them is known by name, so each takes the row of its index"
+    return f"{text}; none of them is known by name, so their rows start anew"
 
 
 def class_branch_in(
     model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Those of the shapes that are of the convolutions of this model's class branches, by name.
+    """Select the shapes of the convolutions in this model's class branches, by name.
 
-    shapes: of arrays by name; they may be of another model.
+    shapes: Shapes of arrays by name, which may come from another model.
     """
     head = f"model.{len(unwrap_model(model).model) - 1}."  # pyright: ignore[reportArgumentType]
     starts = tuple(f"{head}{attribute}." for attribute in CLASS_BRANCHES)
@@ -88,10 +96,10 @@ def class_branch_in(
 
 
 def model_of(architecture: Architecture, trainer: Any) -> Any:
-    """The model that this Ultralytics trainer trains, with new weights.
+    """Build the model that this Ultralytics trainer trains, with new weights.
 
-    The random numbers are those that `yolo train` would have drawn to get it from its base model:
-    copying weights draws none. Raises ValueError for a class branch that fits no such model.
+    It draws the same random numbers as `yolo train` would draw to make it from its base model
+    (copying weights draws none). Raises ValueError for a class branch that does not fit the model.
     """
     model = trainer.get_model(cfg=copy.deepcopy(dict(architecture.yaml)), verbose=False)
     set_class_branch(model, architecture.class_branch, draw_rows=architecture.new_class_rows)
@@ -101,10 +109,10 @@ def model_of(architecture: Architecture, trainer: Any) -> Any:
 def set_class_branch(
     model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], *, draw_rows: bool = False
 ) -> None:
-    """Give a new model class branches of these shapes, if it has others, as `BaseModel.load` does.
+    """Give a new model class branches of these shapes if its own differ, as `BaseModel.load` does.
 
-    shapes: as of `class_branch_in`; none leave the model as it is. draw_rows: draw the random
-    numbers of new rows. Raises ValueError for shapes that do not join the neck to the classes.
+    shapes: Result of `class_branch_in`; if empty, the model stays as it is. draw_rows: Whether to
+    draw random numbers for new rows. Raises ValueError if they do not join the neck to the classes.
     """
     unwrapped: Any = unwrap_model(model)
     found = class_branch_in(unwrapped, {n: tuple(t.shape) for n, t in model.state_dict().items()})
@@ -140,10 +148,10 @@ def set_class_branch(
 def _branch(
     shapes: Mapping[str, tuple[int, ...]], channels: int, like: torch.nn.Module
 ) -> tuple[Any, int]:
-    """The modules that have convolutions of these shapes one after another; their channels out.
+    """Build modules with convolutions of these shapes in a row; return also their output channels.
 
-    shapes: by name within the branch. channels: that come in. like: has the activations and the
-    BatchNorm that `Conv` modules get.
+    shapes: Shapes by name within the branch. channels: Number of input channels. like: Branch whose
+    activation and BatchNorm constants new `Conv` modules take.
     """
     if not shapes:
         raise ValueError("a class branch without convolutions")
@@ -172,7 +180,7 @@ def _branch(
 
 
 def without_downloads(architecture: Architecture) -> Architecture:
-    """The same, with which building a backbone of TorchVision fetches no weights for it."""
+    """Return a copy that builds a TorchVision backbone without downloading its weights."""
     structure = copy.deepcopy(dict(architecture.yaml))
     for layer in structure["backbone"] + structure["head"]:
         if layer[2] == "TorchVision":

@@ -1,4 +1,4 @@
-"""A checkpoint in a format of Ultralytics' exports, compared with what it came from."""
+"""Export a checkpoint to another format through Ultralytics, and compare the two."""
 
 import importlib.util
 import math
@@ -17,8 +17,8 @@ from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 from federated_yolo.yolo.checkpoint import is_rtdetr, structure_of
 
-# Modules that a format needs -> how to install them. Ultralytics would run pip by itself; here it
-# may not. Formats that are not listed fail while exporting, with the name of the module.
+# Modules that a format needs -> how to install them. Ultralytics would run pip itself, which is
+# switched off. Formats that are not listed fail while exporting, with the name of the module.
 ONNX_MODULES: dict[str, str] = dict.fromkeys(
     ("onnx", "onnxruntime", "onnxslim"), "pip install -e .[onnx]"
 )
@@ -27,15 +27,15 @@ FORMAT_MODULES = {
     "engine": ONNX_MODULES | {"tensorrt": "pip install tensorrt"},
     "openvino": {"openvino": "pip install openvino"},
 }
-RUNS_HERE = {".onnx", ".torchscript", ".engine"}  # their runtimes were checked, or are PyTorch
+RUNS_HERE = {".onnx", ".torchscript", ".engine"}  # runtimes that were checked, or PyTorch itself
 
 
 class ExportError(RuntimeError):
-    """The .pt is there, but could not be exported further."""
+    """The .pt was written, but could not be exported further."""
 
 
 def format_problems(name: str | None) -> list[str]:
-    """Say what keeps a format from being exported here: its name, a GPU, missing packages."""
+    """Report why a format cannot be exported here: unknown name, no GPU, missing packages."""
     if name is None:
         return []
     table = export_formats()
@@ -64,17 +64,17 @@ def format_problems(name: str | None) -> list[str]:
 
 
 def convert(saved: Path, format_name: str, imgsz: int) -> tuple[Path, str]:
-    """Export a .pt through Ultralytics; return the path beside it, and how it compares.
+    """Export a .pt through Ultralytics; return the export's path and a comparison of the two.
 
-    The export takes place in a scratch folder, so that a failure leaves no half of it.
+    The export is made in a scratch folder and moved beside the .pt, so a failure leaves no part.
 
-    imgsz: pixels. Raises ExportError, or InputError for a missing package.
+    imgsz: Image size in pixels. Raises ExportError, or InputError for a missing package.
     """
     ensure_torchvision_nms()
     scratch = tempfile.TemporaryDirectory(dir=saved.absolute().parent, prefix=".export-")
     with scratch as folder, warnings.catch_warnings():
-        # Tracing warns of each branch in Python, and of what PyTorch will deprecate; what came out
-        # is judged by the comparison.
+        # Tracing warns of each branch in Python and of future deprecations in PyTorch; the
+        # comparison shows whether the result is right.
         warnings.simplefilter("ignore")
         copy = Path(shutil.copyfile(saved, Path(folder) / saved.name))
         exported = _export_beside(copy, format_name, imgsz, saved)
@@ -98,14 +98,14 @@ def _export_beside(copy: Path, format_name: str, imgsz: int, saved: Path) -> Pat
 
 
 def compare(saved: Path, exported: Path, imgsz: int) -> str:
-    """Run a .pt and its export on the same random image and say how far apart they are.
+    """Run a .pt and its export on the same random image and describe how far they differ.
 
-    Raises ExportError when the export cannot be run or gives NaN or infinite outputs.
+    Raises ExportError if the export cannot be run or gives NaN or infinite outputs.
     """
     device = torch.device("cuda:0" if exported.suffix == ".engine" else "cpu")
     try:
         backend: Any = AutoBackend(str(exported), device)
-        # YOLO26 has two heads, with and without NMS to come; compare the one that was exported.
+        # YOLO26 has two heads, only one of which needs NMS; compare the one that was exported.
         reference: Any = AutoBackend(
             str(saved), device, verbose=False, end2end=bool(backend.end2end)
         )
@@ -132,10 +132,10 @@ def compare(saved: Path, exported: Path, imgsz: int) -> str:
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor, ranked: bool) -> float:
-    """Largest difference of two outputs, of the same shape.
+    """Return the largest difference between two outputs of the same shape.
 
-    ranked: detections, (1, n, numbers of each), come by their scores, of which equal ones change
-    places by rounding: each counts by the most similar one, both ways.
+    ranked: Whether outputs are detections in order of score, (1, n, numbers of each). Rounding can
+    swap equal scores, so each detection is compared with the most similar one, both ways.
     """
     if ranked and expected.ndim == 3:
         distances = torch.cdist(expected, found, p=math.inf)
@@ -144,7 +144,7 @@ def _difference(expected: torch.Tensor, found: torch.Tensor, ranked: bool) -> fl
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
-    """The raw outputs in order; a .pt also gives a dict for the loss, which is no output."""
+    """Return the raw outputs in order, without the dict for the loss that a .pt also returns."""
     if isinstance(output, torch.Tensor):
         return [output.float()]
     if isinstance(output, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Predictions of models beside the labels, drawn by Ultralytics' own validators."""
+"""Draw predictions of models beside the labels, with Ultralytics' own validators."""
 
 import io
 import math
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-PANEL_PX = 800  # width and height of the square that Ultralytics arranges a panel's images in
-TIMEOUT_S = 300.0  # for drawing one panel
+PANEL_PX = 800  # width and height of the square in which Ultralytics arranges a panel's images
+TIMEOUT_S = 300.0  # time limit for drawing one panel
 
 
 class _DrawingMixin(_Base):
-    """A validator that draws its first batch as `val_batch0_labels.jpg` and `..._pred.jpg` do."""
+    """A validator that draws its first batch, like `val_batch0_labels.jpg` and `..._pred.jpg`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,16 +28,16 @@ class _DrawingMixin(_Base):
         self.pictures: list[Path] = []
 
     def update_metrics(self, preds: Any, batch: dict[str, Any]) -> None:
-        """Draw labels and predictions, each on a copy, since Ultralytics' drawing writes into it.
+        """Draw labels and predictions, each on a copy, because Ultralytics' drawing changes it.
 
-        It draws in a thread of its own; so the second waits for the first.
+        Ultralytics draws in another thread, so the second picture waits for the first.
         """
         super().update_metrics(preds, batch)
         height, width = batch["img"].shape[2:]
         per_row = math.ceil(math.sqrt(len(batch["img"])))
         scale = PANEL_PX / (per_row * max(height, width))
         # Labels are fractions of the image, predictions are pixels.
-        if self.args.task == "classify":  # nothing of what it predicts has a place
+        if self.args.task == "classify":  # its predictions have no coordinates
             enlarged = preds
         else:
             enlarged = [_enlarged(pred, scale) for pred in preds]
@@ -47,30 +47,30 @@ class _DrawingMixin(_Base):
         self.pictures.append(self._drawn.get(timeout=TIMEOUT_S))
 
     def on_plot(self, name: Any, data: Any = None) -> None:
-        """Ultralytics has saved a picture."""
+        """Note that Ultralytics has saved a picture."""
         self._drawn.put(Path(name))
 
 
 @cache
 def drawing_class(validator: type) -> type:
-    """The validator, which also draws; `pictures` are the labels' and the predictions'."""
+    """Return a subclass that also draws; its `pictures` are the labels, then the predictions."""
     return type(f"Drawing{validator.__name__}", (_DrawingMixin, validator), {})
 
 
 def _drawable(batch: dict[str, Any], scale: float) -> dict[str, Any]:
-    """A copy of a batch with larger or smaller images, and without the names of their files."""
+    """Copy a batch with its images resized and without their file names."""
     copy = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     size = [round(side * scale) for side in copy["img"].shape[2:]]
     mode = "bilinear" if scale < 1 else "bicubic"
     resized = torch.nn.functional.interpolate(copy["img"].float(), size, mode=mode, antialias=True)
     copy["img"] = resized.clamp(0, 1)
     if "im_file" in copy:
-        copy["im_file"] = [""] * len(copy["im_file"])  # may name a person
+        copy["im_file"] = [""] * len(copy["im_file"])  # a file name may contain a person's name
     return copy
 
 
 def _enlarged(pred: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
-    """A copy of one image's predictions, for an image of another size."""
+    """Copy one image's predictions, scaled to the resized image."""
     copy = {name: tensor.clone() for name, tensor in pred.items()}
     copy["bboxes"][:, :4] *= scale  # the fifth of an oriented box is its angle
     if "keypoints" in copy:
@@ -79,7 +79,7 @@ def _enlarged(pred: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Te
 
 
 def side_by_side(panels: Mapping[str, Path]) -> bytes:
-    """Pictures in a row, each below its title, as a JPEG."""
+    """Return a JPEG of the pictures in a row, each below its title."""
     from PIL import Image
 
     from federated_yolo.common.figures import new_figure

@@ -1,4 +1,4 @@
-"""One model on one data set: the metrics that `yolo val` would print."""
+"""Evaluate one model on one data set: the metrics that `yolo val` would print."""
 
 import random
 import tempfile
@@ -34,11 +34,12 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: by Ultralytics' name, e.g. "metrics/mAP50-95(B)". fitness: what it ranks by.
+    """Scores of a model on one split.
 
-    num_examples: images evaluated. per_class: "class/NAME/METRIC" by `class_metrics`, for the
-    classes that the labels of these images have. notes: what has changed in them since the last
-    round that was evaluated.
+    metrics: Values by Ultralytics' names, e.g. "metrics/mAP50-95(B)". fitness: The number that
+    Ultralytics ranks models by. num_examples: Images evaluated. per_class: Values by
+    "class/NAME/METRIC", with the metrics of `class_metrics`, for the classes that occur in these
+    labels. notes: Changes of the images since the last evaluated round.
     """
 
     metrics: dict[str, float]
@@ -49,14 +50,14 @@ class Evaluation:
 
 
 def class_metrics(task: str) -> tuple[str, ...]:
-    """Names of what single classes are scored by: their boxes', or a classifier's."""
+    """Return the names of the metrics of single classes: those of boxes, or of a classifier."""
     return ("accuracy_top1",) if task == "classify" else ("mAP50", "mAP50-95")
 
 
 class Evaluator:
-    """Scores models on one data set. Holds the data loader of each split while it stays the same.
+    """Scores models on one data set. Holds each split's data loader until the split changes.
 
-    Its methods raise InputError for a split that cannot be used as it is now.
+    Its methods raise InputError for a split that cannot be used in its present state.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Evaluator:
         num_threads: int = 1,
         read_again: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        """data: as of `read_data`; private_dir has its data.yaml and takes the caches.
+        """Keep the data set and the validation arguments; nothing is read yet.
 
-        read_again: gives `data` as it is now, where nobody else looks after that.
+        data: Result of `read_data`. private_dir: The folder of its data.yaml and of the caches.
+        read_again: Returns the present `data`; None if the caller takes care of changes.
         """
         self.data = {"channels": 3, **data}
         self.read_again = read_again
@@ -89,14 +91,14 @@ class Evaluator:
             verbose=False,
         )
         self._loaders: dict[str, Any] = {}
-        self._signatures: dict[str, str] = {}  # of what is in them
+        self._signatures: dict[str, str] = {}  # signature of each loader's split
 
     def __call__(
         self, model: Any, split: str = "val", round_number: int | None = None
     ) -> Evaluation:
-        """Evaluate a model, which stays as it is (Ultralytics fuses a copy).
+        """Evaluate a model without changing it (Ultralytics fuses a copy).
 
-        round_number: of its round, if changes of the data are to be told.
+        round_number: The present round; None to leave changes of the data out of `notes`.
         """
         loader = self.loader(model, split)
         validator = self._validate(
@@ -118,11 +120,12 @@ class Evaluator:
         return tuple(told_changes(self.private_dir, split, round_number, now, dataset.num_damaged))
 
     def draw(self, model: Any, versions: Mapping[str, Arrays], num_images: int) -> bytes:
-        """A picture of some val images with their labels, and with each version's predictions.
+        """Draw some val images with their labels, and with each version's predictions.
 
-        model: takes the arrays of one version after the other, and keeps those of the last.
-        versions: whole arrays by the title that stands above their predictions.
-        num_images: at most; drawn from those with labels, always the same.
+        model: The arrays of each version are loaded into it in turn; the last version's remain.
+        versions: All arrays of each version, by the title to show above its predictions.
+        num_images: Largest number of images; they are drawn from those with labels and are always
+        the same.
         Returns a JPEG.
         """
         folder = self.private_dir / "pictures"
@@ -139,8 +142,8 @@ class Evaluator:
         return side_by_side(panels)
 
     def _loader_of_some(self, model: torch.nn.Module, path: Path, num_images: int) -> Any:
-        """Batches of some labelled val images. path: takes their list, where one is needed."""
-        # Not every n-th: files often alternate between kinds.
+        """Load some labelled val images. path: File for their list, written if one is needed."""
+        # Not every n-th image: files often alternate between kinds.
         rng = random.Random(0)
         if self.args["task"] == "classify":
             dataset = self._build_dataset(model, "val")
@@ -166,10 +169,10 @@ class Evaluator:
 
     @contextmanager
     def _data_argument(self, split: str) -> Iterator[str]:
-        """What the validator takes as `data` and looks through, though the loader has all of it.
+        """Yield the validator's argument `data`, which it inspects although it has a loader.
 
-        For classify it wants training images, and would make them of others where it finds none:
-        it is shown a folder of which this split stands for both.
+        For classify it needs training images, and would make them from others if it finds none; so
+        it gets a folder in which this split stands for all three.
         """
         if self.args["task"] != "classify":
             yield str(self.private_dir / "data.yaml")
@@ -184,7 +187,7 @@ class Evaluator:
         torch.set_num_threads(self.num_threads)
 
     def loader(self, model: Any, split: str) -> Any:
-        """Batches of a split, made anew when its images or labels have changed."""
+        """Return the data loader of a split, rebuilt if its images or labels have changed."""
         self._look_at_data()
         if split not in self.data:
             raise InputError(f"{split}: the data set has no such split now; put it back")
@@ -205,7 +208,10 @@ class Evaluator:
             write_private_yaml(data, self.private_dir)
 
     def _build_dataset(self, model: Any, split: str, images: Path | None = None) -> Any:
-        """images: a list of image files in place of the split's; its caches lie beside it."""
+        """Build the data set of a split.
+
+        images: A file that lists the images to use instead; its caches go beside it.
+        """
         args = get_cfg(overrides={**self.args, "split": split})
         stride = max(int(model.stride.max()), 32)
         source = str(images) if images else self.data[split]
@@ -222,13 +228,13 @@ class Evaluator:
 
 
 def _per_class(validator: Any, model: Any) -> dict[str, float]:
-    """Average precision of each class that occurs; Ultralytics has the mean for the others.
+    """Return the average precision of each class that occurs; Ultralytics gives others the mean.
 
-    For classify it is the share of the class's images that are told to be of it.
+    For classify, it is the share of a class's images that the model assigns to that class.
     """
     result = {}
     if validator.args.task == "classify":
-        matrix = validator.confusion_matrix.matrix  # images by predicted (row) and true class
+        matrix = validator.confusion_matrix.matrix  # images by predicted class (row) and true class
         for index in np.flatnonzero(matrix.sum(0)):
             share = matrix[index, index] / matrix[:, index].sum()
             result[f"class/{model.names[int(index)]}/accuracy_top1"] = float(share)

@@ -6,9 +6,9 @@
 BASE is the run's `base_model`, a checkpoint or a model YAML such as yolo11n.yaml. The .pt works in
 `YOLO(...)`, `yolo val`, `yolo predict`, `yolo train` and `yolo export`. An archive of another
 Flower project works too: named arrays, or arrays by position (`np.savez(file, *arrays)`) in the
-order of the model's `state_dict`; its classes are those of --data, or of BASE.
+order of the model's `state_dict`; its classes come from --data, or else from BASE.
 
-With --format, Ultralytics exports the .pt further, and the result is run once beside the .pt.
+With --format, Ultralytics also exports the .pt, and both are run once and compared.
 
 Exit codes: 0 done, 1 the export failed (the .pt stays), 2 wrong input (nothing was written),
 130 interrupted.
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--imgsz", type=int, help="image size of the export, pixels")
     parser.add_argument(
         "--trust-checkpoint",
-        action="store_true",  # looked for before Ultralytics is imported, at the top
+        action="store_true",  # cli.py reads it before Ultralytics is imported
         help="load a base with any content, which can run code of whoever made it",
     )
     return parser.parse_args(arguments)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Rebuild -> save -> export further -> say where the results are."""
+    """Rebuild the model, save it, export it further if asked, and print where the results are."""
     rebuilt = rebuild(options.base, options.arrays, options.data, options.output, options.format)
     imgsz = export_imgsz(options, rebuilt)
     path = save(rebuilt, options.output)
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"note: {note}", file=sys.stderr)
     started_from = rebuilt.meta.base_model if rebuilt.meta else None
     if started_from not in (None, Path(options.base).name):
-        # Arrays tell nothing of activations, for one.
+        # Arrays do not show activations, for example.
         print(
             f"note: the run started from '{started_from}'; '{options.base}' has the same arrays, "
             "but make sure that it is the same model",
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def export_imgsz(options: argparse.Namespace, rebuilt: Rebuilt) -> int:
-    """Image size of the export. Raises InputError for one that the model cannot take."""
+    """Return the export's image size. Raises InputError if the model cannot take that size."""
     model: Any = rebuilt.model
     stride = max(int(model.stride.max()), 32)
     if options.imgsz is None:

@@ -1,18 +1,18 @@
-"""The loss of clients that do not annotate all classes."""
+"""The RT-DETR loss for clients that do not annotate all classes."""
 
 from typing import Any
 
 import torch
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 
-CERTAINLY_NOT = -100.0  # a logit: its sigmoid is 0 beside any other loss
+CERTAINLY_NOT = -100.0  # a logit whose sigmoid adds nothing to the loss
 
 
 # unstable: ultralytics.models.utils.loss.RTDETRDetectionLoss._get_loss_class
 class AnnotatedClassesLoss(RTDETRDetectionLoss):
-    """RT-DETR's loss without that of classes that nobody annotated here.
+    """RT-DETR's loss without the classes that this client does not annotate.
 
-    missing: their indices.
+    missing: Indices of those classes.
     """
 
     def __init__(self, num_classes: int, missing: list[int]) -> None:
@@ -22,10 +22,10 @@ class AnnotatedClassesLoss(RTDETRDetectionLoss):
     def _get_loss_class(
         self, pred_scores: torch.Tensor, targets: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """Take those classes as certainly not there, which costs nothing and has no gradient.
+        """Treat those classes as certainly absent, which adds no loss and no gradient.
 
         pred_scores: (images, queries, classes), logits. targets: (images, queries), class indices;
-        the number of classes is background.
+        an index equal to the number of classes is background.
         """
         missing = torch.tensor(self.missing, device=pred_scores.device)
         pred_scores = pred_scores.index_fill(-1, missing, CERTAINLY_NOT)

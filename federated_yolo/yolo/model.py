@@ -1,8 +1,8 @@
-"""The global model: built in one place from a base, turned into named arrays and back, saved.
+"""Build the global model from a base model, and convert it to named arrays and back.
 
-On the server, `build_model` goes Ultralytics' own way from a base model and a list of class names
-to the model that `yolo train` would start from. Clients and the exporter build the same model from
-its `Architecture`.
+On the server, `build_model` turns a base model and a list of class names into the model that
+`yolo train` would start from, by Ultralytics' own code. Clients and the exporter build the same
+model from its `Architecture`.
 """
 
 import re
@@ -22,7 +22,7 @@ from federated_yolo.config.schema import SharedConfig
 from federated_yolo.yolo.checkpoint import MODEL_YAML, LoadedBase, is_rtdetr, load_base
 from federated_yolo.yolo.class_branch import Architecture, model_of
 
-Freeze = int | list[int | str] | None  # a number of layers, or layers and names of parts of them
+Freeze = int | list[int | str] | None  # a number of layers, or a list of layers and names of parts
 
 
 def build_model(
@@ -32,15 +32,15 @@ def build_model(
     train: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> torch.nn.Module:
-    """Build the model that `yolo train` would start from: base, adapted to the data's classes.
+    """Build the model that `yolo train` would start from: the base adapted to the data's classes.
 
     The task's trainer builds it, so class rows are carried over by name, `pretrained` and
     `cls_remap` are obeyed, and new weights are drawn from `seed` as in a plain training.
 
-    base_model: a .pt or a model YAML, read already or not; or an architecture, whose weights are
-    new.
-    data: `names` (index -> name), `nc`, and what else the task needs of a data.yaml.
-    train: Ultralytics train arguments.
+    base_model: A .pt or a model YAML, as a path or already read; or an architecture, which gets new
+    weights.
+    data: `names` (index -> name), `nc`, and the other keys of a data.yaml that the task needs.
+    train: Ultralytics' train arguments.
     Returns the float32 model on the CPU.
     """
     ensure_torchvision_nms()
@@ -77,9 +77,9 @@ def architecture_problems(
     data: Mapping[str, Any],
     train: Mapping[str, Any],
 ) -> list[str]:
-    """Say in what clients would build another model than this one, which the server has built.
+    """List the differences between the server's model and the one that clients would build.
 
-    Compares all modules that hold something (kernels, groups, activations, BatchNorm's constants).
+    Compares all modules without submodules (kernels, groups, activations, BatchNorm's constants).
     """
     try:
         built = build_model(architecture, task, data, train)
@@ -95,15 +95,15 @@ def architecture_problems(
 
 
 def _leaves(model: torch.nn.Module) -> dict[str, str]:
-    """What each module without modules in it is, by its name, whether or not it works in place."""
-    # Activations are one object in many places, in a copied branch another one.
+    """Return the text of each module without submodules, by its name; `inplace` is ignored."""
+    # An activation is one object in many places, but another object in a copied branch.
     modules = unwrap_model(model).named_modules(remove_duplicate=False)
     found = ((name, repr(module)) for name, module in modules if not any(module.children()))
     return {name: re.sub(r"(, )?inplace=True", "", text) for name, text in found}
 
 
 def trainer_class(task: str, structure: Mapping[str, Any]) -> type:
-    """Ultralytics' trainer of a task. structure: what its YAML holds."""
+    """Return Ultralytics' trainer class for a task. structure: Content of the model YAML."""
     from ultralytics.models import yolo
     from ultralytics.models.rtdetr.train import RTDETRTrainer
 
@@ -119,7 +119,7 @@ def trainer_class(task: str, structure: Mapping[str, Any]) -> type:
 
 
 def validator_class(task: str, structure: Mapping[str, Any]) -> type:
-    """Ultralytics' validator of a task. structure: what its YAML holds."""
+    """Return Ultralytics' validator class for a task. structure: Content of the model YAML."""
     from ultralytics.models import yolo
     from ultralytics.models.rtdetr.val import RTDETRValidator
 
@@ -135,16 +135,16 @@ def validator_class(task: str, structure: Mapping[str, Any]) -> type:
 
 
 def to_arrays(model: torch.nn.Module) -> Arrays:
-    """Copy the state of a model into named arrays, float32 and int64 as they are."""
+    """Copy the state of a model into named arrays; dtypes (float32, int64) are kept."""
     state = unwrap_model(model).state_dict()
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
 def part_of_arrays(model: torch.nn.Module) -> dict[str, str]:
-    """Part of each array by its name: "backbone", "neck" or "head".
+    """Return the part of each array by its name: "backbone", "neck" or "head".
 
-    The model's own YAML says where they are: its backbone section, the last layer (the head that
-    predicts), and what lies between them.
+    The model's own YAML defines the parts: the backbone section, the last layer (the head, which
+    predicts), and the layers between them (the neck).
     """
     unwrapped: Any = unwrap_model(model)
     num_backbone, num_layers = len(unwrapped.yaml["backbone"]), len(unwrapped.model)
@@ -158,7 +158,7 @@ def part_of_arrays(model: torch.nn.Module) -> dict[str, str]:
 
 # unstable: torch.nn.modules.batchnorm._BatchNorm
 def batchnorm_arrays(model: torch.nn.Module) -> frozenset[str]:
-    """Names of all arrays of BatchNorm layers: weights, biases, statistics and counters."""
+    """Return the names of all arrays of BatchNorm layers: weights, biases, statistics, counters."""
     return frozenset(
         f"{layer}.{name}"
         for layer, module in unwrap_model(model).named_modules()
@@ -168,20 +168,20 @@ def batchnorm_arrays(model: torch.nn.Module) -> frozenset[str]:
 
 
 def parameter_names(model: torch.nn.Module) -> frozenset[str]:
-    """Names of the trainable arrays; the rest are buffers (and YOLO's constant DFL kernel)."""
+    """Return the names of trainable arrays; the rest are buffers and YOLO's constant DFL kernel."""
     return frozenset(
         name for name, _ in unwrap_model(model).named_parameters() if ".dfl." not in name
     )
 
 
 def moved_names(model: torch.nn.Module, freeze: Freeze) -> frozenset[str]:
-    """Names of the trainable arrays that training moves, by Ultralytics' argument `freeze`."""
+    """Return the names of trainable arrays that training changes, given Ultralytics' `freeze`."""
     frozen = _frozen_parts(freeze)
     return frozenset(n for n in parameter_names(model) if not any(part in n for part in frozen))
 
 
 def freeze_problems(model: torch.nn.Module, freeze: Freeze) -> list[str]:
-    """Say what `freeze` names that the model does not have, or that it leaves nothing to train."""
+    """Report a layer in `freeze` that the model does not have, or that nothing is left to train."""
     unwrapped: Any = unwrap_model(model)
     names, last = list(unwrapped.state_dict()), len(unwrapped.model) - 1
     where = f"found {freeze!r}, but the model has layers 0 to {last}"
@@ -200,17 +200,17 @@ def _is_in(names: Iterable[str], layer: str) -> bool:
 
 
 def _frozen_parts(freeze: Freeze) -> list[str]:
-    """What the name of a frozen array has in it, as in `BaseTrainer._setup_train` (8.4)."""
+    """Return texts that names of frozen arrays contain, as in `BaseTrainer._setup_train` (8.4)."""
     layers = range(freeze) if isinstance(freeze, int) else freeze or ()
     return [f"model.{layer}." for layer in layers]
 
 
 def class_row_names(model: torch.nn.Module) -> list[str]:
-    """Names of the arrays whose row c belongs to class c: ends of the classification branches.
+    """Return the names of arrays whose row c belongs to class c: ends of classification branches.
 
-    All YOLO heads keep these in `cv3`, and end-to-end ones a second time in `one2one_cv3`. RT-DETR
-    has them after its encoder and each decoder layer, and learns what boxes of a class look like
-    with noise. A classifier has none: each of its images says something about every class.
+    All YOLO heads have them in `cv3`, and end-to-end heads also in `one2one_cv3`. RT-DETR has them
+    after its encoder and after each decoder layer, and in the class embedding of its denoising.
+    A classifier has none: each of its images says something about every class.
     """
     names = []
     for head, module in unwrap_model(model).named_modules():
@@ -230,7 +230,7 @@ def class_row_names(model: torch.nn.Module) -> list[str]:
 
 
 def shared_names(model: torch.nn.Module, shared: SharedConfig) -> list[str]:
-    """Names of the arrays that travel, in the order of the model's."""
+    """Return the names of the shared arrays, in the order of the model's `state_dict`."""
     private = batchnorm_arrays(model) if shared.batchnorm == "local" else frozenset()
     return [
         name
@@ -240,10 +240,11 @@ def shared_names(model: torch.nn.Module, shared: SharedConfig) -> list[str]:
 
 
 def load_into(model: torch.nn.Module, arrays: Arrays, names: Iterable[str] | None = None) -> None:
-    """Copy named arrays into a model in place, so that its optimiser goes on with them.
+    """Copy named arrays into a model in place, so that its optimiser continues with them.
 
-    names: of the arrays that there must be; None is all of the model. The others stay.
-    Raises ValueError, naming arrays, when they are not the model's.
+    names: Names of the arrays to copy, all of which must be given; None for all of the model. The
+    model's other arrays stay as they are.
+    Raises ValueError, which names arrays, if they do not fit the model.
     """
     state = unwrap_model(model).state_dict()
     if names is not None:

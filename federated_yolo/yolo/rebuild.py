@@ -1,4 +1,4 @@
-"""`.pt` weights from a round's .npz and the base checkpoint; what does not fit is refused."""
+"""Rebuild a model (.pt) from a round's .npz and its base model; refuse arrays that do not fit."""
 
 import os
 import re
@@ -35,19 +35,19 @@ from federated_yolo.yolo.class_branch import Architecture, class_branch_in, set_
 from federated_yolo.yolo.convert import first_line, format_problems
 from federated_yolo.yolo.model import build_model, load_into, to_arrays
 
-MAX_LINES = 5  # of one archive; a model of another kind has hundreds of arrays that do not fit
+MAX_LINES = 5  # problems shown per archive; a model of another kind has hundreds of misfits
 POSITIONAL = re.compile(r"arr_(\d+)")  # the names that np.savez gives to arrays without one
 
-KEYPOINTS = ("kpt_names", "kpt_oks_sigmas")  # what a pose model knows of them by its data
+KEYPOINTS = ("kpt_names", "kpt_oks_sigmas")  # attributes that a pose model takes from its data
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a base model says by itself.
+    """Facts that a base model itself contains.
 
-    structure: what its YAML holds. data: `names`, `nc`, `channels`, for pose also `kpt_shape` and,
-    of a checkpoint, what else it knows of keypoints. imgsz: pixels.
+    structure: Content of its YAML. data: `names`, `nc`, `channels`; for pose also `kpt_shape` and,
+    from a checkpoint, KEYPOINTS if it has them. imgsz: Image size in pixels.
     """
 
     task: str
@@ -58,9 +58,10 @@ class Base:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The model of a round. imgsz: that of the run, else of the base; pixels.
+    """The model of a round.
 
-    meta: None for an archive of another program. notes: what else there is to say of it.
+    imgsz: Image size of the run, or else of the base, in pixels. meta: The archive's description;
+    None if another program wrote it. notes: Remarks for the user.
     """
 
     model: torch.nn.Module
@@ -76,12 +77,12 @@ def export(
 ) -> Path:
     """Write the model of a round as an Ultralytics checkpoint, float32, and return its path.
 
-    base: checkpoint or model YAML. arrays_path: a `roundN.npz`, or another program's .npz.
-    data: a data.yaml with the class names (and `kpt_shape`) where the archive has none; its images
-    need not be there. Names of keypoints are its own, else those of the run's `last.pt` beside the
-    archive, if that can be read.
+    base: A checkpoint or model YAML. arrays_path: A `roundN.npz`, or another program's .npz.
+    data: A data.yaml with the class names (and `kpt_shape`) for an archive without them; its images
+    need not exist. Names of keypoints come from it, or else from the run's `last.pt` beside the
+    archive if that can be read.
 
-    Raises InputError with all problems; then nothing was written.
+    Raises InputError with all problems; in that case nothing was written.
     """
     rebuilt = rebuild(str(base), Path(arrays_path), Path(data) if data else None, Path(output))
     return save(rebuilt, Path(output))
@@ -90,7 +91,7 @@ def export(
 def rebuild(
     base: str, arrays_path: Path, data: Path | None, output: Path, format_name: str | None = None
 ) -> Rebuilt:
-    """Check everything, then build the model and put the arrays into it; nothing is written.
+    """Check everything, then build the model and load the arrays into it; nothing is written.
 
     Raises InputError with all problems.
     """
@@ -109,17 +110,17 @@ def rebuild(
     if meta and facts.task == "pose":
         try:
             model_data = {**run_keypoints(arrays_path, model_data), **model_data}
-        except InputError as error:  # the arrays, which matter, are sound
+        except InputError as error:  # not fatal: the arrays are sound
             notes = [f"keypoints have no names of the run: {error}; --data can give them"]
     try:
-        # All weights are those of the archive.
+        # All its weights will come from the archive.
         model = build_model(Architecture(facts.structure), facts.task, model_data)
     except Exception as error:  # a model YAML of any shape meets Ultralytics' code here
         raise InputError(f"base '{base}': cannot be built: {error}") from error
     adopt_class_branch(model, headers)
     layout = Layout.of(to_arrays(model))
     try:
-        fit(headers, layout, exact=meta is not None)  # before any memory is taken for them
+        fit(headers, layout, exact=meta is not None)  # before memory is allocated for them
         load_into(model, fit(read_round(arrays_path), layout, exact=meta is not None))
     except InputError as error:
         hint = _misfit_hint(model, headers, layout, meta, has_classes=bool(classes))
@@ -131,7 +132,7 @@ def rebuild(
 
 
 def save(rebuilt: Rebuilt, output: Path) -> Path:
-    """Write the .pt, whole or not at all. Raises InputError when the place cannot be written."""
+    """Write the .pt completely or not at all. Raises InputError if it cannot be written there."""
     try:
         save_checkpoint(output, rebuilt.model, {"imgsz": rebuilt.imgsz})
     except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
@@ -140,7 +141,7 @@ def save(rebuilt: Rebuilt, output: Path) -> Path:
 
 
 def _attempt(problems: list[str], function: Callable[[Any], T], argument: object) -> T | None:
-    """Call a check; if it refuses, keep its lines and go on with the other checks."""
+    """Call a check; if it raises InputError, record its problems so that other checks still run."""
     try:
         return function(argument)
     except InputError as error:
@@ -149,7 +150,7 @@ def _attempt(problems: list[str], function: Callable[[Any], T], argument: object
 
 
 def output_problems(output: Path, base: str) -> list[str]:
-    """Say what keeps the .pt from being written there."""
+    """Report why the .pt cannot be written there."""
     parent = output.absolute().parent
     if output.suffix.lower() != ".pt":
         return [f"output '{output}': expected a name that ends in .pt, e.g. saved_model.pt"]
@@ -168,7 +169,7 @@ def output_problems(output: Path, base: str) -> list[str]:
 
 
 def read_base(base: str) -> Base:
-    """Read what the base says; its weights only matter for their shapes."""
+    """Read the facts of a base model; its weights are not used."""
     loaded = load_base(base)
     task, structure = loaded.task, loaded.structure
     module: Any = loaded.module
@@ -185,7 +186,7 @@ def read_base(base: str) -> Base:
 
 
 def read_classes(path: Path) -> dict[str, Any]:
-    """Read what a data.yaml says about the model; `data.scan` would also want its images."""
+    """Read what a data.yaml says about the model; `data.scan` would also need its images."""
     where = f"--data ({path})"
     if not path.is_file():
         found = special_kind(path) or "no such file"
@@ -210,9 +211,9 @@ def read_classes(path: Path) -> dict[str, Any]:
 
 
 def read_headers(path: Path) -> tuple[Arrays, RoundMeta | None]:
-    """What an archive says that it holds, which has to be arrays of numbers; their values are 0.
+    """Return the arrays of an archive by their headers alone (all values are 0), and its meta.
 
-    Raises InputError.
+    Raises InputError if it holds no arrays, or arrays that are not of numbers.
     """
     try:
         arrays, meta = load_headers(path)
@@ -227,7 +228,7 @@ def read_headers(path: Path) -> tuple[Arrays, RoundMeta | None]:
 
 
 def read_round(path: Path) -> Arrays:
-    """Read the arrays of an archive whose headers are known to fit. Raises InputError."""
+    """Read the arrays of an archive after its headers were found to fit. Raises InputError."""
     try:
         return load_arrays(path, may_be_packed=True)[0]
     except ValueError as error:
@@ -235,10 +236,10 @@ def read_round(path: Path) -> Arrays:
 
 
 def adopt_class_branch(model: torch.nn.Module, arrays: Arrays) -> None:
-    """Give the model class branches like those of the arrays, whose width no base tells.
+    """Give the model class branches as wide as those of the arrays; no base defines their width.
 
-    Where they came from a checkpoint of other classes, they are as wide as in that. Nothing is done
-    for arrays of another model; `fit` says what is wrong with them.
+    If the run started from a checkpoint with other classes, they are as wide as in that checkpoint.
+    Arrays of another model change nothing here; `fit` reports what is wrong with them.
     """
     names = list(to_arrays(model))
     if all(POSITIONAL.fullmatch(name) for name in arrays):
@@ -249,7 +250,7 @@ def adopt_class_branch(model: torch.nn.Module, arrays: Arrays) -> None:
 
 
 def read_run_imgsz(arrays_path: Path) -> int | None:
-    """Image size (pixels) of the run, from its args.yaml; None for a round that was copied away."""
+    """Return the run's image size (pixels) from its args.yaml; None for a copied round archive."""
     path = arrays_path.absolute().parent.parent / "args.yaml"
     if not path.is_file():
         return None
@@ -273,9 +274,9 @@ def read_run_imgsz(arrays_path: Path) -> int | None:
 def _settle_keypoints(
     classes: Mapping[str, Any], model_data: dict[str, Any], path: Path | None
 ) -> None:
-    """Put the names of --data into `model_data`, and refuse lists that do not fit its keypoints.
+    """Put keypoint names from --data into `model_data`; refuse lists that do not fit `kpt_shape`.
 
-    Those may be the base's, which `read_classes` has not seen.
+    `kpt_shape` may come from the base, which `read_classes` has not seen.
     """
     said = {**classes, "kpt_shape": model_data["kpt_shape"]}
     if problems := list(keypoint_problems(said, model_data["nc"])):
@@ -285,10 +286,10 @@ def _settle_keypoints(
 
 
 def run_keypoints(arrays_path: Path, model_data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the clients of this run say of keypoints, by the model that it has saved.
+    """Return the KEYPOINTS of this run's clients, from its saved model `last.pt`.
 
     Empty for a round that was copied out of its run directory, and for a run without such a model.
-    Raises InputError for a file that is not readable, or is of other classes or keypoints.
+    Raises InputError if the file is not readable or has other classes or keypoints.
     """
     path = arrays_path.with_name("last.pt")
     if not path.is_file():
@@ -302,7 +303,7 @@ def run_keypoints(arrays_path: Path, model_data: Mapping[str, Any]) -> dict[str,
 
 
 def keypoints_of(module: Any) -> dict[str, Any]:
-    """What a pose model knows of its keypoints, by the keys of a data.yaml."""
+    """Return those KEYPOINTS that a pose model has, by their keys in a data.yaml."""
     found = {key: getattr(module, key, None) for key in KEYPOINTS}
     return {key: value for key, value in found.items() if value is not None}
 
@@ -315,12 +316,12 @@ def merge_data(
     base: str,
     arrays_path: Path,
 ) -> dict[str, Any]:
-    """Settle the classes: those of the round, else of --data, else of the base.
+    """Return the model's data with the classes of the round, or else of --data, or of the base.
 
-    Raises InputError where they contradict each other.
+    Raises InputError if they contradict each other.
     """
     data = {**facts.data, **classes}
-    if classes or meta:  # the base's are of other classes
+    if classes or meta:  # keypoints of the base belong to other classes
         data = {k: v for k, v in data.items() if k not in KEYPOINTS or k in classes}
     if meta is None:
         return data
@@ -341,7 +342,7 @@ def merge_data(
 def fit(arrays: Arrays, layout: Layout, *, exact: bool) -> Arrays:
     """Check arrays against the model and return them by its names, in its dtypes.
 
-    exact: the arrays are this project's, in which nothing has to be renamed or cast.
+    exact: Whether this project wrote the arrays, so that nothing has to be renamed or cast.
 
     Raises InputError.
     """
@@ -354,14 +355,14 @@ def fit(arrays: Arrays, layout: Layout, *, exact: bool) -> Arrays:
         tuple((n, s, arrays[n].dtype.name if n in arrays else d) for n, s, d in layout.entries)
     )
     _refuse(layout_problems(arrays, as_found) + _implausible(arrays, layout))
-    with np.errstate(over="ignore"):  # a float64 too large for float32: infinite, refused below
+    with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf: refused below
         arrays = cast_to(arrays, layout)
     _refuse(layout_problems(arrays, layout))
     return arrays
 
 
 def _implausible(arrays: Arrays, layout: Layout) -> list[str]:
-    """What tells that arrays of the right shapes are others, or in another order."""
+    """Report signs that arrays of the right shapes are the wrong ones, or in another order."""
     problems = []
     for name, _, dtype in layout.entries:
         array = arrays.get(name)
@@ -376,7 +377,7 @@ def _implausible(arrays: Arrays, layout: Layout) -> list[str]:
 def by_position(arrays: Arrays, layout: Layout) -> Arrays:
     """Name positional arrays `arr_0`, `arr_1`, ... in the order of the layout.
 
-    Only shapes can tell that the order is right, so all must fit. Raises InputError.
+    Only the shapes show whether the order is right, so all must fit. Raises InputError.
     """
     expected = [f"arr_{i}" for i in range(len(layout.entries))]
     if len(arrays) != len(expected):
@@ -405,7 +406,7 @@ def _refuse(problems: list[str]) -> None:
 def _misfit_hint(
     model: Any, arrays: Arrays, layout: Layout, meta: RoundMeta | None, *, has_classes: bool
 ) -> str | None:
-    """What to try when the arrays are of another model; None if they only hold bad values."""
+    """Suggest what to try if the arrays belong to another model; None if only values are bad."""
     if all(POSITIONAL.fullmatch(name) for name in arrays):
         arrays = {n: arrays[f"arr_{i}"] for i, n in enumerate(layout.names) if f"arr_{i}" in arrays}
     wrong = [n for n, shape, _ in layout.entries if n not in arrays or arrays[n].shape != shape]

@@ -34,14 +34,14 @@ class SliceSettings:
     Attributes:
         architecture: What the global model is built from; weights come with each round.
         task: Ultralytics' task, such as "detect".
-        data: The client's data.yaml as it was written for its training, in `private_dir`.
+        data: The client's data.yaml in `private_dir`, which was written for its training.
         private_dir: A folder for this client's files of this run, which nobody else uses.
         train: Ultralytics' train arguments, the same at all clients.
         num_rounds: Rounds of the run.
         local_epochs: Epochs in a round; the learning-rate schedule spans all rounds' epochs.
-        seed: The client's own.
+        seed: The client's own seed.
         device: "cpu" or the index of a GPU, "0".
-        num_threads: Threads of PyTorch on the CPU.
+        num_threads: PyTorch's CPU threads.
         shared: Which arrays are federated; the others stay in `private_dir`.
         keep_optimizer: Whether the optimiser keeps its state between rounds.
     """
@@ -61,7 +61,7 @@ class SliceSettings:
 
 
 class SliceDone(Exception):
-    """Leaves Ultralytics' loop at the end of a slice, without its final evaluation."""
+    """Raised at the end of a slice to leave Ultralytics' loop before its final evaluation."""
 
 
 class LossIsNotFiniteError(RuntimeError):
@@ -79,17 +79,17 @@ class LossIsNotFiniteError(RuntimeError):
 # unstable: ultralytics.utils.loss.v8DetectionLoss says 'getattr(model, "class_weights", None)'
 # unstable: torch.nn.modules.batchnorm._BatchNorm
 class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
-    """Put before an Ultralytics trainer, makes it run its epochs in slices.
+    """Makes an Ultralytics trainer run its epochs in slices; it precedes the trainer as a base.
 
-    State: what Ultralytics keeps, and below, what it would keep in local variables of its loop.
+    The attributes below hold what Ultralytics would keep in local variables of its loop.
     """
 
     def __init__(self, settings: SliceSettings) -> None:
         ensure_torchvision_nms()
         self.settings = settings
         self.mosaic_is_closed = False
-        self.epochs_with_mosaic = 0  # epochs drawn from the loader before and after closing:
-        self.epochs_without_mosaic = 0  # closing resets the loader
+        self.epochs_with_mosaic = 0  # epochs drawn from the loader before mosaic was closed, and
+        self.epochs_without_mosaic = 0  # after: closing resets the loader
         self.epoch_losses: list[dict[str, float]] = []
         self.slice_end = 0
         self.num_steps = 0
@@ -97,9 +97,9 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         self.proximal_pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self.batchnorm_is_frozen = False
         self.abort_reason = ""
-        self.signature = ""  # of the images that it trains on
+        self.signature = ""  # signature of the train split
         super().__init__(overrides=self._overrides(settings))
-        # Ultralytics' integrations (loggers, its platform) have no business in a client.
+        # A client must not run Ultralytics' integrations (loggers, its platform).
         self.callbacks = defaultdict(list)
         self.add_callback("on_train_start", self._set_threads)
         self.add_callback("on_train_batch_end", self._leave_if_aborted)
@@ -125,17 +125,17 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             "verbose": False,
         }
 
-    # What follows replaces methods of BaseTrainer.
+    # The methods below replace those of BaseTrainer.
 
     def setup_model(self) -> None:
-        """Build the model as plain training does from the base model."""
+        """Build the model that plain training would build from the base model."""
         if not isinstance(self.model, torch.nn.Module):
             self.model = model_of(self.settings.architecture, self)
 
     def get_dataset(self) -> dict[str, Any]:
-        """Read a classifier's data as that of the other tasks.
+        """Read a classifier's data in the same way as data of the other tasks.
 
-        For classify Ultralytics would take a folder, and its classes for the federation's.
+        For classify, Ultralytics would read a folder and use its classes as the federation's.
         """
         if self.settings.task != "classify":
             return super().get_dataset()
@@ -149,9 +149,9 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         squares = is_rtdetr(self.settings.architecture.yaml)
         arguments = (self.args, img_path, batch, self.data, mode, stride, caches, squares)
         if mode == "train":
-            self.signature = split_signature(img_path)  # before it is read, while it may change
+            self.signature = split_signature(img_path)  # before reading: the split may change then
             return usable_dataset(*arguments)
-        # Nothing is evaluated here, so a val split that cannot be used is no reason not to train.
+        # Nothing is evaluated here, so a val split that cannot be used does not prevent training.
         dataset = None
         with suppress(OSError, RuntimeError, ValueError, AssertionError):
             dataset = build_dataset(*arguments)
@@ -160,9 +160,9 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     def get_dataloader(
         self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train"
     ) -> Any:
-        """Leave a last batch of one image out of its epoch where Ultralytics refuses to train.
+        """Drop the last batch of an epoch if it has one image and Ultralytics would refuse it.
 
-        The next epoch draws another order, so that it is another image.
+        The next epoch draws another order, so another image is left out.
         """
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         num, batch = len(loader.dataset), loader.batch_size
@@ -182,7 +182,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         )
 
     def _setup_train(self) -> None:
-        """Set up once; later slices only put the schedule in place."""
+        """Set up once; later slices only place the learning-rate schedule."""
         if self.ema is None:
             super()._setup_train()
             ema: Any = self.ema
@@ -191,7 +191,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         self.scheduler.last_epoch = self.start_epoch - 1
 
     def _build_train_pipeline(self) -> None:
-        """Refuse Ultralytics' way out of memory shortage, which is a smaller batch."""
+        """Raise MemoryError where Ultralytics would retry with a smaller batch."""
         if self.ema is not None:
             raise MemoryError(f"with train.batch={self.settings.train.get('batch')}")
         try:
@@ -201,12 +201,12 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         except ValueError as error:
             if not hasattr(self, "train_loader"):
                 raise
-            # About the last batch, which depends on how many images there are.
+            # The error concerns the last batch, which depends on the number of images.
             num_images = len(self.train_loader.dataset)  # pyright: ignore[reportArgumentType]
             raise InputError(f"train: with its {num_images} images of now: {error}") from error
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        """Refuse to go on from a checkpoint: the round fails, the federation keeps its model."""
+        """Raise instead of continuing from a checkpoint: the round fails, the model is kept."""
         if self.loss is not None and not self.loss.isfinite():
             raise LossIsNotFiniteError(
                 f"the loss is {float(self.loss)} in epoch {epoch + 1}; lower train.lr0"
@@ -223,15 +223,15 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
                     module.eval()
 
     def set_class_weights(self) -> None:
-        """Give classes that nobody annotated here no weight in the classification loss.
+        """Give classes that this client does not annotate no weight in the classification loss.
 
         All of Ultralytics' YOLO heads (also the end-to-end ones, for each of their two losses)
-        multiply the binary cross-entropy of each class by these weights, so that such a class has
-        no gradient here, from any anchor. RT-DETR's loss knows no weights; ours leaves them out.
+        multiply the binary cross-entropy of each class by these weights, so such a class gets no
+        gradient here, from any anchor. RT-DETR's loss has no weights; ours leaves the classes out.
         """
         super().set_class_weights()
         data: Any = self.data
-        # An image of one class says of all others that it does not show them.
+        # For classify, an image's class implies that it shows none of the other classes.
         missing = data.get(NOT_ANNOTATED) if self.settings.task != "classify" else None
         if missing and not self.args.single_cls:
             model: Any = unwrap_model(self.model)  # pyright: ignore[reportArgumentType]
@@ -244,8 +244,8 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             model.class_weights = weights
 
     def _before_step(self, *_: Any) -> None:
-        # Here gradients are unscaled and clipped; FedProx's term is not part of the loss they
-        # come from. Li et al. 2020, arXiv 1812.06127: mu / 2 * |w - w_global|^2.
+        # At this point gradients are unscaled and clipped; FedProx's term is added to them, not to
+        # the loss. Li et al. 2020, arXiv 1812.06127: mu / 2 * |w - w_global|^2.
         self.num_steps += 1
         with torch.no_grad():
             for parameter, start in self.proximal_pairs:
@@ -257,11 +257,11 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         self.mosaic_is_closed = True
 
     def validate(self) -> tuple[dict[str, float], None]:
-        """Skip: evaluation is a step of its own, and would draw from the random state."""
+        """Skip: evaluation is a separate step, and here it would draw from the random state."""
         return {}, None
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
-        """Skip: the run directory has the results."""
+        """Skip: the run directory contains the results."""
 
     def save_model(self) -> Any:
         """Skip: Ultralytics would save the EMA, rounded to half precision."""
@@ -290,10 +290,10 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
 
 
 def smallest_imgsz(imgsz: int, multi_scale: float, stride: int) -> int:
-    """The smallest size, in pixels, that images are trained at, as Ultralytics (8.4) reckons it.
+    """Return the smallest training image size in pixels, computed as in Ultralytics (8.4).
 
-    Below two strides the smallest feature map has one value for each image, and BatchNorm cannot
-    train on a batch of one.
+    Below two strides, the smallest feature map has one value for each image, and BatchNorm cannot
+    train on a batch of one image.
     """
     return max(stride, int(imgsz * (1 - multi_scale))) // stride * stride
 
@@ -308,5 +308,5 @@ def make_trainer(settings: SliceSettings) -> Any:
 
 
 def leaves_single_out(num_images: int, batch: int) -> bool:
-    """Whether the last of an epoch's batches has one image, and others have more."""
+    """Whether the last batch of an epoch has one image while the others have more."""
     return num_images % min(batch, num_images) == 1

@@ -1,4 +1,4 @@
-"""What a client keeps between two slices: optimiser, loss, random states, private arrays."""
+"""State of a client between slices: optimiser, loss scaler, data order, random states, arrays."""
 
 import random
 import re
@@ -14,34 +14,34 @@ from federated_yolo.yolo.model import load_into
 
 PRIVATE_START = "start.npz"
 
-KEPT_STATES = 2  # of the last round, and of the one before it for a round that is tried again
+KEPT_STATES = 2  # the last round's, and the one before it for a round that is tried again
 
 
 def state_path(private_dir: Path, round_number: int) -> Path:
-    """Where a client keeps its state after a round."""
+    """Return the path of a client's state after a round."""
     return private_dir / "state" / f"round{round_number}.pt"
 
 
 def saved_states(private_dir: Path) -> list[int]:
-    """Rounds of which a client has a state."""
+    """Return the rounds whose state a client has saved."""
     names = (private_dir / "state").glob("round*.pt")
     return [int(m.group(1)) for p in names if (m := re.fullmatch(r"round(\d+)", p.stem))]
 
 
 def save_private_start(private_dir: Path, arrays: Arrays) -> None:
-    """Keep what the base model has for the arrays that are not shared."""
+    """Save the base model's values of the private arrays."""
     if arrays:
         save_arrays(private_dir / PRIVATE_START, arrays, RoundMeta(0, (), "", ""))
 
 
 def load_private_start(private_dir: Path) -> Arrays:
-    """Read it; empty when all arrays are shared."""
+    """Read the base model's values of the private arrays; empty if all arrays are shared."""
     path = private_dir / PRIVATE_START
     return load_arrays(path)[0] if path.exists() else {}
 
 
 def state_of(trainer: Any, private: Arrays) -> dict[str, Any]:
-    """All that a client carries between rounds beside the shared arrays; tensors and numbers."""
+    """Return a client's state between rounds beside the shared arrays, as tensors and numbers."""
     return {
         "private": {name: torch.from_numpy(array) for name, array in private.items()},
         "optimizer": trainer.optimizer.state_dict(),
@@ -71,13 +71,13 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
 # unstable: torch.utils.data.dataloader._BaseDataLoaderIter._next_index
 # unstable: ultralytics.data.build.InfiniteDataLoader says 'self.iterator'
 def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
-    """Bring the order of the images to where it stands after these epochs, without reading any.
+    """Advance the loader's image order to the end of these epochs without reading any image.
 
-    Where their number has changed, it is as if it had been this one from the start.
+    If the number of images has changed, the order is as if it had been the present one throughout.
 
-    num_epochs: epochs before and after closing mosaic, at which Ultralytics resets the loader.
-    Loader workers (GPU only) read ahead, so their order cannot be replayed; it goes on from the
-    seed instead.
+    num_epochs: Epochs before and after mosaic was closed, where Ultralytics resets the loader.
+    Loader workers (GPU only) read ahead, so their order cannot be replayed; it starts from the
+    seed again instead.
     """
     loader.reset()
     loader.generator.manual_seed(loader.generator.initial_seed())
@@ -90,7 +90,7 @@ def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
 
 
 def _mosaic_buffer(trainer: Any) -> list[tuple[int, str]]:
-    """Index and file of the images that mosaic draws its neighbours from."""
+    """Return index and file of the images from which mosaic draws its neighbours."""
     indices = getattr(trainer.train_loader.dataset, "buffer", ())
     files = _files(trainer) if indices else []
     return [(index, files[index]) for index in indices]
@@ -99,21 +99,21 @@ def _mosaic_buffer(trainer: Any) -> list[tuple[int, str]]:
 # unstable: ultralytics.data.base.BaseDataset says 'self.buffer'
 # unstable: ultralytics.data.base.BaseDataset says 'self.im_hw0[i], self.im_hw[i]'
 def _refill_mosaic_buffer(trainer: Any, images: list[tuple[int, str]]) -> None:
-    """Read those images again that are still there, wherever they are in the order now."""
+    """Read the images that still exist again, whatever their index is now."""
     dataset = trainer.train_loader.dataset
     for i in dataset.buffer:
         dataset.ims[i] = dataset.im_hw0[i] = dataset.im_hw[i] = None
     dataset.buffer = []
     files = _files(trainer)
     index_of = {file: index for index, file in enumerate(files)}
-    for index, file in images:  # a list may name an image twice, so its own index comes first
+    for index, file in images:  # a list may name an image twice, so its old index is tried first
         found = index if files[index : index + 1] == [file] else index_of.get(file)
         if found is not None:
             dataset.load_image(found)
 
 
 def _files(trainer: Any) -> list[str]:
-    """The images by index; where they are below the split's folder, also if that is moved."""
+    """Return the image files by index, relative to the split's folder, which may be moved."""
     folder = trainer.data["train"]
     prefix = folder if isinstance(folder, str) else ""
     return [file.removeprefix(prefix) for file in trainer.train_loader.dataset.im_files]

@@ -1,13 +1,13 @@
-"""One round is a slice of one Ultralytics training run.
+"""Train a client in slices: one round is a slice of one Ultralytics training run.
 
 A client's trainer is set up once, for all `num_rounds * local_epochs` epochs, and each round runs
 the next `local_epochs` of them in Ultralytics' own loop. Learning-rate schedule, warm-up, closing
 of mosaic and loss schedules are therefore right by construction, and a federation of one client
 equals plain `yolo train` bit for bit.
 
-What a training run carries from epoch to epoch beside the weights (optimiser, random states,
-position of the data loader, mosaic buffer) is saved after each slice in the client's private
-folder, so that the next slice may run in another process and still be the same.
+The state that a training run carries from epoch to epoch beside the weights (optimiser, random
+states, position of the data loader, mosaic buffer) is saved after each slice in the client's
+private folder, so the next slice gives the same result even in another process.
 """
 
 import gc
@@ -50,13 +50,14 @@ class SliceResult:
     """Outcome of one slice, the epochs that a client trains in one round.
 
     Attributes:
-        arrays: The shared arrays after the last step, by their names in the model's `state_dict`
-            and in its shapes: weights (not the EMA's) and statistics, float32, and counters of
-            BatchNorm, int64.
-        num_examples: Images of the train split, each of which was trained on once an epoch.
-        num_steps: Steps of the optimiser in the slice.
-        losses: Mean over the slice's epochs, by Ultralytics' names, such as "train/box_loss".
-        notes: What has changed in the data since the last slice, a sentence each.
+        arrays: The shared arrays after the last step, with their names and shapes in the model's
+            `state_dict`: weights (not the EMA's) and statistics, float32, and BatchNorm's
+            counters, int64.
+        num_examples: Images of the train split; each was trained on once per epoch.
+        num_steps: Optimiser steps in the slice.
+        losses: Mean losses over the slice's epochs, by Ultralytics' names, such as
+            "train/box_loss".
+        notes: Changes of the data since the last slice, one sentence each.
     """
 
     arrays: Arrays
@@ -75,33 +76,34 @@ class SliceTrainer:
         self.settings = settings
         self._trainer: Any = None
         self._last_round = 0
-        self._training: Any = None  # the same, while it trains
+        self._training: Any = None  # the trainer while it trains
         self._callbacks: list[tuple[str, Callable[[Any], None]]] = []
 
     def abort(self, reason: str) -> None:
-        """End the slice that is being trained after its present batch, by AbortedError.
+        """End the slice that is being trained after its present batch, with AbortedError.
 
-        From a callback, another thread or a signal handler; without effect when nothing trains.
+        May be called from a callback, another thread or a signal handler; has no effect while
+        nothing trains.
         """
         trainer = self._training
         if trainer is not None:
             trainer.abort_reason = reason
 
     def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
-        """Call a function at an event of Ultralytics' trainer; before the first slice."""
+        """Register a function for an event of Ultralytics' trainer; call before the first slice."""
         self._callbacks.append((event, function))
 
     def forget(self, round_number: int) -> None:
-        """Go back to before this round, which has been trained, or not."""
+        """Discard the state after this round, whether or not the round was trained."""
         self._path(round_number).unlink(missing_ok=True)
         self._trainer = None
 
     def train(self, round_number: int, arrays: Arrays, proximal_mu: float = 0.0) -> SliceResult:
         """Train the slice of this round (1-based), starting from the given global arrays.
 
-        arrays: those that are shared; the private ones go on as this client's last round left them.
-        proximal_mu: FedProx's pull towards `arrays`.
-        Raises what the training raises; the next call then starts from the last saved state.
+        arrays: The shared arrays; private ones continue from this client's last round.
+        proximal_mu: FedProx's coefficient, which pulls the weights towards `arrays`.
+        Raises any error of the training; the next call then starts from the last saved state.
         """
         trainer, state = self._take_trainer(round_number)
         shared = shared_names(trainer.model, self.settings.shared)
@@ -116,7 +118,7 @@ class SliceTrainer:
         try:
             trainer.train()
         except SliceDone:
-            if trainer.abort_reason:  # by the last batch, or after it
+            if trainer.abort_reason:  # during the last batch, or after it
                 raise AbortedError(trainer.abort_reason) from None
         else:
             raise AssertionError("Ultralytics' loop ended before its slice")
@@ -141,9 +143,9 @@ class SliceTrainer:
         )
 
     def private_arrays(self, round_number: int) -> Arrays:
-        """The arrays that are not shared, as this client's last round up to this one left them.
+        """Return the private arrays after the last round that this client trained up to this one.
 
-        Those of the base model before its first round; empty when all are shared.
+        Before its first round they are the base model's; empty if all arrays are shared.
         """
         last = max((r for r in self._saved() if r <= round_number), default=0)
         if not last:
@@ -151,22 +153,22 @@ class SliceTrainer:
         return {name: tensor.numpy() for name, tensor in self._load_state(last)["private"].items()}
 
     def _take_trainer(self, round_number: int) -> tuple[Any, dict[str, Any] | None]:
-        """A trainer as after this client's last round before `round_number`, and that state.
+        """Return a trainer in the state after this client's last round before `round_number`.
 
-        The trainer kept here is used as it is if it trained that round, and brought to the saved
-        state if the client has meanwhile trained in another process or the round is tried again.
-        Where the images or their labels have changed, a new one goes on from that state.
+        Returns also that state. The trainer held here is used as it is if it trained that round. It
+        is set to the saved state if the client has meanwhile trained in another process or the
+        round is tried again. If images or labels have changed, a new trainer continues from it.
         """
         last = max((r for r in self._saved() if r < round_number), default=0)
         state = self._load_state(last) if last else None
         trainer, self._trainer = self._trainer, None  # kept again only if the slice succeeds
         if trainer is not None and trainer.signature != split_signature(trainer.data["train"]):
             trainer = None
-            gc.collect()  # it is in cycles
+            gc.collect()  # the old trainer is in reference cycles
         if trainer is not None and self._last_round != last:
             mosaic_open = state is not None and not state["epochs_without_mosaic"]
             if state is None or (mosaic_open and trainer.mosaic_is_closed):
-                trainer = None  # Ultralytics cannot go back to these
+                trainer = None  # Ultralytics cannot go back to these states
         if trainer is None:
             trainer = make_trainer(self.settings)
             for event, function in self._callbacks:
@@ -202,7 +204,7 @@ class SliceTrainer:
 def try_batches(
     settings: SliceSettings, num_batches: int, after_batch: Callable[[], None] = lambda: None
 ) -> Any:
-    """Train at most so many batches of the first slice, with a step; for what it takes.
+    """Train at most `num_batches` of the first slice, with a step, to measure time and memory.
 
     Returns Ultralytics' trainer. Nothing is saved.
     """
@@ -222,12 +224,12 @@ def try_batches(
     trainer.add_callback("on_train_batch_end", leave)
     with suppress(SliceDone):
         trainer.train()
-    _apply_pending_gradients(trainer)  # optimisers take their memory in the first step
+    _apply_pending_gradients(trainer)  # optimisers allocate their memory in the first step
     return trainer
 
 
 def set_up(settings: SliceSettings) -> None:
-    """Set up a training and read its first batch, to see that it can be; nothing is kept."""
+    """Set up a training and read its first batch to check that both work; nothing is kept."""
     num_threads = torch.get_num_threads()
     try:
         trainer = make_trainer(settings)
@@ -240,12 +242,12 @@ def set_up(settings: SliceSettings) -> None:
 
 
 def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
-    """Put what Ultralytics counts by epoch where the slice of this round starts."""
+    """Set everything that Ultralytics counts by epoch to the start of this round's slice."""
     start = (round_number - 1) * local_epochs
     trainer.start_epoch, trainer.slice_end = start, start + local_epochs
     trainer.stop = False
     trainer.epoch_losses = []
-    trainer.accumulate = trainer.nominal_accumulate  # warm-up leaves it somewhere below
+    trainer.accumulate = trainer.nominal_accumulate  # warm-up leaves a smaller value
     args = trainer.args
     model: Any = unwrap_model(trainer.model)
     if args.close_mosaic and start > trainer.epochs - args.close_mosaic:
@@ -256,7 +258,7 @@ def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None
     if start:
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()
-        if hasattr(model.criterion, "update"):  # the loss of end-to-end heads has a schedule
+        if hasattr(model.criterion, "update"):  # the loss of an end-to-end head has a schedule
             model.criterion.updates = start - 1
             model.criterion.update()
 
@@ -264,7 +266,7 @@ def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None
 def _place_options(
     trainer: Any, round_number: int, settings: SliceSettings, shared: list[str], proximal_mu: float
 ) -> None:
-    """Put what strategy and sharing ask of this slice in place; weights are loaded already."""
+    """Apply the options of strategy and sharing to this slice; weights are already loaded."""
     trainer.num_steps = 0
     names = set(shared)
     trainer.proximal_mu = proximal_mu
@@ -281,13 +283,13 @@ def _place_options(
 
 
 def _apply_pending_gradients(trainer: Any) -> None:
-    """Step with what gradient accumulation (nbs > batch) has left at the end of the slice."""
+    """Step with gradients that accumulation (nbs > batch) has left at the end of the slice."""
     if any(p.grad is not None for p in trainer.model.parameters()):
         trainer.optimizer_step()
 
 
 def _refuse_infinite(arrays: Arrays) -> None:
-    """Raise before a client keeps a state from which it could never recover."""
+    """Raise LossIsNotFiniteError before the client saves a state it could never recover from."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise LossIsNotFiniteError(f"the last step made {name} infinite; lower train.lr0")

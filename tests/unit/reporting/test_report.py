@@ -159,7 +159,7 @@ def test_a_run_of_an_early_version_is_drawn_without_what_it_lacks(run_dir: Path)
     assert [trace.name for trace in time.charts[0].figure.data] == ["whole round"]
     assert headline(run_dir)["Best local"] == (
         "–",
-        "The best model of a single client; known once the run has come to its end.",
+        "The best model of a single client; known when the run has ended.",
     )
 
 

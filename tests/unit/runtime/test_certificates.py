@@ -84,7 +84,7 @@ def test_nothing_is_overwritten_and_nothing_is_written_beside_it(
     assert main([str(tmp_path)]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["north"]
     assert (tmp_path / "north").read_text() == "a key that matters"
-    assert f"error: {tmp_path / 'north'}: is there already" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'north'}: already exists" in capsys.readouterr().err
 
 
 def test_hosts_and_sites_that_cannot_be_named_so_are_all_told_before_anything_is_written(

@@ -24,6 +24,17 @@ def test_a_site_that_goes_before_the_start_holds_up_nobody() -> None:
     assert registry.present == ["south"]
 
 
+def test_a_site_that_comes_back_with_more_images_counts_with_those_of_its_start() -> None:
+    registry = ClientRegistry([], hello("detect"), is_open=True, has_sites=True)
+    registry._take(1, Introduction(name="north", summary=SUMMARY))
+    registry.remember_summaries()
+    registry.online.clear()
+    registry._take(2, Introduction(name="north", summary=replace(SUMMARY, num_train=4000)))
+    registry.remember_summaries()
+    assert registry.present == ["north"]
+    assert registry.at_start["north"].num_train == SUMMARY.num_train
+
+
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [

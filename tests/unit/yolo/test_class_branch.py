@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recipes import data_of, make_checkpoint, names_of
 
@@ -21,7 +22,8 @@ from federated_yolo.yolo.model import build_model, to_arrays
     ("names", "train", "expected"),
     [
         (["x", "B", "c"], {}, "2 classes before, 3 now; 1 of them are known by name, and keep"),
-        (["x", "y", "z"], {}, "2 classes before, 3 now; 0 of them are known by name, so their"),
+        (["x", "y", "z"], {}, "2 classes before, 3 now; none of them is known by name, so their"),
+        (["x", "y"], {}, "2 classes before, 2 now; none of them is known by name, so each takes"),
         (["b", "a"], {}, "2 classes before, 2 now; 2 of them are known"),
         (["x"], {"cls_remap": False}, "2 classes before, 1 now"),
         (["a", "b"], {}, ""),
@@ -35,6 +37,20 @@ def test_it_is_told_what_becomes_of_the_classes_of_the_base(
     weights = weights_of(load_base(str(base)), train.get("pretrained", True))
     assert class_change(weights, train, names)[: len(expected) or None] == expected
     assert class_change(weights_of(load_base("yolov8n.yaml"), True), {}, names) == ""
+
+
+def test_as_many_classes_of_other_names_take_the_rows_of_their_indices(tmp_path: Path) -> None:
+    """Also names that only count, which Ultralytics does not compare."""
+    for before, after in ((["a", "b"], ["x", "y"]), (["0", "1"], ["1", "0"])):
+        base = make_checkpoint(tmp_path / "base.pt", before)
+        loaded = load_base(str(base))
+        model = to_arrays(build_model(str(base), "detect", data_of(after, "detect")))
+        assert loaded.module is not None
+        kept = to_arrays(loaded.module)
+        row = next(name for name in kept if ".cv3.0.2.weight" in name)
+        np.testing.assert_array_equal(model[row], kept[row])
+        text = class_change(weights_of(loaded, True), {}, after)
+        assert text.endswith("none of them is known by name, so each takes the row of its index")
 
 
 @pytest.mark.parametrize(
