@@ -22,12 +22,12 @@ MAX_THREADS = 1024  # with very many threads PyTorch ends in a segmentation faul
 class Site:
     """A SuperNode's own settings.
 
-    name: Name of the client. data: Path of its data.yaml, of a
-    classifier's folder or of an export. folder: Folder for its files, with a subfolder for each run. not_annotated: Classes in its data that it
-    does not annotate. show_images: Number of images of its val split that others may see.
+    name: Name of the client. data: Path of its data.yaml, of a classifier's folder or of an export.
+    folder: Folder for its files, with a subfolder for each run. not_annotated: Classes in its data
+    that it does not annotate. show_images: Number of images of its val split that others may see.
     share_model: Whether its own model may be sent to others, if the federation's config asks for
-    it. num_threads: Threads of PyTorch on the CPU; None for all.
-    val_fraction: Share of the train images that becomes the val split of data without one.
+    it. num_threads: Threads of PyTorch on the CPU; None for all. val_fraction: Share of the train
+    images that becomes the val split of data without one.
     """
 
     name: str
