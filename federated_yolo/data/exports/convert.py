@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from federated_yolo.common.errors import InputError
+from federated_yolo.data.data_yaml import SPLIT_FOLDERS
 from federated_yolo.data.exports.content import Content, Format, first_problems
 from federated_yolo.data.exports.made import MADE, Made, read_made
-from federated_yolo.data.exports.recognise import recognise
+from federated_yolo.data.exports.recognise import recognise, unknown_folder
 from federated_yolo.data.exports.sizes import rescaled, size_problems
 from federated_yolo.data.exports.split import with_val
 from federated_yolo.data.exports.write import remove, task_of, write
@@ -67,7 +68,7 @@ def prepare(path: Path, folder: Path, name: str, options: Options, *, where: str
     Raises:
         InputError: With all problems, or with the next step for a format that is not read.
     """
-    found = recognise(path)
+    found = _recognised(path, options, where)
     if found is None:
         return Prepared(own_data(path))
     target = folder / f"{name}-{_digest(path, options)}"
@@ -79,12 +80,25 @@ def prepare(path: Path, folder: Path, name: str, options: Options, *, where: str
 
 def make(path: Path, target: Path, options: Options, *, where: str) -> Prepared:
     """Make an Ultralytics data set of an export in this new folder; arguments as for `prepare`."""
-    found = recognise(path)
+    found = _recognised(path, options, where)
     if found is None:
         return Prepared(own_data(path))
     with _naming(where):
         _make(found, path, target, options)
     return prepared_in(target)
+
+
+def _recognised(path: Path, options: Options, where: str) -> Format | None:
+    """The format of an export; None for what Ultralytics reads, or what has no such thing there.
+
+    Raises InputError for a folder that is nothing known.
+    """
+    found = recognise(path)
+    if found or not path.is_dir() or own_data(path) != path or options.task == "classify":
+        return found
+    if not any((path / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names):
+        raise InputError(f"{where} ({path}): {unknown_folder(path)}")
+    return None
 
 
 def own_data(path: Path) -> Path:
