@@ -11,6 +11,7 @@ from federated_yolo.common.errors import InputError
 from federated_yolo.data.exports.content import Content, Format, Object, Picture, split_in
 from federated_yolo.data.exports.files import (
     ImageFiles,
+    beyond,
     by_split,
     files_of,
     limited,
@@ -22,6 +23,7 @@ from federated_yolo.data.exports.files import (
     split_of,
     twice,
 )
+from federated_yolo.data.exports.shapes import are_fractions
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ def read_createml(path: Path) -> Content:
                 (split or split_of(image.parent, root), Picture(image, objects, entry=where))
             )
     problems["twice"] += twice((picture for _, picture in pictures), path)
+    problems["beyond"] += beyond((picture for _, picture in pictures), path)
     objects = [o for _, picture in pictures for o in picture.objects]
-    if objects and all(max(o.bounds or (0,)) <= 1 for o in objects):
+    if are_fractions(objects):
         problems["fractions"].append(
             f"{path}: no coordinate is above 1, so that they seem to be fractions; CreateML has "
             "pixels: export it again"

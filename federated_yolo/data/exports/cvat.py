@@ -25,7 +25,7 @@ from federated_yolo.data.exports.files import (
     read_xml,
     twice,
 )
-from federated_yolo.data.exports.labelme import HOLES, joined
+from federated_yolo.data.exports.labelme import HOLES, PARTS, joined
 from federated_yolo.data.exports.shapes import (
     ellipse,
     mask_object,
@@ -46,6 +46,7 @@ class _Reading:
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     left_out: LeftOut = field(default_factory=LeftOut)
     num_holes: int = 0
+    num_parts: int = 0
 
 
 def _file(path: Path) -> Path:
@@ -98,7 +99,11 @@ def read_cvat(path: Path) -> Content:
         names=names_of(counts, list(_labels(element))),
         splits=by_split(pictures),
         left_out=reading.left_out.counts,
-        notes=(HOLES.format(num=reading.num_holes),) if reading.num_holes else (),
+        notes=tuple(
+            note.format(num=num)
+            for note, num in ((HOLES, reading.num_holes), (PARTS, reading.num_parts))
+            if num
+        ),
         file=file,
     )
 
@@ -131,7 +136,7 @@ def _objects(entry: Element, reading: _Reading) -> Iterator[Object]:
         if not name:
             continue
         if element.tag not in AREAS:
-            what = "a tag of the whole image" if element.tag == "tag" else f"a {element.tag}"
+            what = "tag of the whole image" if element.tag == "tag" else element.tag
             reading.left_out.add(f"{what}, which is no area", name)
             continue
         found = _object(element, name, reading)
@@ -142,7 +147,8 @@ def _objects(entry: Element, reading: _Reading) -> Iterator[Object]:
         is_part = element.tag in ("polygon", "mask") and group != "0"
         groups[(name, group) if is_part else (str(index),)].append(found)
     for parts in groups.values():
-        yield parts[0] if len(parts) == 1 else joined(parts)
+        reading.num_parts += len(parts) - 1
+        yield joined(parts)
 
 
 def _object(element: Element, name: str, reading: _Reading) -> Object | str:

@@ -28,7 +28,7 @@ from federated_yolo.data.exports.files import (
     sniffed,
     twice,
 )
-from federated_yolo.data.exports.labelme import joined
+from federated_yolo.data.exports.labelme import PARTS, joined
 from federated_yolo.data.exports.shapes import ellipse, rotated_corners
 
 
@@ -136,10 +136,10 @@ def read_datumaro(path: Path) -> Content:
             except ValueError as error:
                 problems["items"].append(f"{file}: items.{index} ('{item.id}'): {error}")
                 continue
-            size = item.image.size if item.image and item.image.size else None
             entry = f"{file.name}: items.{index}"
-            picture = Picture(image, objects, (size[1], size[0]) if size else None, entry=entry)
-            pictures.append((split_in(file.stem), picture))
+            pictures.append(
+                (split_in(file.stem), Picture(image, objects, _size(item), entry=entry))
+            )
     problems["twice"] += twice((picture for _, picture in pictures), path)
     if len(set(names.values())) > 1:
         first, *others = names
@@ -151,16 +151,24 @@ def read_datumaro(path: Path) -> Content:
         ]
     if found := limited(problems):
         raise InputError(found)
-    parents = [label for listed in names.values() for label in listed]
-    counts = Counter(o.name for _, p in pictures for o in p.objects)
+    listed = [label for labels in names.values() for label in labels]
+    objects = [o for _, picture in pictures for o in picture.objects]
+    num_parts = sum(max(len(o.outline) - 1, 0) for o in objects)
     return Content(
         format="Datumaro",
         root=root,
-        names=names_of(counts, parents),
+        names=names_of(Counter(o.name for o in objects), listed),
         splits=by_split(pictures),
         left_out=left_out.counts,
+        notes=(PARTS.format(num=num_parts),) if num_parts else (),
         file=path,
     )
+
+
+def _size(item: Item) -> tuple[float, float] | None:
+    """Width and height, which are written the other way round."""
+    size = item.image.size if item.image else None
+    return (size[1], size[0]) if size else None
 
 
 def _image_of(item: Item, subset: str, root: Path, images: ImageFiles) -> Path:
@@ -179,6 +187,9 @@ def _objects(item: Item, names: tuple[str, ...], left_out: LeftOut) -> tuple[Obj
     """The objects of an item: polygons of the same class and group are one. Raises ValueError."""
     groups: dict[tuple[Any, ...], list[Object]] = defaultdict(list)
     for index, thing in enumerate(item.annotations):
+        if thing.label_id is None and thing.type in ("caption", "label"):
+            left_out.add(f"a {thing.type}, which is no area", "(no class)")
+            continue
         if thing.label_id is None or not 0 <= thing.label_id < len(names):
             raise ValueError(
                 f"annotations.{index}.label_id: found {thing.label_id}, expected 0 to "
@@ -191,7 +202,7 @@ def _objects(item: Item, names: tuple[str, ...], left_out: LeftOut) -> tuple[Obj
             continue
         is_part = thing.type == "polygon" and thing.group
         groups[(name, thing.group) if is_part else (index,)].append(found)
-    return tuple(parts[0] if len(parts) == 1 else joined(parts) for parts in groups.values())
+    return tuple(map(joined, groups.values()))
 
 
 def _object(thing: Thing, name: str, index: int) -> Object | str:

@@ -14,9 +14,10 @@ from xml.etree.ElementTree import Element, ParseError
 from pydantic import TypeAdapter, ValidationError
 
 from federated_yolo.common.errors import InputError
-from federated_yolo.common.files import refuse_special, special_kind
+from federated_yolo.common.files import refuse_special, special_files, special_kind
 from federated_yolo.data.data_yaml import is_image_name
 from federated_yolo.data.exports.content import Picture, first_problems, split_in
+from federated_yolo.data.exports.sizes import image_size
 
 MAX_SNIFFED = 50  # files of one kind that a signature looks for at most
 MAX_DEPTH = 4  # folders below an export in which a signature looks
@@ -145,13 +146,15 @@ class ImageFiles:
     """The images below a folder, found by names that an export gives.
 
     Names come from other machines: with backslashes, folders that are not here, another ending,
-    or letters that are composed otherwise. An image outside of the folder is never found.
+    or letters that are composed otherwise. An image outside of the folder is never found. Raises
+    InputError where one is no ordinary file.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.paths = [p for p in walk(root) if is_image_name(p.name)]
-        self.used: set[Path] = set()
+        if odd := list(special_files(map(str, self.paths))):
+            raise InputError(first_problems(odd))
         self._by_place = {_plain(p.relative_to(root).as_posix()): p for p in self.paths}
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -176,11 +179,10 @@ class ImageFiles:
                 return found
         return []
 
-    def anywhere(self, name: str) -> list[Path]:
-        """The images of this name in any folder; by base name, where it has folders."""
-        place = _plain(clean_name(name))
-        parts = PurePosixPath(place).parts
-        found = self._by_name.get(parts[-1], []) if parts else []
+    def anywhere(self, name: str, near: Path) -> list[Path]:
+        """The images of this name in any folder but those of another split than `near`."""
+        parts = PurePosixPath(_plain(clean_name(name))).parts
+        found = self._fitting(self._by_name.get(parts[-1], []), near) if parts else []
         # Of several, those that lie in folders of the same names.
         for number in range(len(parts), 1, -1):
             tail = "/".join(parts[-number:])
@@ -188,9 +190,9 @@ class ImageFiles:
                 return same
         return found
 
-    def stem_anywhere(self, stem: str) -> list[Path]:
-        """The images of this name with any ending, in any folder."""
-        return self._by_stem.get(_plain(stem), [])
+    def stem_anywhere(self, stem: str, near: Path) -> list[Path]:
+        """The images of this name with any ending, as of `anywhere`."""
+        return self._fitting(self._by_stem.get(_plain(stem), []), near)
 
     def find(self, name: str, folders: Sequence[Path]) -> Path:
         """The image of a name, in one of these folders or else the only one in any.
@@ -199,16 +201,22 @@ class ImageFiles:
         """
         if found := self.at(name, folders):
             return found
-        others = self.anywhere(name)
+        others = self.anywhere(name, folders[0])
         if len(others) == 1:
             return others[0]
         if others:
-            where = ", ".join(p.relative_to(self.root).as_posix() for p in others[:3])
+            where = some([p.relative_to(self.root).as_posix() for p in others])
             raise ValueError(
                 f"{len(others)} images are called '{Path(clean_name(name)).name}' ({where}); "
                 "name the folder too"
             )
         raise ValueError(f"no image '{name}' below {self.root}; put it there, or remove the entry")
+
+    def _fitting(self, paths: Iterable[Path], near: Path) -> list[Path]:
+        """Without those in folders of another split than a place is in."""
+        split = split_of(near, self.root)
+        kinds = ((p, split_of(p.parent, self.root)) for p in paths)
+        return [p for p, other in kinds if not (split and other and split != other)]
 
     def _places(self, name: str, folders: Iterable[Path]) -> Iterator[str]:
         """Where a name is below the root, seen from each folder."""
@@ -252,6 +260,22 @@ def twice(pictures: Iterable[Picture], file: Path) -> Iterator[str]:
             yield (
                 f"{file}: {other.entry} and {picture.entry} are both of the image {picture.path}; "
                 "correct or remove one"
+            )
+
+
+def beyond(pictures: Iterable[Picture], file: Path) -> Iterator[str]:
+    """Say which images are too small for their objects, of those whose size is not given."""
+    for picture in pictures:
+        size = None if picture.size or not picture.objects else image_size(picture.path)
+        if size is None:
+            continue
+        edges = [bounds[2:] for o in picture.objects if (bounds := o.bounds)]
+        right, bottom = (max((edge[axis] for edge in edges), default=0) for axis in (0, 1))
+        if any(e > s + max(2, s / 100) for e, s in zip((right, bottom), size, strict=True)):
+            yield (
+                f"{file}: {picture.entry}: {picture.path.name} is {size[0]} x {size[1]} pixels, "
+                f"and its objects reach to {right:g} x {bottom:g}; put back the image that was "
+                "annotated, or export again"
             )
 
 

@@ -33,6 +33,7 @@ from federated_yolo.data.exports.shapes import around, ellipse, mask_object, png
 
 IGNORED = "__ignore__"  # labelme's own name for what belongs to no class
 ROTATED = ("oriented_rectangle", "rotation")  # of labelme, of X-AnyLabeling
+PARTS = "{num} shapes are further parts of objects, by their group"
 HOLES = "{num} objects have holes, which are filled: outlines of Ultralytics have none"
 
 Place = Annotated[list[FiniteFloat], Field(min_length=2)]
@@ -66,7 +67,7 @@ FILE = TypeAdapter(File)
 
 def is_labelme(path: Path) -> bool:
     """Whether a folder has files of labelme."""
-    return path.is_dir() and any(_is_of_labelme(file) for file in sniffed(path, ".json", limit=8))
+    return path.is_dir() and any(_is_of_labelme(file) for file in sniffed(path, ".json"))
 
 
 def _is_of_labelme(path: Path) -> bool:
@@ -83,6 +84,7 @@ class _Reading:
     left_out: LeftOut = field(default_factory=LeftOut)
     others: list[str] = field(default_factory=list)
     num_holes: int = 0
+    num_parts: int = 0
     num_flagged: int = 0
     pictures: list[tuple[str | None, Picture]] = field(default_factory=list)
 
@@ -121,6 +123,8 @@ def read_labelme(path: Path) -> Content:
 def _notes(reading: _Reading) -> Iterator[str]:
     if reading.num_holes:
         yield HOLES.format(num=reading.num_holes)
+    if reading.num_parts:
+        yield PARTS.format(num=reading.num_parts)
     if reading.others:
         yield (
             f"{len(reading.others)} .json files are not of labelme and are passed over: "
@@ -181,7 +185,10 @@ def _image_of(content: File, file: Path, own: Sequence[Path], images: ImageFiles
             f"{len(own)} images are called '{file.stem}' ({some([p.name for p in own])}); say "
             "which in imagePath"
         )
-    for others in (images.anywhere(name), images.stem_anywhere(file.stem)):
+    for others in (
+        images.anywhere(name, file.parent),
+        images.stem_anywhere(file.stem, file.parent),
+    ):
         if len(others) == 1:
             return others[0]
         if others:
@@ -217,7 +224,8 @@ def _objects(shapes: Sequence[Shape], reading: _Reading) -> Iterator[Object]:
         key = ("alone", str(number)) if shape.group_id is None else (shape.label, _id(shape))
         groups[key].append(found)
     for parts in groups.values():
-        yield parts[0] if len(parts) == 1 else joined(parts)
+        reading.num_parts += len(parts) - 1
+        yield joined(parts)
 
 
 def _id(shape: Shape) -> str:
@@ -225,7 +233,9 @@ def _id(shape: Shape) -> str:
 
 
 def joined(parts: Sequence[Object]) -> Object:
-    """One object of several parts: with an outline if all have one."""
+    """One object of one or several parts: with an outline if all have one."""
+    if len(parts) == 1:
+        return parts[0]
     bounds = [bounds for part in parts if (bounds := part.bounds)]
     outline = tuple(polygon for part in parts for polygon in part.outline)
     box = around([point for b in bounds for point in (b[:2], b[2:])])

@@ -30,6 +30,16 @@ def around(points: Sequence[Point]) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
+def are_fractions(objects: Sequence[Object]) -> bool:
+    """Whether boxes seem to be fractions of the image, not pixels: none is larger than one."""
+    bounds = [bounds for o in objects if (bounds := o.bounds)]
+    return (
+        bool(bounds)
+        and all(max(box) <= 1 for box in bounds)
+        and any(box[2] - box[0] < 1 or box[3] - box[1] < 1 for box in bounds)
+    )
+
+
 def rotated_corners(box: Box, degrees: float) -> tuple[Point, ...]:
     """The corners of a box that is turned clockwise, as seen, about its centre."""
     left, top, right, bottom = box

@@ -35,7 +35,7 @@ from federated_yolo.data.exports.files import (
     some,
     split_of,
 )
-from federated_yolo.data.exports.shapes import Box, ordered_box
+from federated_yolo.data.exports.shapes import Box, are_fractions, ordered_box
 from federated_yolo.data.exports.sizes import image_size
 
 OPEN_IMAGES = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
@@ -103,7 +103,7 @@ def read_open_images(path: Path) -> Content:
         reading.notes.append(
             f"the tables have rows of {absent} images that are not there, which are left out"
         )
-    if not reading.pictures:
+    if not reading.pictures and not reading.problems:
         reading.problems["none"].append(
             f"{path}: none of the images of the tables is below {reading.root}; put them there as "
             "ImageID.jpg"
@@ -113,10 +113,10 @@ def read_open_images(path: Path) -> Content:
 
 def _image_of_id(name: str, table: _Table, reading: _Reading) -> Path | None:
     """The image of an ImageID; None where it is not there. Raises ValueError for several."""
-    found = reading.images.stem_anywhere(name) or reading.images.anywhere(name)
-    if len(found) > 1:
-        split = _split(table, reading)
-        found = [p for p in found if split_of(p.parent, reading.root) == split] or found
+    near, images = table.path.parent, reading.images
+    found = images.stem_anywhere(name, near) or images.anywhere(name, near)
+    split = _split(table, reading)
+    found = [p for p in found if split_of(p.parent, reading.root) in (split, None)]
     if len(found) > 1:
         where = some([p.relative_to(reading.root).as_posix() for p in found])
         raise ValueError(f"{len(found)} images are called '{name}' ({where}); remove all but one")
@@ -141,6 +141,11 @@ def read_tensorflow(path: Path) -> Content:
             _add(image, objects, size, table, rows[0][0], reading)
         if table.path.name == ROBOFLOW:
             _add_bare(table, reading)
+    if are_fractions([o for _, picture in reading.pictures.values() for o in picture.objects]):
+        reading.problems["fractions"].append(
+            f"{path}: no coordinate is above 1, so that they seem to be fractions; expected "
+            "pixels: export it again"
+        )
     return _content("CSV of TensorFlow", reading, [])
 
 
@@ -230,11 +235,6 @@ def _of_tensorflow(
         except ValueError as error:
             reading.problems["numbers"].append(f"{table.path}: row {number}: {error}")
             continue
-        if max(box) <= 1 and min(_number(row, "width"), _number(row, "height")) > 1:
-            reading.problems["fractions"].append(
-                f"{table.path}: row {number}: no coordinate is above 1, so that they seem to be "
-                "fractions; expected pixels: export it again"
-            )
         yield Object(row["class"].strip(), box)
 
 
@@ -273,9 +273,12 @@ def _descriptions(reading: _Reading) -> dict[str, str]:
         name = file.name.lower()
         if "class" not in name:
             continue
-        for row in csv.reader(io.StringIO(read_text(file), newline="")):
-            if len(row) == 2 and row[0] != "LabelName":
-                found[row[0].strip()] = row[1].strip()
+        try:
+            rows = list(csv.reader(io.StringIO(read_text(file), newline="")))
+        except (csv.Error, InputError) as error:
+            reading.problems["files"].append(f"{file}: not readable as CSV: {error}")
+            continue
+        found |= {r[0].strip(): r[1].strip() for r in rows if len(r) == 2 and r[0] != "LabelName"}
     return found
 
 

@@ -7,18 +7,7 @@
     Roboflow          train/a.xml beside train/a.jpg, valid, test
     LabelImg          a.xml beside a.jpg
 
-Pixels are counted from 0 or from 1, which no file says. Edges of boxes are taken so:
-
-- The devkit's own files count pixels from 1, and the last one is of the object: the left and top
-  edge are one less than written, right and bottom as written. They are told by <database>The
-  VOC2007 Database</database> or <folder>VOC2007</folder> (fractions occur in them, too), or by
-  lists in ImageSets/Main of files without a <source>. What supervision writes is so, too: it has
-  <folder>VOC</folder>, the <database>roboflow.ai</database> and no <path>.
-- Roboflow's own exports have edges one pixel beyond the image (<xmax>156</xmax> of a <width> of
-  155, in files that it has published); where one has, all its edges are one less than written.
-- All others (LabelImg, CVAT, Datumaro, Label Studio, FiftyOne, VoTT) write edges as they are. So
-  does whatever has a 0 or less, even where it has copied the devkit's <source>.
-
+Whether pixels are counted from 0 or from 1, no file says; voc_edges.py tells it by who wrote it.
 supervision's own reader takes all files as the devkit's, and polygons as masks of whole pixels.
 """
 
@@ -34,6 +23,7 @@ from federated_yolo.common.errors import InputError
 from federated_yolo.data.exports.content import Content, Format, Object, Picture, Point
 from federated_yolo.data.exports.files import (
     ImageFiles,
+    beyond,
     by_split,
     clean_name,
     head_of,
@@ -48,16 +38,12 @@ from federated_yolo.data.exports.files import (
     walk,
 )
 from federated_yolo.data.exports.shapes import Box, ordered_box, rotated_corners
+from federated_yolo.data.exports.voc_edges import Edges, Placed, Source, edges_of, source_of
 from federated_yolo.data.exports.voc_lists import read_lists
 
 ANNOTATIONS = "Annotations"
 IMAGE_FOLDERS = ("JPEGImages", "images", "data", "Images", "img")
 MASKS = "SegmentationObject"
-DEVKIT = re.compile(r"VOC\s?\d{4}", re.IGNORECASE)  # in <database>, or the whole <folder>
-SUPERVISION = "VOC"  # its <folder>
-
-Source = tuple[str, str, bool, bool]  # <database>, telling <folder>, has <source>, has <path>
-
 Problems = dict[str, list[str]]
 
 
@@ -81,15 +67,6 @@ class _File:
     source: Source
     has_mask: bool
     things: tuple[_Thing, ...]
-
-
-@dataclass(frozen=True)
-class _Edges:
-    """What is taken off the left and top (`low`) and the right and bottom edges; why."""
-
-    low: int = 0
-    high: int = 0
-    why: str = ""
 
 
 @dataclass
@@ -132,6 +109,7 @@ def read_voc(path: Path) -> Content:
         _read_root(root, reading)
     pictures = [picture for _, picture in reading.pictures]
     reading.problems["twice"] += twice(pictures, path)
+    reading.problems["beyond"] += beyond(pictures, path)
     counts = Counter(o.name for picture in pictures for o in picture.objects)
     if not any(reading.problems.values()) and not counts:
         reading.problems["none"].append(
@@ -306,11 +284,12 @@ def _file(path: Path, root: Element) -> _File:
     """An XML file as it is written. Raises ValueError."""
     size = root.find("size")
     width, height = (_size(size, tag) for tag in ("width", "height"))
-    database = _text(root, "source/database")
-    has_path = root.find("path") is not None
-    folder = _text(root, "folder")
-    folder = folder if folder == SUPERVISION or DEVKIT.fullmatch(folder) else ""
-    source = (database, folder, root.find("source") is not None, has_path)
+    source = source_of(
+        _text(root, "source/database"),
+        _text(root, "folder"),
+        root.find("source") is not None,
+        root.find("path") is not None,
+    )
     things = []
     for number, element in enumerate(root.findall("object"), 1):
         try:
@@ -385,33 +364,15 @@ def _polygon(element: Element) -> tuple[Point, ...]:
     return tuple((_number(element, f"x{n}"), _number(element, f"y{n}")) for n in range(1, num + 1))
 
 
-def _edges(files: Sequence[_File], *, has_lists: bool) -> dict[Source, _Edges]:
-    """How edges are written, by source; the module's docstring says how that is told."""
-    by_source: dict[Source, list[_File]] = defaultdict(list)
+def _edges(files: Sequence[_File], *, has_lists: bool) -> dict[Source, Edges]:
+    """How edges are written, by source."""
+    boxes: dict[Source, list[Placed]] = {file.source: [] for file in files}
     for file in files:
-        by_source[file.source].append(file)
-    return {source: _edges_of(source, group, has_lists) for source, group in by_source.items()}
+        boxes[file.source] += [(file.size, thing.box) for thing in file.things if thing.box]
+    return {source: edges_of(source, placed, has_lists) for source, placed in boxes.items()}
 
 
-def _edges_of(source: Source, files: Sequence[_File], has_lists: bool) -> _Edges:
-    database, folder, has_source, has_path = source
-    boxes = [(file.size, thing.box) for file in files for thing in file.things if thing.box]
-    if any(box[0] <= 0 or box[1] <= 0 for _, box in boxes):
-        return _Edges()
-    is_roboflow = database.startswith("roboflow")
-    is_devkit = bool(DEVKIT.search(database)) or (not database and bool(DEVKIT.fullmatch(folder)))
-    if is_roboflow and any(
-        size and (box[2] == size[0] + 1 or box[3] == size[1] + 1) for size, box in boxes
-    ):
-        return _Edges(1, 1, "all edges are one pixel less than written, since some are outside")
-    if is_devkit or (not has_source and has_lists):
-        return _Edges(1, 0, "pixels are counted from 1, as in VOC's own files")
-    if is_roboflow and folder == SUPERVISION and not has_path:
-        return _Edges(1, 0, "pixels are counted from 1, as supervision writes them")
-    return _Edges()
-
-
-def _object(thing: _Thing, edges: _Edges) -> Object:
+def _object(thing: _Thing, edges: Edges) -> Object:
     """An object with its edges in the image."""
     outline = tuple(
         tuple((x - edges.low, y - edges.low) for x, y in polygon) for polygon in thing.polygons
@@ -448,7 +409,11 @@ def _image_of(file: _File, root: Path, images: ImageFiles) -> Path:
             f"{len(own)} images are called '{file.path.stem}' ({some([p.name for p in own])}); "
             "say which in <filename>"
         )
-    for others in (images.anywhere(file.filename), images.stem_anywhere(file.path.stem)):
+    near = file.path.parent
+    for others in (
+        images.anywhere(file.filename, near),
+        images.stem_anywhere(file.path.stem, near),
+    ):
         if len(others) == 1:
             return others[0]
     name = file.filename or file.path.stem
