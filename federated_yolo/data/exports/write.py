@@ -34,6 +34,7 @@ from federated_yolo.data.messages import ENDINGS
 OUTSIDE = "outside of the image"
 FLAT = "a box without width or height"
 NO_PLACE = "neither a box nor an outline"
+UNLABELLED = "no labelled keypoint, as in COCO's scores"
 
 
 def task_of(content: Content) -> tuple[str | None, str]:
@@ -231,6 +232,8 @@ def _numbers(o: Object, size: tuple[float, float], task: str) -> list[float] | s
     box = _box(bounds, size)
     if task != "pose":
         return box
+    if not any(v for _, _, v in o.keypoints):
+        return UNLABELLED
     points = [n for x, y, v in o.keypoints for n in (x / width, y / height, v)]
     inside = [min(max(n, 0.0), 1.0) if i % 3 < 2 else n for i, n in enumerate(points)]
     return [*box, *inside]
