@@ -1,27 +1,46 @@
-"""Which tool a data set comes from, by what is in the folder or file that a user names."""
+"""Recognises the tool that a data set comes from, by the content of the user's folder or file."""
 
 from pathlib import Path
 
+from federated_yolo.data.exports import (
+    coco,
+    createml,
+    cvat,
+    datumaro,
+    labelme,
+    named,
+    supervisely,
+    tables,
+    voc,
+)
 from federated_yolo.data.exports.content import Format
 
 MAX_ENTRIES = 6  # in a message
 
-
-def formats() -> tuple[Format, ...]:
-    """All formats, those with the more special signature first."""
-    return ()
+# Formats with a more special signature come first.
+FORMATS: tuple[Format, ...] = (
+    *coco.FORMATS,
+    *cvat.FORMATS,
+    *voc.FORMATS,
+    *datumaro.FORMATS,
+    *supervisely.FORMATS,
+    *createml.FORMATS,
+    *labelme.FORMATS,
+    *tables.FORMATS,
+    *named.FORMATS,
+)
 
 
 def recognise(path: Path) -> Format | None:
-    """The format of a folder or file; None for an Ultralytics data set, or nothing known."""
-    return next((known for known in formats() if known.matches(path)), None)
+    """Return the format of a folder or file; None for an Ultralytics data set or nothing known."""
+    return next((known for known in FORMATS if known.matches(path)), None)
 
 
 def unknown_folder(path: Path) -> str:
-    """Say what was found in a folder that is of no known format, and what is expected."""
+    """Describe what is in a folder that is of no known format, and what is expected."""
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
     shown = ", ".join(entries[:MAX_ENTRIES]) + (", ..." if entries[MAX_ENTRIES:] else "")
-    names = ", ".join(dict.fromkeys(known.name for known in formats() if known.read))
+    names = ", ".join(dict.fromkeys(known.name for known in FORMATS if known.read))
     return (
         f"a folder that is not known as a data set; found {shown or 'nothing'}; expected a "
         f"data.yaml, train/CLASS/*.jpg, or an export of an annotation tool ({names}) as it was "

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import truths
 from read_per_image import (
-    FORMATS,
     boxes,
     objects_of,
     prepared,
@@ -17,14 +16,9 @@ from read_per_image import (
     refused,
 )
 
-from federated_yolo.data.exports import labelme, recognise
+from federated_yolo.data.exports import labelme
 
 pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
-
-@pytest.fixture(autouse=True)
-def _formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "formats", lambda: FORMATS)
 
 
 def labelme_of(folder: Path, *shapes: Mapping[str, object], image: str = "a.jpg") -> Path:

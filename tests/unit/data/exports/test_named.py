@@ -13,14 +13,8 @@ from read_per_image import (
 )
 
 from federated_yolo.common.errors import InputError
-from federated_yolo.data.exports import recognise
 
 pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
-
-@pytest.fixture(autouse=True)
-def _formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "formats", lambda: FORMATS)
 
 
 TASKS = '[{"id": 1, "annotations": [{"result": []}], "data": {"image": "a.jpg"}}]'

@@ -10,14 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from read_per_image import FORMATS, IMAGES, NAMES, WRITERS, boxes, prepared, read
 
-from federated_yolo.data.exports import recognise
-
 pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
-
-@pytest.fixture(autouse=True)
-def _formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "formats", lambda: FORMATS)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

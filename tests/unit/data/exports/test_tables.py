@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from read_per_image import (
     BOX,
-    FORMATS,
     ONE,
     WRITERS,
     boxes,
@@ -19,14 +18,9 @@ from read_per_image import (
     refused,
 )
 
-from federated_yolo.data.exports import recognise, tables
+from federated_yolo.data.exports import tables
 
 pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
-
-@pytest.fixture(autouse=True)
-def _formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "formats", lambda: FORMATS)
 
 
 def other_of(kind: str, folder: Path) -> Path:

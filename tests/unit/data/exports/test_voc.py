@@ -8,7 +8,6 @@ import truths
 from exports_per_image import Drawn
 from read_per_image import (
     BOX,
-    FORMATS,
     IMAGES,
     NAMES,
     ONE,
@@ -22,14 +21,9 @@ from read_per_image import (
 )
 
 from federated_yolo.common.errors import InputError
-from federated_yolo.data.exports import recognise, voc
+from federated_yolo.data.exports import voc
 
 pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
-
-@pytest.fixture(autouse=True)
-def _formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "formats", lambda: FORMATS)
 
 
 ROBOFLOW = "<folder></folder><path>a.jpg</path><source><database>roboflow.com</database></source>"
