@@ -188,13 +188,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     conversion = Options(None, options.val_fraction, options.seed, options.rescale)
-    prepared = make(options.source, output / "source", conversion, where="SOURCE")
+    prepared = make(options.source, output / "source", conversion, where="")
     made = prepared.made
     with naming_originals(prepared.path):
         source = read_source(prepared.path, scratch, made.task or None if made else None)
     refuse_inside(source, output)
-    if made:
-        print(f"Made of {made.format}: {_made_text(made)}")
     if made and made.why:
         print(f"Labels of {source.task}: {made.why}")
     elif source.why:
@@ -202,6 +200,8 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
             f"Labels of {source.task}: {source.why}; for another task change base_model in "
             "federated.yaml"
         )
+    if made:
+        print(f"Made of {made.format}: {_made_text(made)}")
     partition = divide(source, options)
     num_images = sum(len(split.images) for split in source.splits.values())
     print(f"Comparing {num_images} images ...", flush=True)

@@ -97,7 +97,8 @@ def _recognised(path: Path, options: Options, where: str) -> Format | None:
     if found or not path.is_dir() or own_data(path) != path or options.task == "classify":
         return found
     if not any((path / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names):
-        raise InputError(f"{where} ({path}): {unknown_folder(path)}")
+        start = f"{where} ({path})" if where else str(path)
+        raise InputError(f"{start}: {unknown_folder(path)}")
     return None
 
 

@@ -69,14 +69,13 @@ def naming_originals(data: Path) -> Iterator[None]:
 
 
 def original_of(text: str, folder: Path) -> str:
-    """A message in which links below `folder` are named as the images that they lead to."""
+    """Return a message in which links below `folder` are named as the images that they lead to."""
     start = f"{folder.absolute()}{os.sep}images{os.sep}"
     place = text.find(start)
-    if place < 0:
-        return text
-    ends = [i for i, c in enumerate(text) if i > place and c in ":,;'\")] "] + [len(text)]
-    for end in ends:
-        link = Path(text[place:end])
-        if link.is_symlink():
-            return f"{text[:place]}{link.readlink()}{text[end:]}"
+    while place >= 0:
+        ends = [i for i, c in enumerate(text) if i > place and c in ":,;'\")] "] + [len(text)]
+        links = (end for end in ends if Path(text[place:end]).is_symlink())
+        if (end := next(links, None)) is not None:
+            text = f"{text[:place]}{Path(text[place:end]).readlink()}{text[end:]}"
+        place = text.find(start, place + 1)
     return text

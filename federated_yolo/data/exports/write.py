@@ -27,6 +27,7 @@ from federated_yolo.data.exports.content import (
     Picture,
     Point,
     first_problems,
+    split_in,
 )
 from federated_yolo.data.exports.sizes import image_size
 from federated_yolo.data.messages import ENDINGS
@@ -88,7 +89,7 @@ def write(content: Content, folder: Path, task: str) -> Written:
         (folder / "images" / split).mkdir(parents=True)
         taken: set[Path] = set()
         for picture in pictures:
-            link = _free_name(_below(picture.path, content.root), taken)
+            link = _free_name(_below(picture.path, content.root, split), taken)
             try:
                 objects[split] += _write_picture(
                     picture, folder, split, link, content, task, left_out
@@ -178,15 +179,17 @@ def _task_problems(content: Content, task: str) -> Iterator[str]:
         )
 
 
-def _below(path: Path, root: Path) -> Path:
+def _below(path: Path, root: Path, split: str) -> Path:
     """Where the link of an image lies below the folder of its split.
 
-    No part of it is called "images": Ultralytics looks for labels beside the last such folder.
+    Folders that only say "images", where Ultralytics would look for labels, or the split are
+    dropped.
     """
     # Without following links, and without what leads up and down again.
     absolute, top = (Path(os.path.normpath(place.absolute())) for place in (path, root))
     relative = absolute.relative_to(top) if absolute.is_relative_to(top) else Path(absolute.name)
-    return Path(*(part for part in relative.parts[:-1] if part != "images"), relative.name)
+    folders = (f for f in relative.parts[:-1] if f != "images" and split_in(f) != split)
+    return Path(*folders, relative.name)
 
 
 def _free_name(link: Path, taken: set[Path]) -> Path:
