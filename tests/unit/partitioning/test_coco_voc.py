@@ -197,7 +197,7 @@ def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
     assert [error.partition("voc: ")[2] for error in errors] == [
         "no <source> says who wrote it; pixels are counted from 1, as VOC does"
     ]
-    assert shown.startswith("Labels of detect: no object has a polygon\nMade of Pascal VOC: ")
+    assert shown.startswith("Labels of detect: not all objects have polygons (18 of 36), so all")
     results = [
         json.loads((tmp_path / f"parts_{name}" / "partitions.json").read_text())
         for name in ("yolo", "voc")
