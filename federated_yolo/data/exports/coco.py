@@ -196,7 +196,7 @@ def _image_problems(
                 f"{places}, or remove the entry and its annotations"
             )
             continue
-        other = taken.setdefault(os.path.realpath(path), index)
+        other = taken.setdefault(os.path.normpath(path), index)
         if other != index:
             yield (
                 f"images.{index}.file_name: '{image.file_name}' is the same file as that of "

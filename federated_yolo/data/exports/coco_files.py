@@ -19,7 +19,7 @@ from federated_yolo.data.exports.json_files import edges_of, has_list
 
 ROBOFLOW = "_annotations.coco.json"
 FIFTYONE = "labels.json"
-MAX_FILES = 16  # .json files beside each other of which one may be COCO's: others are one an image
+MAX_FILES = 32  # .json files beside each other that may be COCO's; of others there is one an image
 OBJECTS = ("instances_", "person_keypoints_")  # the first kind of these that is there is read
 OTHER_KINDS = ("captions_", "panoptic_", "labels_", "image_info_", "stuff_")
 
@@ -34,14 +34,18 @@ def annotation_files(path: Path) -> list[Path]:
     annotations = path / "annotations"
     if annotations.is_dir():
         files = [p for p in _json_files(annotations) if p.name.startswith(OBJECTS)]
-        if files := files or [p for p in _json_files(annotations) if _is_coco_file(p)]:
+        if files := files or _coco_files(annotations):
             return files
     if files := list(_files_of_split_folders(path)):
         return files
-    beside = _json_files(path)
-    if len(beside) > MAX_FILES:
+    return _coco_files(path)
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    files = _json_files(folder)
+    if len(files) > MAX_FILES:
         return []
-    return [p for p in beside if p.name == ROBOFLOW or _is_coco_file(p)]
+    return [p for p in files if p.name == ROBOFLOW or _is_coco_file(p)]
 
 
 def _json_files(folder: Path) -> list[Path]:

@@ -143,7 +143,8 @@ def objects_of(
         left_out: Counts those that are left out.
     """
     images = {image.id: image for image in content.images}
-    found, problems = [], []
+    found: list[Found] = []
+    problems: list[str] = []
     for index, annotation in enumerate(content.annotations):
         name = names[annotation.category_id]
         if annotation.iscrowd and not with_marked:
@@ -238,21 +239,21 @@ def _outline(segmentation: Any, image: Image) -> Outline:
 
 def box_problems(found: Sequence[Found]) -> Iterator[str]:
     """Say where boxes are not left, top, width and height in pixels, which nothing else shows."""
-    boxed = [f for f in found if f.box]
-    if not boxed:
+    boxes = [box for f in found if (box := f.box or f.object.box)]
+    if not boxes:
         return
-    boxes = [f.box for f in boxed if f.box]
-    example = f"annotations.{boxed[0].index}.bbox: found {_text(boxes[0])}"
-    if all(0 <= n <= 1 for box in boxes for n in box) and any(min(f.image.size) > 1 for f in boxed):
+    example = f"annotations.{found[0].index}: found the box {_text(boxes[0])}"
+    if all(0 <= n <= 1 for box in boxes for n in box) and any(min(f.image.size) > 1 for f in found):
         yield (
             f"{example}, and all {len(boxes)} boxes are within 0 to 1, as fractions of the image; "
             "expected pixels; multiply left and width by the image's width, and top and height by "
             "its height, or export again in pixels"
         )
         return
-    if _are_corners(boxed):
+    boxed = [f for f in found if f.box]
+    if boxed and _are_corners(boxed):
         yield (
-            f"{example}, and all {len(boxes)} boxes are right only as left, top, right, bottom; "
+            f"{example}, and all {len(boxed)} boxes are right only as left, top, right, bottom; "
             "expected left, top, width, height; subtract left from the third number and top from "
             "the fourth, or export again"
         )
@@ -335,6 +336,12 @@ def keypoint_form(
 
 
 def _keypoint_problems(content: Coco, found: Sequence[Found], num_points: int) -> Iterator[str]:
+    points = [(x, y) for f in found for x, y, v in f.object.keypoints if v]
+    if points and max(map(max, points)) <= 1 and min(map(min, points)) >= 0:
+        yield (
+            f"annotations.{found[0].index}.keypoints: all keypoints are within 0 to 1, as "
+            "fractions of the image; expected pixels; export again in pixels"
+        )
     for f in found:
         num = len(content.annotations[f.index].keypoints or ())
         if num != 3 * num_points:

@@ -50,6 +50,13 @@ def size_problems(content: Content, *, rescale: bool = False) -> Iterator[str]:
         )
         return
     factor = _common_factor([(s, a) for _, s, a in wrong]) if len(wrong) == num else None
+    if factor is not None and factor < 1 and all(_fits(p, actual) for p, _, actual in wrong):
+        yield (
+            f"{first} (and {len(wrong) - 1} more), but all objects lie within the images as they "
+            "are: most likely only the sizes in the export are wrong, and no coordinates; correct "
+            "the sizes, or export again"
+        )
+        return
     if factor is not None and rescale:
         return
     if factor is not None:
@@ -69,6 +76,15 @@ def size_problems(content: Content, *, rescale: bool = False) -> Iterator[str]:
 
 def _text(size: tuple[float, float]) -> str:
     return f"{size[0]:g} x {size[1]:g}"
+
+
+def _fits(picture: Picture, size: tuple[int, int]) -> bool:
+    """Whether all objects lie within an image of this size as they are."""
+    bounds = [box for o in picture.objects if (box := o.bounds)]
+    return all(
+        right <= size[0] + ROUNDING and bottom <= size[1] + ROUNDING
+        for _, _, right, bottom in bounds
+    )
 
 
 def _is_turned(picture: Picture) -> bool:
