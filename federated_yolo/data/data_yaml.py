@@ -130,7 +130,7 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not a readable YAML file: {yaml_error(error)}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected 'train', 'val' and 'names' lines as in a data.yaml")
-    problems = [f"{where}: {problem}" for problem in _yaml_problems(raw)]
+    problems = [f"{where}: {problem}" for problem in data_yaml_problems(raw)]
     if problems:
         raise InputError(problems)
     try:
@@ -155,7 +155,7 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     return {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
 
 
-def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
+def data_yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     """Say what a data.yaml lacks, or has in a form that Ultralytics would stumble over later."""
     raw = {"val": raw.get("validation"), **raw}  # Ultralytics takes either name
     for key in ("train", "val", "names"):
