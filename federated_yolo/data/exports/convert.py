@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from federated_yolo.common.errors import InputError
+from federated_yolo.data.exports.classification import write_classes
 from federated_yolo.data.exports.content import Content, Format, first_problems
 from federated_yolo.data.exports.recognise import recognise
 from federated_yolo.data.exports.sizes import rescaled, size_problems
 from federated_yolo.data.exports.split import with_val
 from federated_yolo.data.exports.write import original_of, remove, task_of, write
+from federated_yolo.data.exports.yolo import find_yaml
 
 VERSION = 1  # of what is written; a change makes everything anew
 MADE = "made.json"  # in the folder of what was made
@@ -94,14 +96,15 @@ def prepare(path: Path, folder: Path, name: str, options: Options, *, where: str
     """
     found = recognise(path)
     if found is None:
-        return Prepared(path / "data.yaml" if _is_folder_of_yaml(path) else path)
+        return Prepared(find_yaml(path) or path)
     with _naming(where):
         if found.read is None:
             raise InputError(f"{path}: this is {found.name}, which is not read; {found.advice}")
         target = folder / f"{name}-{_digest(path, options)}"
         if not (target / MADE).is_file():
             _make(found, path, target, options)
-    return Prepared(target / "data.yaml", read_made(target))
+    made = read_made(target)
+    return Prepared(target if made.task == "classify" else target / "data.yaml", made)
 
 
 def read_made(folder: Path) -> Made:
@@ -117,7 +120,8 @@ def naming_originals(prepared: Prepared) -> Iterator[None]:
     except InputError as error:
         if prepared.made is None:
             raise
-        folder, source = prepared.path.parent, prepared.made.source
+        folder, source = prepared.path, prepared.made.source
+        folder = folder if folder.is_dir() else folder.parent
         lines = [original_of(line, folder) for line in error.problems]
         raise InputError(line.replace(str(prepared.path), source) for line in lines) from error
 
@@ -125,6 +129,8 @@ def naming_originals(prepared: Prepared) -> Iterator[None]:
 def _make(found: Format, path: Path, target: Path, options: Options) -> None:
     assert found.read is not None
     content = found.read(path)
+    if problem := _task_problem(content, options.task):
+        raise InputError(problem)
     if options.val_fraction is not None:
         content = with_val(content, options.val_fraction, options.seed)
     problems = list(size_problems(content, rescale=options.rescale))
@@ -133,9 +139,14 @@ def _make(found: Format, path: Path, target: Path, options: Options) -> None:
         raise InputError(first_problems(problems))
     content = rescaled(content) if options.rescale else content
     task, why = (options.task, "") if options.task else task_of(content)
+    if content.task == "classify":
+        task, why = content.task, f"{content.format} have a class for each image"
     building = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        written = write(content, building, task or "detect")
+        if task == "classify":
+            written = write_classes(content, building)
+        else:
+            written = write(content, building, task or "detect")
         made = Made(
             source=str(path),
             format=content.format,
@@ -152,6 +163,23 @@ def _make(found: Format, path: Path, target: Path, options: Options) -> None:
     except BaseException:
         remove(building)
         raise
+
+
+def _task_problem(content: Content, task: str | None) -> str | None:
+    """Say that a model of this task learns nothing from such data."""
+    if content.task == "classify" and task not in (None, "classify"):
+        return (
+            f"{content.file}: {content.format}, which have a class for each image and no places, "
+            f"but base_model is of the task {task}; take a base_model of the task classify, such "
+            "as yolo11n-cls.pt, or annotate the objects"
+        )
+    if task == "classify" and content.task != "classify":
+        return (
+            f"{content.file}: {content.format}, which has objects with places, but base_model is "
+            "of the task classify; take a base_model of the labels' task, such as yolo11n.pt, or "
+            "give folders of train/CLASS/*.jpg and val/CLASS/*.jpg"
+        )
+    return None
 
 
 def _split_problems(content: Content, options: Options) -> list[str]:
@@ -178,10 +206,6 @@ def _merged(
         for reason, of_classes in counts.items():
             total.setdefault(reason, Counter()).update(of_classes)
     return {reason: dict(of_classes) for reason, of_classes in total.items()}
-
-
-def _is_folder_of_yaml(path: Path) -> bool:
-    return path.is_dir() and (path / "data.yaml").is_file()
 
 
 @contextmanager

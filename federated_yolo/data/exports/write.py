@@ -8,6 +8,7 @@ Images are never copied. Labels lie beside links to the images, where Ultralytic
 """
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -158,16 +159,14 @@ def _count_lines(labels: Path, names: Sequence[str]) -> Counter[str]:
 
 
 def original_of(text: str, folder: Path) -> str:
-    """A message in which links below `folder` are named as the images that they lead to."""
-    start = f"{folder.absolute()}{os.sep}images{os.sep}"
-    place = text.find(start)
-    if place < 0:
-        return text
-    ends = [i for i, c in enumerate(text) if i > place and c in ":,;'\")] "] + [len(text)]
-    for end in ends:
-        link = Path(text[place:end])
-        if link.is_symlink():
-            return f"{text[:place]}{link.readlink()}{text[end:]}"
+    """A message in which links below `folder` are named as the files that they lead to."""
+    start = f"{folder.absolute()}{os.sep}"
+    ends = [i for i, c in enumerate(text) if c in ":,;'\")] "] + [len(text)]
+    for place in (match.start() for match in re.finditer(re.escape(start), text)):
+        for end in (i for i in ends if i > place):
+            link = Path(text[place:end])
+            if link.is_symlink():
+                return f"{text[:place]}{link.readlink()}{text[end:]}"
     return text
 
 
