@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from federated_yolo.common.errors import InputError
+from federated_yolo.common.files import read_yaml
 from federated_yolo.data.data_yaml import OF_KEYPOINTS, ndjson_command
 from federated_yolo.data.exports.content import Content, Format, LeftOut, Object, Picture
 from federated_yolo.data.exports.files import (
@@ -30,7 +31,7 @@ from federated_yolo.data.exports.files import (
     twice,
 )
 from federated_yolo.data.exports.sizes import image_size
-from federated_yolo.data.exports.yolo_files import signature
+from federated_yolo.data.exports.yolo_files import images_in, inside, signature
 
 NAME = "Ultralytics NDJSON"
 TASKS = ("detect", "segment", "pose", "obb", "classify")
@@ -130,21 +131,23 @@ def read_ndjson(path: Path) -> Content:
 def _records(file: Path) -> tuple[dict[str, Any], list[tuple[int, _Record]]]:
     """The record of the data set, and those of images with their line. Raises InputError."""
     adapter = TypeAdapter(_Record)
-    header: dict[str, Any] | None = None
+    header: dict[str, Any] = {}
     records, problems = [], []
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            if header is None:
+            if not header:
                 header = json.loads(line)
+                listed = TypeAdapter(dict[int, str]).validate_python(header.get("class_names", {}))
+                header["class_names"] = listed
             else:
                 records.append((number, adapter.validate_json(line)))
         except ValidationError as error:
             problems += [f"{file}: line {number}: {text}" for text in misfits(error, NAME)]
     if problems:
         raise InputError(limited({"records": problems}))
-    return header or {}, records
+    return header, records
 
 
 def _labels(record: _Record) -> list[Any]:
@@ -154,9 +157,10 @@ def _labels(record: _Record) -> list[Any]:
 
 def _names(header: Mapping[str, Any], records: Sequence[_Record]) -> dict[int, str]:
     """Names of all classes by index; Ultralytics makes some up where there is none."""
-    listed = {int(index): str(name) for index, name in (header.get("class_names") or {}).items()}
+    listed = header.get("class_names") or {}
     if header.get("task") == "classify":
-        found = {c for r in records for c in r.annotations.get("classification", [])[:1]}
+        firsts = [c for r in records for c in r.annotations.get("classification", [])[:1]]
+        found = {c for c in firsts if isinstance(c, int)}
         return {index: listed.get(index, str(index)) for index in sorted(found)}
     found = {
         int(label[0])
@@ -187,7 +191,10 @@ def _image(images: ImageFiles, record: _Record, header: Mapping[str, Any]) -> Pa
 def _objects(record: _Record, names: Mapping[int, str], task: str, image: Path) -> Iterator[Object]:
     """The objects of an image. Raises ValueError for labels that are not of the task."""
     if task == "classify":
-        yield from (Object(names[i]) for i in record.annotations.get("classification", [])[:1])
+        for index in record.annotations.get("classification", [])[:1]:
+            if not isinstance(index, int):
+                raise ValueError(f"classification: found {index!r}, expected an index")
+            yield Object(names[index])
         return
     labels = _labels(record)
     if not labels:
@@ -203,7 +210,7 @@ def _objects(record: _Record, names: Mapping[int, str], task: str, image: Path) 
 
 def _object(name: str, numbers: Sequence[float], size: tuple[int, int], task: str) -> Object:
     width, height = size
-    if task == "detect" and len(numbers) == 4 or task == "pose":
+    if (task == "detect" and len(numbers) == 4) or task == "pose":
         if len(numbers) < 4 or (len(numbers) - 4) % 3:
             raise ValueError(f"found {len(numbers)} numbers, expected a box and keypoints")
         x, y, w, h = numbers[:4]
@@ -218,4 +225,43 @@ def _object(name: str, numbers: Sequence[float], size: tuple[int, int], task: st
     return Object(name, corners=outline) if task == "obb" else Object(name, outline=(outline,))
 
 
-FORMATS = (Format(NAME, is_ndjson, read_ndjson),)
+@signature
+def is_made_folder(path: Path) -> bool:
+    """Whether Ultralytics has made class folders of NDJSON here, which go by numbers."""
+    return path.is_dir() and (path / ".ndjson.yaml").is_file()
+
+
+def read_made_folder(path: Path) -> Content:
+    """Read class folders that Ultralytics has made of NDJSON. Raises InputError."""
+    file = path / ".ndjson.yaml"
+    try:
+        names = TypeAdapter(dict[int, str]).validate_python(read_yaml(file)["names"])
+    except (
+        Exception
+    ) as error:  # YAML's constructors of numbers, dates, ... raise errors of any kind
+        raise InputError(f"{file}: no names of classes; make the folder again") from error
+    pictures: list[tuple[str | None, Picture]] = []
+    for image in images_in(path):
+        split, folder, *_ = image.relative_to(path).parts
+        if (
+            split not in ("train", "val", "test")
+            or not folder.isdigit()
+            or int(folder) not in names
+        ):
+            raise InputError(f"{image}: not in a folder SPLIT/NUMBER of {file}; remove it")
+        entry = inside(image, path)
+        pictures.append((split, Picture(image, (Object(names[int(folder)]),), entry=entry)))
+    return Content(
+        format=f"{NAME} class folders",
+        root=path,
+        names=tuple(sorted(set(names.values()))),
+        splits=by_split(pictures),
+        file=path,
+        task="classify",
+    )
+
+
+FORMATS = (
+    Format(NAME, is_ndjson, read_ndjson),
+    Format(f"{NAME} class folders", is_made_folder, read_made_folder),
+)
