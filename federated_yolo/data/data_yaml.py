@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,23 @@ def _refuse_packed(path: Path, where: str) -> None:
     if suffix == ".ndjson":
         raise InputError(
             f"{where}: NDJSON, which Ultralytics converts to a data set, with downloads; convert "
-            'it once, with python -c "import asyncio; from ultralytics.data.converter import '
-            "convert_ndjson_to_yolo as c; print(asyncio.run(c('FILE', 'FOLDER')))\", and give "
-            "what it prints"
+            f"it once, with {ndjson_command(path)}, and give what it prints"
         )
     if suffix in (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2"):
         raise InputError(f"{where}: an archive; unpack it, and give what is in it")
+
+
+def ndjson_command(path: Path) -> str:
+    """A command that downloads the images of an NDJSON beside it and prints the data set's path.
+
+    It needs aiohttp, which is no requirement of Ultralytics.
+    """
+    file, folder = path.absolute().as_posix(), path.absolute().parent.as_posix()
+    code = (
+        "import asyncio, sys; from ultralytics.data.converter import convert_ndjson_to_yolo as c; "
+        "print(asyncio.run(c(*sys.argv[1:])))"
+    )
+    return f'pip install aiohttp && python -c "{code}" {shlex.quote(file)} {shlex.quote(folder)}'
 
 
 def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
@@ -130,7 +142,7 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not a readable YAML file: {yaml_error(error)}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected 'train', 'val' and 'names' lines as in a data.yaml")
-    problems = [f"{where}: {problem}" for problem in _yaml_problems(raw)]
+    problems = [f"{where}: {problem}" for problem in data_yaml_problems(raw)]
     if problems:
         raise InputError(problems)
     try:
@@ -155,7 +167,7 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     return {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
 
 
-def _yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
+def data_yaml_problems(raw: dict[str, Any]) -> Iterator[str]:
     """Describe what a data.yaml lacks, or has in a form at which Ultralytics would fail later."""
     raw = {"val": raw.get("validation"), **raw}  # Ultralytics accepts both names
     for key in ("train", "val", "names"):

@@ -77,14 +77,15 @@ def assert_truth(data_yaml: Path, truth: Mapping[str, object], within: float = 0
     assert [*data["names"].values()] == truth["names"]
     found = {n: objects for split in boxes_of(data_yaml).values() for n, objects in split.items()}
     images: Sequence[Mapping[str, object]] = truth["ims"]  # pyright: ignore
-    assert {Path(str(i["name"])).name for i in images} == {_plain(n) for n in found}
+    assert {_plain(str(i["name"])) for i in images} == {_plain(n) for n in found}
     by_name = {_plain(name): objects for name, objects in found.items()}
     for image in images:
         expected = [(name, tuple(box)) for name, box in image["objs"]]  # pyright: ignore
-        assert_same_objects(by_name[Path(str(image["name"])).name], expected, within)
+        assert_same_objects(by_name[_plain(str(image["name"]))], expected, within)
 
 
 def _plain(name: str) -> str:
-    """Without what Label Studio puts before a name: 3f2a1b-NAME."""
+    """The file name without what Label Studio puts before a name: 3f2a1b-NAME."""
+    name = Path(name).name
     head, dash, rest = name.partition("-")
     return rest if dash and len(head) in (6, 8) else name

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import SPLIT_FOLDERS
+from federated_yolo.data.exports.classification import write_classes
 from federated_yolo.data.exports.content import Content, Format, first_problems
 from federated_yolo.data.exports.made import MADE, Made, read_made
 from federated_yolo.data.exports.recognise import recognise, unknown_folder
 from federated_yolo.data.exports.sizes import rescaled, size_problems
 from federated_yolo.data.exports.split import with_val
 from federated_yolo.data.exports.write import remove, task_of, write
+from federated_yolo.data.exports.yolo import find_yaml
 
 VERSION = 1  # of what is written; a change makes everything anew
 
@@ -103,8 +105,8 @@ def _recognised(path: Path, options: Options, where: str) -> Format | None:
 
 
 def own_data(path: Path) -> Path:
-    """A folder's data.yaml, which Ultralytics reads; or else the path itself."""
-    return path / "data.yaml" if path.is_dir() and (path / "data.yaml").is_file() else path
+    """The YAML file in a folder that Ultralytics reads; or else the path itself."""
+    return find_yaml(path) or path
 
 
 def prepared_in(folder: Path) -> Prepared:
@@ -117,17 +119,24 @@ def _make(found: Format, path: Path, target: Path, options: Options) -> None:
     if found.read is None:
         raise InputError(f"{path}: this is {found.name}, which is not read; {found.advice}")
     content = found.read(path)
-    if options.val_fraction is not None:
-        content = with_val(content, options.val_fraction, options.seed)
+    if problem := _task_problem(content, options.task):
+        raise InputError(problem)
     problems = list(size_problems(content, rescale=options.rescale))
+    if options.val_fraction is not None and not problems:
+        content = with_val(content, options.val_fraction, options.seed)
     problems += _split_problems(content, options)
     if problems:
         raise InputError(first_problems(problems))
     content = rescaled(content) if options.rescale else content
     task, why = (options.task, "") if options.task else task_of(content)
+    if content.task == "classify":
+        task, why = content.task, f"{content.format} have a class for each image"
     building = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        written = write(content, building, task or "detect")
+        if task == "classify":
+            written = write_classes(content, building)
+        else:
+            written = write(content, building, task or "detect")
         made = Made(
             source=str(path),
             format=content.format,
@@ -144,6 +153,23 @@ def _make(found: Format, path: Path, target: Path, options: Options) -> None:
     except BaseException:
         remove(building)
         raise
+
+
+def _task_problem(content: Content, task: str | None) -> str | None:
+    """Say that a model of this task learns nothing from such data."""
+    if content.task == "classify" and task not in (None, "classify"):
+        return (
+            f"{content.file}: {content.format}, which have a class for each image and no places, "
+            f"but base_model is of the task {task}; take a base_model of the task classify, such "
+            "as yolo11n-cls.pt, or annotate the objects"
+        )
+    if task == "classify" and content.task != "classify":
+        return (
+            f"{content.file}: {content.format}, which has objects with places, but base_model is "
+            "of the task classify; take a base_model of the labels' task, such as yolo11n.pt, or "
+            "give folders of train/CLASS/*.jpg and val/CLASS/*.jpg"
+        )
+    return None
 
 
 def _split_problems(content: Content, options: Options) -> list[str]:

@@ -105,11 +105,12 @@ def read_json(path: Path, adapter: TypeAdapter[Any], what: str) -> Any:
     try:
         return adapter.validate_json(read_text(path))
     except ValidationError as error:
-        lines = list(dict.fromkeys(_misfits(error, what)))
+        lines = list(dict.fromkeys(misfits(error, what)))
         raise InputError(f"{path}: {line}" for line in first_problems(lines)) from error
 
 
-def _misfits(error: ValidationError, what: str) -> Iterator[str]:
+def misfits(error: ValidationError, what: str) -> Iterator[str]:
+    """Yield one line for each place that is not as expected. what: Name of the format."""
     for problem in error.errors(include_url=False, include_context=False):
         place = ".".join(str(part) for part in problem["loc"])
         text = problem["msg"].replace("Input should be ", "expected ")

@@ -69,8 +69,8 @@ def naming_originals(data: Path) -> Iterator[None]:
 
 
 def original_of(text: str, folder: Path) -> str:
-    """Return a message in which links below `folder` are named as the images that they lead to."""
-    start = f"{folder.absolute()}{os.sep}images{os.sep}"
+    """Return a message in which links below `folder` are named as the files that they lead to."""
+    start = f"{folder.absolute()}{os.sep}"
     place = text.find(start)
     while place >= 0:
         ends = [i for i, c in enumerate(text) if i > place and c in ":,;'\")] "] + [len(text)]

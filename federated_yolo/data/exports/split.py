@@ -17,7 +17,8 @@ def with_val(content: Content, fraction: float, seed: int) -> Content:
     """Move about this share of the train images to a val split, if there is none.
 
     Near-duplicates, such as frames of one video, stay on one side: else the model would be scored
-    on what it has seen. Folders stay whole where there are enough of them for such a share.
+    on what it has seen. Folders stay whole where there are enough of them for such a share; those
+    of classes are divided, so that each class keeps a train image.
 
     Args:
         content: An export.
@@ -30,8 +31,14 @@ def with_val(content: Content, fraction: float, seed: int) -> Content:
     if content.splits.get("val") or not content.splits.get("train"):
         return content
     pictures = sorted(content.splits["train"], key=lambda picture: str(picture.path))
-    groups, by = _groups([picture.path for picture in pictures], fraction)
-    chosen = _choose(groups, fraction, seed)
+    paths = [picture.path for picture in pictures]
+    if content.task == "classify":
+        labels = np.array([content.names.index(picture.objects[0].name) for picture in pictures])
+        chosen = _choose_by_class(_near_groups(paths), labels, fraction, seed)
+        by = ", of each class alike, near-duplicates together"
+    else:
+        groups, by = _groups(paths, fraction)
+        chosen = _choose(groups, fraction, seed)
     if not chosen.any() or chosen.all():
         raise InputError(
             f"{content.file}: no val split can be made of its {len(pictures)} images, which are "
@@ -65,6 +72,35 @@ def _groups(paths: Sequence[Path], fraction: float) -> tuple[np.ndarray, str]:
     links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(paths),) * 2)
     _, labels = connected_components(links, directed=False)
     return labels, by
+
+
+def _near_groups(paths: Sequence[Path]) -> np.ndarray:
+    """Which images are near-duplicates of each other: (n,) int."""
+    rows, columns = near_pairs(perceptual_hashes(paths))
+    links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(paths),) * 2)
+    return connected_components(links, directed=False)[1]
+
+
+def _choose_by_class(
+    groups: np.ndarray, labels: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+    """Which images are val, about the share of each class; (n,) bool.
+
+    groups: (n,) int, images that stay together. labels: (n,) int, their classes.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(groups), bool)
+    for label in np.unique(labels):
+        is_class = labels == label
+        wanted = max(round(fraction * is_class.sum()), 1)
+        for group in rng.permutation(np.unique(groups[is_class])):
+            after = chosen | (groups == group)
+            missing = wanted - (chosen & is_class).sum()
+            emptied = np.setdiff1d(labels, labels[~after]).size
+            # As in `_choose`; and no class loses its last train image.
+            if missing > 0 and (after & is_class).sum() - wanted <= missing and not emptied:
+                chosen = after
+    return chosen
 
 
 def _choose(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
