@@ -1,6 +1,7 @@
 """labelme: shapes are where they were drawn; what is none is counted or refused."""
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -119,6 +120,28 @@ def test_labelme_finds_images_of_windows_and_of_other_folders(tmp_path: Path) ->
     assert {s: len(p) for s, p in read(tmp_path).splits.items()} == {"train": 1, "val": 1}
     (tmp_path / "images" / "train" / "b c.JPG").rename(tmp_path / "labels" / "train" / "b c.JPG")
     assert "train:labels/train/b c.JPG" in boxes(read(tmp_path))
+
+
+def test_labelme_finds_names_whose_letters_macos_took_apart(tmp_path: Path) -> None:
+    made.draw(tmp_path / "img" / unicodedata.normalize("NFC", "Größe.jpg"), (64, 48))
+    name = unicodedata.normalize("NFD", "Größe.jpg")
+    made.save_labelme(
+        tmp_path / "b.json", f"img/{name}", (64, 48), [shape("rectangle", [1, 2], [3, 4])]
+    )
+    assert [*boxes(read(tmp_path)).values()] == [[("cat", (1, 2, 3, 4))]]
+
+
+def test_rotated_rectangles_alone_are_for_the_task_obb(tmp_path: Path) -> None:
+    turned = shape("oriented_rectangle", [10, 4], [20, 14], [14, 20], [4, 10])
+    for split in ("train", "val"):
+        labelme_of(tmp_path / "data" / split, turned)
+    out = prepared(tmp_path / "data", tmp_path / "out")
+    assert out.made
+    assert out.made.task == "obb"
+    text = (out.path.parent / "labels" / "train" / "train" / "a.txt").read_text()
+    numbers = [float(n) for n in text.split()[1:]]
+    corners = [10 / 64, 4 / 48, 20 / 64, 14 / 48, 14 / 64, 20 / 48, 4 / 64, 10 / 48]
+    assert numbers == pytest.approx(corners)
 
 
 def test_other_files_in_a_folder_of_labelme_are_said(tmp_path: Path) -> None:

@@ -47,12 +47,15 @@ folders = st.sampled_from(["", "one/", "two/", "one/images/"])
 def exports(draw: st.DrawFn) -> tuple[list[Drawn], list[str]]:
     """Images of any names, with the same in several folders, and classes in any order."""
     names = draw(st.lists(letters, min_size=1, max_size=3, unique_by=str.casefold))
+    stems = draw(st.lists(letters, min_size=1, max_size=2))
     places = draw(
         st.lists(
-            st.tuples(folders, letters), min_size=1, max_size=4,
+            st.tuples(folders, st.sampled_from(stems)),
+            min_size=1,
+            max_size=4,
             unique_by=lambda p: unicodedata.normalize("NFC", p[0] + p[1]).casefold(),
         )
-    )  # fmt: skip
+    )
     images = []
     for folder, name in places:
         width, height = draw(st.tuples(st.integers(8, 40), st.integers(8, 40)))

@@ -76,6 +76,15 @@ def test_what_is_wrong_in_other_formats_is_refused(
     assert str(tmp_path) in problems[0]
 
 
+def test_fractions_in_createml_are_refused(tmp_path: Path) -> None:
+    file = other_of("createml", tmp_path)
+    content = json.loads(file.read_text())
+    place = content[0]["annotations"][0]["coordinates"]
+    place.update(x=0.5, y=0.5, width=0.2, height=0.3)
+    made.save(file, json.dumps(content))
+    assert "no coordinate is above 1, so that they seem to be fractions" in refused(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["createml", "supervisely", "datumaro", "cvat", "table"])
 def test_an_image_of_two_entries_is_refused(kind: str, tmp_path: Path) -> None:
     file = other_of(kind, tmp_path)
