@@ -706,13 +706,21 @@ def test_absent_images_are_named_with_the_folders_searched(folder: Path, train: 
 
 
 @pytest.mark.parametrize(
-    "name", ["/data/upload/0.jpg", "../../upload/0.jpg", r"C:\shots\0.jpg", "s3://bucket/0.jpg"]
+    "name",
+    [
+        "/data/upload/0.jpg",
+        "{here}/upload/0.jpg",
+        "../../upload/0.jpg",
+        r"C:\shots\0.jpg",
+        "s3://bucket/0.jpg",
+    ],
 )
 def test_names_that_lead_out_of_the_export_are_looked_for_inside(
     name: str, folder: Path, train: Path
 ) -> None:
     (folder.parent / "upload").mkdir()
     draw(folder.parent / "upload" / "0.jpg", (64, 48))
+    name = name.replace("{here}", str(folder.parent))
     edit(train, lambda c: c["images"][0].update(file_name=name))
     content = coco.read_coco(folder)
     assert content.splits["train"][0].path == folder / "train2017" / "0.jpg"
