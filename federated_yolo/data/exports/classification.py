@@ -364,7 +364,11 @@ def _find(images: ImageFiles, name: str, table: Path) -> list[Path]:
     near = [folder / table.stem, folder, folder / "images", folder / f"{table.stem}_images"]
     if found := images.at(name, near):
         return [found]
-    return images.of_stem(name, near) or images.anywhere(name) or images.stem_anywhere(name)
+    return (
+        images.of_stem(name, near)
+        or images.anywhere(name, folder)
+        or images.stem_anywhere(name, folder)
+    )
 
 
 def read_table(path: Path) -> Content:

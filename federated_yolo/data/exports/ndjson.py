@@ -184,7 +184,7 @@ def _image(images: ImageFiles, record: _Record, header: Mapping[str, Any]) -> Pa
     ]
     if found := images.at(record.file, folders):
         return found
-    anywhere = images.anywhere(record.file)
+    anywhere = images.anywhere(record.file, folders[0])
     return anywhere[0] if len(anywhere) == 1 else None
 
 

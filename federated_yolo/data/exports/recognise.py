@@ -3,31 +3,43 @@
 from pathlib import Path
 
 from federated_yolo.data.exports import (
+    classification,
     coco,
     createml,
     cvat,
     datumaro,
     labelme,
     named,
+    ndjson,
     supervisely,
     tables,
     voc,
+    yolo,
+    yolo_folders,
 )
 from federated_yolo.data.exports.content import Format
 
 MAX_ENTRIES = 6  # in a message
 
 # Formats with a more special signature come first.
-FORMATS: tuple[Format, ...] = (
-    *coco.FORMATS,
-    *cvat.FORMATS,
-    *voc.FORMATS,
-    *datumaro.FORMATS,
-    *supervisely.FORMATS,
-    *createml.FORMATS,
-    *labelme.FORMATS,
-    *tables.FORMATS,
-    *named.FORMATS,
+FORMATS: tuple[Format, ...] = tuple(
+    known
+    for module in (
+        yolo,
+        ndjson,
+        coco,
+        cvat,
+        supervisely,
+        datumaro,
+        createml,
+        labelme,
+        tables,
+        yolo_folders,
+        voc,
+        classification,
+        named,
+    )
+    for known in module.FORMATS
 )
 
 

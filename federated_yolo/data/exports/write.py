@@ -8,7 +8,6 @@ Images are never copied. Labels lie beside links to the images, where Ultralytic
 """
 
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence

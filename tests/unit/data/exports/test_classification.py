@@ -15,17 +15,13 @@ from hypothesis import strategies as st
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import read_class_folders
-from federated_yolo.data.exports import classification, ndjson, recognise, yolo, yolo_folders
-from federated_yolo.data.exports.convert import Options, Prepared, naming_originals, prepare
+from federated_yolo.data.exports import classification, ndjson, yolo, yolo_folders
+from federated_yolo.data.exports.convert import Options, Prepared, prepare
+from federated_yolo.data.exports.made import naming_originals
 from federated_yolo.data.scan import check_dataset
 
 FORMATS = (*yolo.FORMATS, *yolo_folders.FORMATS, *ndjson.FORMATS, *classification.FORMATS)
 IMAGES = {"cat": 6, "dog": 5, "a fox": 2}
-
-
-@pytest.fixture(autouse=True)
-def _known_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "formats", lambda: FORMATS)
 
 
 def made(root: Path, target: Path, **options: object) -> Prepared:
@@ -227,8 +223,8 @@ def test_a_damaged_image_is_told_by_the_users_file(tmp_path: Path) -> None:
     (root / "train" / "cat" / "0 cat.jpg").write_bytes(b"no image")
     prepared = made(root, tmp_path)
     with (
-        pytest.raises(InputError, match="in/train/cat/0 cat.jpg:") as error,
-        naming_originals(prepared),
+        pytest.raises(InputError, match=r"in/train/cat/0 cat\.jpg:") as error,
+        naming_originals(prepared.path),
     ):
         check_dataset(prepared.path, "classify", tmp_path / "c", where="x", splits=("train", "val"))
     assert str(prepared.path) not in str(error.value)

@@ -1,7 +1,7 @@
 """COCO exports: read from every layout with each object at its place, or refused with a reason."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,12 @@ from PIL import Image
 from recipes import file_digests
 
 from federated_yolo.common.errors import InputError
-from federated_yolo.data.exports import coco, convert, recognise
+from federated_yolo.data.exports import coco, convert
 from federated_yolo.data.exports.coco_objects import CROWD
 from federated_yolo.data.exports.convert import Options, Prepared
 from federated_yolo.data.exports.masks import rle_outline
 from federated_yolo.data.exports.write import FLAT, UNLABELLED, write
 from federated_yolo.data.scan import check_dataset
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _only_coco() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recognise, "formats", lambda: coco.FORMATS)
-        yield
 
 
 def prepare(path: Path, **options: Any) -> Prepared:

@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import exports_yolo as exports
 import pytest
@@ -16,18 +17,13 @@ from hypothesis import strategies as st
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import read_data
-from federated_yolo.data.exports import classification, ndjson, recognise, yolo, yolo_folders
+from federated_yolo.data.exports import classification, ndjson, yolo, yolo_folders
 from federated_yolo.data.exports.convert import Options, Prepared, prepare
 from federated_yolo.data.exports.write import task_of
 from federated_yolo.data.exports.write import write as write_labels
 from federated_yolo.data.scan import check_dataset
 
 FORMATS = (*yolo.FORMATS, *yolo_folders.FORMATS, *ndjson.FORMATS, *classification.FORMATS)
-
-
-@pytest.fixture(autouse=True)
-def _known_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "formats", lambda: FORMATS)
 
 
 def made(root: Path, target: Path, **options: object) -> Prepared:
@@ -159,7 +155,7 @@ def test_keypoints_keep_their_form(tmp_path: Path) -> None:
         {"train": "images/train", "val": "images/val", "names": ["a", "a"]},
     ],
 )
-def test_a_plain_data_yaml_stays_the_users_own(tmp_path: Path, form: dict[str, object]) -> None:
+def test_a_plain_data_yaml_stays_the_users_own(tmp_path: Path, form: dict[str, Any]) -> None:
     exports.ultralytics(tmp_path, **form)
     write_text(tmp_path / "list.txt", "./images/train/a.jpg\n")
     for path in (tmp_path, tmp_path / "data.yaml"):
