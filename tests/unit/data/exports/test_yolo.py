@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import exports_yolo as exports
 import pytest
@@ -77,7 +78,9 @@ names = st.text("aZ0 ü#%-_.é", min_size=1, max_size=6).map(lambda t: f"{t.stri
 places = st.lists(st.sampled_from(["p", "q r", "ü"]), max_size=2)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     write=st.sampled_from([w for w in exports.WITH_SPLITS if w is not exports.ndjson]),
     files=st.lists(st.tuples(places, names), min_size=2, max_size=4, unique_by=str),
@@ -159,7 +162,7 @@ def test_keypoints_keep_their_form(tmp_path: Path) -> None:
         {"train": "images/train", "val": "images/val", "names": ["a", "a"]},
     ],
 )
-def test_a_plain_data_yaml_stays_the_users_own(tmp_path: Path, form: dict[str, object]) -> None:
+def test_a_plain_data_yaml_stays_the_users_own(tmp_path: Path, form: dict[str, Any]) -> None:
     exports.ultralytics(tmp_path, **form)
     write_text(tmp_path / "list.txt", "./images/train/a.jpg\n")
     for path in (tmp_path, tmp_path / "data.yaml"):
