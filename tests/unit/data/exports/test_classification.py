@@ -260,3 +260,13 @@ def test_ndjson_of_classes_is_read_also_as_ultralytics_makes_it(tmp_path: Path) 
         "cat": images_in(tmp_path / "made" / "val" / "000001"),
         "dog": images_in(tmp_path / "made" / "val" / "000000"),
     }
+
+
+def test_two_images_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    for place in ("p", "q r", "val"):
+        exports.draw(tmp_path / "in" / place / "a.jpg")
+    write_text(tmp_path / "in" / "l.csv", "file,label\np/a.jpg,cat\nq r/a.jpg,cat\nval/a.jpg,cat\n")
+    found = classes_of(made(tmp_path / "in", tmp_path))
+    assert found["train"]["cat"] == images_in(tmp_path / "in" / "p") + images_in(
+        tmp_path / "in" / "q r"
+    )
