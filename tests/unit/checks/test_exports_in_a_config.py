@@ -77,10 +77,10 @@ def test_a_damaged_image_of_an_export_of_label_files_is_named_as_the_users(
     data: Path, tmp_path: Path
 ) -> None:
     images = as_labelimg(data, tmp_path / "labelimg")
-    (images / "0.txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    (images / "0.txt").write_text("0 0.5 0.5 7 0.1\n")
     (problem,) = problems_of(config_of(tmp_path, {"north": images}, val_fraction=0.3))
     assert problem.startswith(f"datasets[0] 'north' ({images}): ")
-    assert f"{images}/0.jpg: Label class 7 exceeds" in problem
+    assert f"{images}/0.jpg: line 1" in problem
 
 
 def test_val_fraction_is_a_share(tmp_path: Path) -> None:

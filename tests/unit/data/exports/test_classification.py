@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import read_class_folders
-from federated_yolo.data.exports import classification, ndjson, yolo, yolo_folders
+from federated_yolo.data.exports import classification
 from federated_yolo.data.exports.convert import Options, Prepared, prepare
 from federated_yolo.data.exports.made import naming_originals
+from federated_yolo.data.exports.recognise import recognise
 from federated_yolo.data.scan import check_dataset
 
-FORMATS = (*yolo.FORMATS, *yolo_folders.FORMATS, *ndjson.FORMATS, *classification.FORMATS)
 IMAGES = {"cat": 6, "dog": 5, "a fox": 2}
 
 
@@ -52,10 +52,10 @@ def images_in(folder: Path) -> list[str]:
 def test_test_is_val_where_there_is_none_as_in_ultralytics(tmp_path: Path) -> None:
     root = tmp_path / "in"
     folders(root / "train")
-    folders(root / "test", {"cat": 2, "dog": 1})
+    folders(root / "test", {"dog": 2, "a fox": 1})
     prepared = made(root, tmp_path)
     assert prepared.made
-    assert prepared.made.notes == ["test/ is the val split, as Ultralytics takes it"]
+    assert prepared.made.notes == ("test/ is the val split, as Ultralytics takes it",)
     assert classes_of(prepared) == {
         "train": {name: images_in(root / "train" / name) for name in sorted(IMAGES)},
         "val": {name: images_in(root / "test" / name) for name in sorted(IMAGES)},
@@ -108,7 +108,7 @@ def test_ordinary_class_folders_stay_the_users_own(tmp_path: Path) -> None:
         folders(root / "train")
         folders(root / val)
         write_text(root / "labels.csv", "filename,label\n0 cat.jpg,cat\n")
-        assert [f.name for f in FORMATS if f.matches(root)] == []
+        assert recognise(root) is None
         assert made(root, tmp_path / "out") == Prepared(root)
 
 
@@ -141,7 +141,9 @@ def test_roboflows_table_is_read(tmp_path: Path) -> None:
 cells = st.text("aZ0 ü#%,_é\"'", min_size=1, max_size=6).map(lambda t: f"n{t.strip()}x")
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     files=st.lists(
         st.tuples(st.sampled_from(["", "p/", "q r/"]), cells), min_size=2, max_size=5, unique=True
@@ -254,3 +256,13 @@ def test_ndjson_of_classes_is_read_also_as_ultralytics_makes_it(tmp_path: Path) 
         "cat": images_in(tmp_path / "made" / "val" / "000001"),
         "dog": images_in(tmp_path / "made" / "val" / "000000"),
     }
+
+
+def test_two_images_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    for place in ("p", "q r", "val"):
+        exports.draw(tmp_path / "in" / place / "a.jpg")
+    write_text(tmp_path / "in" / "l.csv", "file,label\np/a.jpg,cat\nq r/a.jpg,cat\nval/a.jpg,cat\n")
+    found = classes_of(made(tmp_path / "in", tmp_path))
+    assert found["train"]["cat"] == images_in(tmp_path / "in" / "p") + images_in(
+        tmp_path / "in" / "q r"
+    )

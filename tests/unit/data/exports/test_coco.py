@@ -350,7 +350,7 @@ def test_holes_and_parts_of_masks_are_kept(tmp_path: Path) -> None:
     assert len(outline) == 3
     folder = tmp_path / "written"
     write(content, folder, "segment")
-    line = (folder / "labels" / "train" / "train" / "a.txt").read_text().split()[1:]
+    line = (folder / "labels" / "train" / "a.txt").read_text().split()[1:]
     scale = 16
     points = np.array(line, float).reshape(-1, 2) * (64 * scale, 48 * scale)
     drawn = np.zeros((48 * scale, 64 * scale), np.uint8)
@@ -470,7 +470,7 @@ def test_keypoints_are_kept_with_their_visibility(folder: Path) -> None:
     assert "flip_idx" in prepared.made.notes[0]
     data = yaml.safe_load(prepared.path.read_text())
     assert data["kpt_shape"] == [3, 3]
-    label = prepared.path.parent / "labels" / "train" / "train2017" / "0.txt"
+    label = prepared.path.parent / "labels" / "train" / "0.txt"
     rows = [line.split() for line in label.read_text().splitlines()]
     assert rows[0][5:] == ["0.25", "0.25", "2", "0.5", "0.5", "1", "0", "0", "0"]
 

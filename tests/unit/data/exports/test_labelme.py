@@ -138,7 +138,7 @@ def test_rotated_rectangles_alone_are_for_the_task_obb(tmp_path: Path) -> None:
     out = prepared(tmp_path / "data", tmp_path / "out")
     assert out.made
     assert out.made.task == "obb"
-    text = (out.path.parent / "labels" / "train" / "train" / "a.txt").read_text()
+    text = (out.path.parent / "labels" / "train" / "a.txt").read_text()
     numbers = [float(n) for n in text.split()[1:]]
     corners = [10 / 64, 4 / 48, 20 / 64, 14 / 48, 14 / 64, 20 / 48, 4 / 64, 10 / 48]
     assert numbers == pytest.approx(corners)

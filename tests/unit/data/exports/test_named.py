@@ -62,16 +62,29 @@ OTHERS = {
 }  # fmt: skip
 
 
+KNOWN = {"coco": "COCO", "ndjson": "Ultralytics NDJSON"}  # others' formats
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_data_sets_are_taken_for_none_of_these(name: str, tmp_path: Path) -> None:
     for file, text in OTHERS[name].items():
         made.save(tmp_path / file, text)
     for path in (tmp_path, *tmp_path.rglob("*"), tmp_path / "absent"):
         if path.suffix != ".json" or name != "yolo":
-            assert recognised(path) is None
+            assert recognised(path) in (None, KNOWN.get(name))
 
 
 @pytest.mark.skipif(not truths.FORMATS.is_dir(), reason="shared/cases is not beside this checkout")
-def test_cases_of_other_formats_are_taken_for_none_of_these() -> None:
-    for folder in truths.FORMATS.iterdir():
-        assert recognised(folder) == ("labelme" if folder.name == "labelme" else None)
+def test_each_case_is_of_its_format() -> None:
+    found = {folder.name: recognised(folder) for folder in truths.FORMATS.iterdir()}
+    assert found == {
+        "coco_dupnames_same": "COCO",
+        "coco_wrong_size": "COCO",
+        "cvat_coco_default": "COCO",
+        "cvat_coco_masks": "COCO",
+        "cvat_ul_proj": "YOLO (data.yaml)",
+        "labelimg_yolo": "LabelImg YOLO",
+        "labelme": "labelme",
+        "ls_yolo": "Label Studio YOLO",
+        "rf_coco": "COCO",
+    }

@@ -1,6 +1,7 @@
 """What an export holds becomes labels that Ultralytics reads, beside links to the images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,6 +180,6 @@ def test_ultralytics_reads_what_is_written(tmp_path: Path) -> None:
     both = Content("test", tmp_path, ("a", "b"), {"train": pictures, "val": pictures})
     write(both, tmp_path / "made", "detect")
     data = read_data_yaml(tmp_path / "made" / "data.yaml", where="test")
-    found = scan_split(data, "detect", "train", tmp_path)
+    found: Any = scan_split(data, "detect", "train", tmp_path)
     by_name = {Path(label["im_file"]).name: label["cls"].ravel().tolist() for label in found.labels}
     assert by_name == {"x.png": [1, 0], "empty.png": []}

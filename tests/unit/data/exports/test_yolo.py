@@ -73,7 +73,9 @@ names = st.text("aZ0 ü#%-_.é", min_size=1, max_size=6).map(lambda t: f"{t.stri
 places = st.lists(st.sampled_from(["p", "q r", "ü"]), max_size=2)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     write=st.sampled_from([w for w in exports.WITH_SPLITS if w is not exports.ndjson]),
     files=st.lists(st.tuples(places, names), min_size=2, max_size=4, unique_by=str),
@@ -324,3 +326,24 @@ def test_archives_keep_their_line(tmp_path: Path) -> None:
         assert made(tmp_path / name, tmp_path / "out") == Prepared(tmp_path / name)
         with pytest.raises(InputError, match="an archive; unpack it"):
             read_data(tmp_path / name, "detect", where="x")
+
+
+def test_two_images_of_one_name_keep_their_own_labels(tmp_path: Path) -> None:
+    images = (
+        Drawn("p/a.jpg", ((0, (1, 1, 5, 5)),)),
+        Drawn("q r/a.jpg", ((1, (2, 2, 9, 9)),)),
+        Drawn("v.jpg", ((0, (1, 1, 5, 5)),), "val"),
+    )
+    for write in exports.WITH_SPLITS:
+        if write is exports.ndjson:  # its names have no folders
+            continue
+        root = Path(tempfile.mkdtemp(dir=tmp_path))
+        write(root, images)
+        folder = made(root, tmp_path).path.parent
+        for drawn in images[:2]:
+            found = [
+                label.read_text()
+                for label in (folder / "labels" / "train").rglob("*.txt")
+                if label.resolve().parent.name == Path(drawn.name).parent.name
+            ]
+            assert found == [exports.lines_of(drawn)]
