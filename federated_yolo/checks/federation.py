@@ -128,10 +128,10 @@ def check(
     """
     settings = check_settings(config)
     sites = meet_sites(config, settings, meet)
-    prepared = prepare_data(config, settings.task)
+    prepared, is_resumed = prepare_data(config, settings.task), resumed is not None
     config = prepared.config
-    data = check_data(prepared, settings.task, sites, caches, is_resumed=resumed is not None)
-    names = check_label_space(config, settings, data, is_resumed=resumed is not None)
+    data = check_data(prepared, settings.task, sites, caches, is_resumed=is_resumed)
+    names = check_label_space(config, settings, data, is_resumed=is_resumed)
     summaries, server_summary = scored(data, selected_classes(config.train, names))
     counted = summaries if resumed is None else as_at_start(summaries, resumed)
     base = settings.base_from_anywhere
@@ -145,10 +145,9 @@ def check(
     check_training(resolved, built, counted, caches if resumed is None else None)
     gpu_choice = ""
     if config.client_resources.num_gpus == "auto":
-        num_gpus, gpu_choice = decide_num_gpus(
-            resolved, settings.machines, built, counted, caches, probe or CudaMemory()
-        )
-        resolved = resolved.with_num_gpus(num_gpus)
+        memory = probe or CudaMemory()
+        choice = decide_num_gpus(resolved, settings.machines, built, counted, caches, memory)
+        resolved, gpu_choice = resolved.with_num_gpus(choice[0]), choice[1]
     problems = precision_problems(resolved)
     if problems:
         raise InputError(problems)

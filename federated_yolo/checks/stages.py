@@ -186,9 +186,8 @@ def check_data(
     unusable: list[str] = []
 
     def read(path: str, folder: str, where: str, splits: tuple[str, ...]) -> DataSummary | None:
-        name = SERVER if folder == SERVER_CACHES else folder
-        if name in prepared.problems:
-            problems.extend(prepared.problems[name])
+        if found := prepared.problems.get(SERVER if folder == SERVER_CACHES else folder):
+            problems.extend(found)
             return None
         try:
             return check_dataset(

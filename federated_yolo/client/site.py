@@ -78,7 +78,6 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
     data = _read_path(node_config["data"], "data")
     name = str(node_config.get("name", data.name if data.is_dir() else data.parent.name))
     images, threads = node_config.get("show-images", 0), node_config.get("num-threads")
-    fraction = node_config.get("val-fraction")
     if not CLIENT_NAME.fullmatch(name):
         problems.append(
             f"node-config: name: found {node_config['name']!r}, expected letters, digits, '.', '_' "
@@ -92,7 +91,7 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
         for key, fits in (
             ("show-images", 0 <= images <= 16),
             ("num-threads", threads is None or 0 < threads <= MAX_THREADS),
-            ("val-fraction", fraction is None or 0 < fraction < 1),
+            ("val-fraction", 0 < node_config.get("val-fraction", 0.5) < 1),
         )
         if not fits
     ]
@@ -107,7 +106,7 @@ def read_site(node_config: Mapping[str, Any]) -> Site:
         show_images=images,
         share_model=node_config.get("share-model", False),
         num_threads=threads,
-        val_fraction=fraction,
+        val_fraction=node_config.get("val-fraction"),
     )
 
 

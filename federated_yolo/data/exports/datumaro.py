@@ -1,6 +1,7 @@
 """Datumaro: annotations/SPLIT.json with categories and items, images in images/SPLIT or images."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,6 +113,17 @@ def _is_of_datumaro(path: Path) -> bool:
     )
 
 
+def _name_problems(names: Mapping[Path, tuple[str, ...]]) -> Iterator[str]:
+    """Yield the files that list other classes than the first one."""
+    first, *others = names or (None,)
+    for other in others:
+        if first and names[other] != names[first]:
+            yield (
+                f"{other}: categories.label: other classes than in {first.name}; a data set has "
+                "one list of classes for all splits"
+            )
+
+
 def read_datumaro(path: Path) -> Content:
     """Read a file of Datumaro, or all in the folder annotations. Raises InputError."""
     root = path if path.is_dir() else path.parent
@@ -141,14 +153,7 @@ def read_datumaro(path: Path) -> Content:
                 (split_in(file.stem), Picture(image, objects, _size(item), entry=entry))
             )
     problems["twice"] += twice((picture for _, picture in pictures), path)
-    if len(set(names.values())) > 1:
-        first, *others = names
-        problems["names"] += [
-            f"{other}: categories.label: other classes than in {first.name}; a data set has one "
-            "list of classes for all splits"
-            for other in others
-            if names[other] != names[first]
-        ]
+    problems["names"] += _name_problems(names)
     if found := limited(problems):
         raise InputError(found)
     listed = [label for labels in names.values() for label in labels]

@@ -74,15 +74,7 @@ def read_ndjson(path: Path) -> Content:
     file = _file(path)
     assert file is not None
     header, records = _records(file)
-    task = header.get("task", "detect")
-    if task not in TASKS:
-        raise InputError(f"{file}: line 1: task '{task}', expected one of {', '.join(TASKS)}")
-    if task == "pose" and list(header.get("kpt_shape") or [])[1:] != [3]:
-        raise InputError(
-            f"{file}: line 1: kpt_shape: found {header.get('kpt_shape')}, and only keypoints with "
-            f"x, y and visibility are read from NDJSON; make a data set of it, by "
-            f"{ndjson_command(file)}, and give what it prints"
-        )
+    task = _task_of(header, file)
     problems: dict[str, list[str]] = defaultdict(list)
     images = ImageFiles(file.parent)
     names = _names(header, [record for _, record in records])
@@ -126,6 +118,20 @@ def read_ndjson(path: Path) -> Content:
         file=file,
         task="classify" if task == "classify" else None,
     )
+
+
+def _task_of(header: Mapping[str, Any], file: Path) -> str:
+    """Return Ultralytics' task of a file. Raises InputError for one that cannot be read."""
+    task = header.get("task", "detect")
+    if task not in TASKS:
+        raise InputError(f"{file}: line 1: task '{task}', expected one of {', '.join(TASKS)}")
+    if task == "pose" and list(header.get("kpt_shape") or [])[1:] != [3]:
+        raise InputError(
+            f"{file}: line 1: kpt_shape: found {header.get('kpt_shape')}, and only keypoints with "
+            f"x, y and visibility are read from NDJSON; make a data set of it, by "
+            f"{ndjson_command(file)}, and give what it prints"
+        )
+    return task
 
 
 def _records(file: Path) -> tuple[dict[str, Any], list[tuple[int, _Record]]]:

@@ -34,7 +34,7 @@ from federated_yolo.data.exports.yolo_files import (
 )
 
 NAME = "YOLO (data.yaml)"
-# unstable: ultralytics.data.utils.check_det_dataset takes 'validation' where there is no 'val'
+# unstable: ultralytics.data.utils.check_det_dataset says 'data["val"] = data.pop("validation")'
 OWN_KEYS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
 Places = dict[str, list[Path]]
 
