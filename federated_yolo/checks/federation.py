@@ -148,8 +148,7 @@ def check(
         memory = probe or CudaMemory()
         choice = decide_num_gpus(resolved, settings.machines, built, counted, caches, memory)
         resolved, gpu_choice = resolved.with_num_gpus(choice[0]), choice[1]
-    problems = precision_problems(resolved)
-    if problems:
+    if problems := precision_problems(resolved):
         raise InputError(problems)
     return Federation(
         config=resolved,
