@@ -8,6 +8,7 @@
   top edge of 1: where pixels are counted from 0, boxes at the edge have a 0.
 - Roboflow's own exports have edges one pixel beyond the image (<xmax>156</xmax> of a <width> of
   155, in files that it has published); where one has, all its edges are one less than written.
+  Where none has, they are taken as written, and a note says so.
 - All others (LabelImg, CVAT, Datumaro, Label Studio, FiftyOne, VoTT) write edges as they are. So
   does whatever has a 0 or less, even where it has copied the devkit's <source>.
 """
@@ -62,6 +63,11 @@ def edges_of(source: Source, boxes: Sequence[Placed], has_lists: bool) -> Edges:
         return Edges(1, 0, "pixels are counted from 1, as in VOC's own files")
     if is_roboflow and folder == SUPERVISION and not has_path:
         return Edges(1, 0, "pixels are counted from 1, as supervision writes them")
+    if is_roboflow:
+        return Edges(
+            why="Roboflow's files do not say whether pixels are counted from 0 or 1; edges are "
+            "taken as written, and may be one pixel off; its COCO export leaves no doubt"
+        )
     if has_source:
         return Edges()
     if has_lists or lowest == 1:
