@@ -148,7 +148,10 @@ def read_data_yaml(path: Path, *, where: str) -> dict[str, Any]:
     try:
         data = check_det_dataset(str(path), autodownload=False)
     except OSError as error:  # not found, or a name that no file can have
-        raise InputError(f"{where}: {one_line(error)}; correct 'path', 'train' or 'val'") from error
+        raise InputError(
+            f"{where}: {one_line(error)}; correct 'path', 'train' or 'val', or, if there is no val "
+            "split, remove 'val' and set val_fraction=0.2"
+        ) from error
     except (SyntaxError, TypeError, ValueError, KeyError, AssertionError) as error:
         text = one_line(error).removeprefix(f"{path} ")
         raise InputError(f"{where}: {text}; correct it as in a data.yaml of Ultralytics") from error
