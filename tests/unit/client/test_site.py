@@ -143,7 +143,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no such folder of the val split": (
         lambda d: (d / "data.yaml").write_text("train: images/train\nval: ../SECRET_2\nnames: [a]"),
-        "images not found, missing path '(a path)'; correct 'path', 'train' or 'val'",
+        "images not found, missing path '(a path)'; correct 'path', 'train' or 'val', or, if "
+        "there is no val split, remove 'val' and set val_fraction=0.2",
     ),
     "a strange list": (
         lambda d: (d / "data.yaml").write_text("train: [SECRET, 3]\nval: images/val\nnames: [a]"),
