@@ -138,7 +138,7 @@ def _write_picture(
         return _count_lines(picture.labels, content.names)
     if not picture.objects:
         return Counter()
-    size = image_size(picture.path)
+    size = picture.size or image_size(picture.path)  # the first has been compared with the second
     if size is None:
         raise ValueError(
             f"{picture.path}: not readable as an image; repair it, or remove its entry"
