@@ -104,7 +104,7 @@ def test_every_setting_has_a_meaning_and_stands_in_the_reference() -> None:
     may_change = {name.split(".")[0] for name, row in rows.items() if "on resume.*" in row[2]}
     assert may_change == set(RESUME_SETTINGS)
     options = made["reference"]().split("### Options of `strategy`")[1]
-    assert "| `fedprox` | `proximal_mu: 0.1` |" in options
+    assert "| `fedprox` | `proximal_mu: 0.01` |" in options
 
 
 def test_the_api_page_has_every_public_name_and_nothing_else() -> None:
