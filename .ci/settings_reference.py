@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from federated_yolo.aggregation.strategies import STRATEGIES
 from federated_yolo.config.resume import RESUME_SETTINGS
 from federated_yolo.config.schema import Config
 from federated_yolo.config.train_arguments import OWNED_TRAIN_ARGS
@@ -17,7 +18,8 @@ TYPES = {
     "object": "mapping",
 }
 BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-HEADER = "| setting | type | default | resume | meaning |\n|---|---|---|---|---|"
+HEADER = "| setting | type | default | meaning |\n|---|---|---|---|"
+RESUME = " *May change on resume.*"
 
 
 def reference() -> str:
@@ -30,7 +32,8 @@ def reference() -> str:
             prefix = f"{name}[]." if section == "ClientData" else f"{name}."
             sections.append((prefix, f"\n### `{name}`\n", schema["$defs"][section]))
     parts = [_table(prefix, title, section) for prefix, title, section in sections]
-    return "\n".join([*parts, "\n### `train`\n", _owned_train_arguments()])
+    options = ["\n### Options of `strategy`\n", _strategy_options()]
+    return "\n".join([*parts, *options, "\n### `train`\n", _owned_train_arguments()])
 
 
 def missing_meanings() -> list[str]:
@@ -56,8 +59,7 @@ def _table(prefix: str, title: str, section: dict[str, Any]) -> str:
             f"`{setting}`",
             _type_of(entry),
             "required" if name in required else _default_of(entry),
-            "yes" if can_change else "",
-            entry.get("description", ""),
+            entry.get("description", "") + RESUME * can_change,
         )
         rows.append("| " + " | ".join(" ".join(cell.split()) for cell in cells) + " |")
     return "\n".join([title, intro, "", *rows])
@@ -91,6 +93,15 @@ def _number(value: float) -> str:
 
 def _default_of(entry: dict[str, Any]) -> str:
     return "" if "$ref" in entry else f"`{json.dumps(entry['default'])}`".replace('"', "")
+
+
+def _strategy_options() -> str:
+    """The options of each strategy, which config/schema.py leaves to the registry."""
+    rows = ["| `strategy.name` | options and their defaults |\n|---|---|"]
+    for name, entry in STRATEGIES.items():
+        options = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in entry.options.items())
+        rows.append(f"| `{name}` | {options or 'none'} |")
+    return "\n".join(rows)
 
 
 def _owned_train_arguments() -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 from local_grid import identify_process
+from processes import ROOT
 
 from federated_yolo.aggregation.aggregator import Aggregation, Update, abstain
 from federated_yolo.aggregation.strategies import STRATEGIES, strategy_problems
@@ -374,3 +375,11 @@ def test_a_round_has_as_many_clients_as_a_share_takes(max_share: float, needed: 
     config = StrategyConfig.model_validate({"name": "fedavg", "max_share": max_share})
     assert strategy_problems(config, needed) == []
     assert len(strategy_problems(config, needed - 1)) == 1
+
+
+def test_every_strategy_has_its_place_in_the_docs() -> None:
+    folder = ROOT / "docs" / "strategies"
+    for name in STRATEGIES:
+        assert f"`{name}`" in (folder / "README.md").read_text(), name
+        others = [p.read_text() for p in folder.glob("*.md") if p.name != "README.md"]
+        assert any(f"`{name}`" in text for text in others), name
