@@ -51,6 +51,7 @@ SPLIT_COLUMNS = ("split", "set", "subset", "data set", "dataset")
 # Columns of tables of objects with a place.
 PLACES = {
     *("xmin", "x_min", "xmax", "x_max", "x1", "x", "left", "bbox", "box", "segmentation"),
+    *("x0", "xc", "x_c", "cx", "x_center", "xcenter", "center_x", "xtl", "bbox_x", "polygons"),
     *("region_shape_attributes", "encodedpixels", "rle", "polygon", "mask"),
 }
 # Folders that are none of a class, and files that tell of something else than classes.
