@@ -184,7 +184,7 @@ def read_class_folders(path: Path) -> Content:
         for each in _classes(folder)
         for image in images_in(each)
     ]
-    loose = [p for folder in splits.values() for p in folder.iterdir() if is_image_name(p.name)]
+    loose = [p for f in splits.values() for p in walk(f, 0) if is_image_name(p.name)]
     if loose:
         problems.append(
             f"{loose[0]}: an image outside of the class folders (and {len(loose) - 1} more); move "

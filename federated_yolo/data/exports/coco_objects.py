@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat
 from federated_yolo.data.exports.content import LeftOut, Object, Point
 from federated_yolo.data.exports.json_files import is_number
 from federated_yolo.data.exports.masks import rle_outline
+from federated_yolo.data.exports.shapes import rotated_corners
 from federated_yolo.data.exports.write import FLAT
 
 MIN_NUMBERS = 6  # of a polygon: x and y of three corners
@@ -193,9 +194,19 @@ def _object(annotation: Annotation, image: Image, name: str) -> Object | None:
     assert box is None or len(box) == 4
     if box is None or box[2] <= box[0] or box[3] <= box[1]:
         return None
+    degrees = _rotation(annotation)
+    if degrees and not outline:
+        return Object(name, corners=rotated_corners(box, degrees))
     numbers = annotation.keypoints or []
     points = tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=False))
     return Object(name, box, outline, keypoints=points)
+
+
+def _rotation(annotation: Annotation) -> float:
+    """Degrees by which CVAT has turned a box, whose bbox is that of the unturned one."""
+    attributes = annotation.attributes if isinstance(annotation.attributes, dict) else {}
+    degrees = attributes.get("rotation", 0.0)
+    return degrees % 360 if is_number(degrees) else 0.0
 
 
 def _whole_box(box: Edges, bounds: Edges) -> Edges:

@@ -46,7 +46,10 @@ FORMATS: tuple[Format, ...] = tuple(
 
 def recognise(path: Path) -> Format | None:
     """Return the format of a folder or file; None for an Ultralytics data set or nothing known."""
-    return next((known for known in FORMATS if known.matches(path)), None)
+    found = next((known for known in FORMATS if known.matches(path)), None)
+    # Annotations that the labels of a data set were made of may lie beside them.
+    is_own = found is not None and found not in yolo.FORMATS and yolo.is_own(path)
+    return None if is_own else found
 
 
 def unknown_folder(path: Path) -> str:

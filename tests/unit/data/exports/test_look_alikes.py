@@ -10,7 +10,8 @@ from exports_coco import Shot, coco_of, draw, save
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.exports import coco, createml, named, yolo_folders
-from federated_yolo.data.exports.classification import is_table
+from federated_yolo.data.exports.classification import is_table, read_class_folders
+from federated_yolo.data.exports.convert import Options, prepare
 from federated_yolo.data.exports.recognise import recognise, unknown_folder
 
 SMALL = (Shot("a.jpg", (("a", (3, 4, 20, 20)), ("a", (5, 6, 15, 12)))),)
@@ -130,3 +131,31 @@ def test_more_formats_are_named_with_the_next_step(name: str, tmp_path: Path) ->
     assert found
     assert found.name == name
     assert found.advice
+
+
+def test_boxes_that_cvat_has_turned_are_turned(tmp_path: Path) -> None:
+    shots = (Shot("a.jpg", (("a", (17, 14, 47, 34)), ("a", (1, 1, 9, 5)))),)
+    content = coco_of(shots)
+    content["annotations"][0]["attributes"] = {"occluded": False, "rotation": 90.0}
+    content["annotations"][1]["attributes"] = {"occluded": False, "rotation": 0.0}
+    turned, plain = coco.read_coco(of_content(tmp_path, shots, content)).splits["train"][0].objects
+    assert turned.bounds == pytest.approx((22, 9, 42, 39))
+    assert plain.box == (1, 1, 9, 5)
+
+
+def test_a_data_set_of_any_yaml_stays_the_users_own_beside_annotations(tmp_path: Path) -> None:
+    of_content(tmp_path, (), coco_of(SMALL))
+    for split in ("train", "val"):
+        draw(tmp_path / "images" / split / "a.jpg", (64, 48))
+    assert recognise(tmp_path)
+    text = "train: images/train\nval: images/val\nnames: [a]\n"
+    (tmp_path / "my.yaml").write_text(text)
+    assert recognise(tmp_path) is None
+    assert prepare(tmp_path, tmp_path / "made", "x", Options(), where="").path.name == "my.yaml"
+
+
+def test_residue_of_zip_files_is_no_image_outside_of_the_classes(tmp_path: Path) -> None:
+    for name in ("cat/a.jpg", "dog/b.jpg"):
+        draw(tmp_path / name, (64, 48))
+    (tmp_path / "._a.jpg").write_bytes(b"\0\5\x16\7")
+    assert read_class_folders(tmp_path).names == ("cat", "dog")
