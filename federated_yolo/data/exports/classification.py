@@ -51,6 +51,7 @@ SPLIT_COLUMNS = ("split", "set", "subset", "data set", "dataset")
 # Columns of tables of objects with a place.
 PLACES = {
     *("xmin", "x_min", "xmax", "x_max", "x1", "x", "left", "bbox", "box", "segmentation"),
+    *("x0", "xc", "x_c", "cx", "x_center", "xcenter", "center_x", "xtl", "bbox_x", "polygons"),
     *("region_shape_attributes", "encodedpixels", "rle", "polygon", "mask"),
 }
 # Folders that are none of a class, and files that tell of something else than classes.
@@ -183,7 +184,7 @@ def read_class_folders(path: Path) -> Content:
         for each in _classes(folder)
         for image in images_in(each)
     ]
-    loose = [p for folder in splits.values() for p in folder.iterdir() if is_image_name(p.name)]
+    loose = [p for f in splits.values() for p in walk(f, 0) if is_image_name(p.name)]
     if loose:
         problems.append(
             f"{loose[0]}: an image outside of the class folders (and {len(loose) - 1} more); move "

@@ -21,7 +21,8 @@ ROBOFLOW = "_annotations.coco.json"
 FIFTYONE = "labels.json"
 MAX_FILES = 32  # .json files beside each other that may be COCO's; of others there is one an image
 OBJECTS = ("instances_", "person_keypoints_")  # the first kind of these that is there is read
-OTHER_KINDS = ("captions_", "panoptic_", "labels_", "image_info_", "stuff_")
+OTHER_KINDS = ("captions_", "panoptic_", "image_info_", "stuff_")
+OF_IMAGES = "labels_"
 
 
 def annotation_files(path: Path) -> list[Path]:
@@ -52,7 +53,10 @@ def _json_files(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.iterdir()
-        if p.suffix.lower() == ".json" and not p.name.startswith((".", *OTHER_KINDS))
+        if p.suffix.lower() == ".json"
+        and not p.name.startswith((".", *OTHER_KINDS))
+        # Datumaro's are of whole images; makesense.ai calls its boxes so.
+        and not (p.name.startswith(OF_IMAGES) and '"bbox"' not in edges_of(p))
     )
 
 

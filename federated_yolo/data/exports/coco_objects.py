@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat
 from federated_yolo.data.exports.content import LeftOut, Object, Point
 from federated_yolo.data.exports.json_files import is_number
 from federated_yolo.data.exports.masks import rle_outline
+from federated_yolo.data.exports.shapes import rotated_corners
 from federated_yolo.data.exports.write import FLAT
 
 MIN_NUMBERS = 6  # of a polygon: x and y of three corners
@@ -17,6 +18,7 @@ CROWD = "a crowd (iscrowd: 1)"
 CROWD_SHARE = 0.25  # of all objects; more are no crowds. COCO's own files have 1 %
 SUPERVISION = "common-objects"  # supervision's supercategory of all classes
 NEAR = 1.5  # pixels by which a box may differ from its polygon, or reach beyond the image
+AREA_NEAR = 0.01  # share of an area by which tools round it
 MASK_NEAR = 2.0  # pixels by which a box and its mask may differ
 
 Id = int | str
@@ -62,6 +64,7 @@ class Annotation:
         iscrowd: Whether it is marked as a crowd.
         segmentation: Polygons as lists of x and y, or a mask as run lengths, or nothing.
         keypoints: x, y, visibility of each.
+        area: In square pixels, of the outline if there is one.
         attributes: What CVAT and Datumaro add; COCO itself has no such key.
     """
 
@@ -74,6 +77,7 @@ class Annotation:
     iscrowd: bool | None = False
     segmentation: Any = None
     keypoints: list[FiniteFloat] | None = None
+    area: Any = None
     attributes: Any = None
 
 
@@ -95,12 +99,14 @@ class Found:
         image: Its image.
         box: The `bbox` as left, top, width, height; None where there is none.
         object: What it is read as.
+        area: The `area`, if it is a number.
     """
 
     index: int
     image: Image
     box: Edges | None
     object: Object
+    area: float | None = None
 
 
 def marks_are_masks(contents: Iterable[Coco]) -> str | None:
@@ -161,7 +167,8 @@ def objects_of(
             continue
         left, top, width, height = annotation.bbox or (0, 0, 0, 0)
         box = (left, top, width, height) if width > 0 and height > 0 else None
-        found.append(Found(index, image, box, o))
+        area = annotation.area if is_number(annotation.area) else None
+        found.append(Found(index, image, box, o, area))
     return found, problems
 
 
@@ -187,9 +194,19 @@ def _object(annotation: Annotation, image: Image, name: str) -> Object | None:
     assert box is None or len(box) == 4
     if box is None or box[2] <= box[0] or box[3] <= box[1]:
         return None
+    degrees = _rotation(annotation)
+    if degrees and not outline:
+        return Object(name, corners=rotated_corners(box, degrees))
     numbers = annotation.keypoints or []
     points = tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=False))
     return Object(name, box, outline, keypoints=points)
+
+
+def _rotation(annotation: Annotation) -> float:
+    """Degrees by which CVAT has turned a box, whose bbox is that of the unturned one."""
+    attributes = annotation.attributes if isinstance(annotation.attributes, dict) else {}
+    degrees = attributes.get("rotation", 0.0)
+    return degrees % 360 if is_number(degrees) else 0.0
 
 
 def _whole_box(box: Edges, bounds: Edges) -> Edges:
@@ -268,20 +285,28 @@ def box_problems(found: Sequence[Found]) -> Iterator[str]:
 
 
 def _are_corners(boxed: Sequence[Found]) -> bool:
-    """Whether boxes can only be corners: some reach beyond the image as width and height, or none
-    is around its polygon; and as corners all fit."""
+    """Whether boxes can only be corners: some reach beyond the image as width and height alone, or
+    none is around its polygon, or of its area; and none has a width or height below left or top."""
     beyond = around = as_corners = 0
     for f in boxed:
         assert f.box is not None
         x, y, a, b = f.box
         width, height = f.image.size
-        if a <= x or b <= y or a > width + NEAR or b > height + NEAR or min(x, y) < -NEAR:
+        if a <= x or b <= y or min(x, y) < -NEAR:
             return False
-        beyond += x + a > width + NEAR or y + b > height + NEAR
+        outside = a > width + NEAR or b > height + NEAR
+        beyond += not outside and (x + a > width + NEAR or y + b > height + NEAR)
         if (bounds := Object("", outline=f.object.outline).bounds) is not None:
             around += _near((x, y, x + a, y + b), bounds)
             as_corners += _near((x, y, a, b), bounds)
+        elif f.area and max(x, y) > 0:
+            around += _is_near_area(a * b, f.area)
+            as_corners += _is_near_area((a - x) * (b - y), f.area)
     return not around and (beyond > 0 or as_corners > 0)
+
+
+def _is_near_area(area: float, other: float) -> bool:
+    return abs(area - other) <= AREA_NEAR * other
 
 
 def _near(box: Edges, other: Edges, within: float = NEAR) -> bool:

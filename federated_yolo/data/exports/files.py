@@ -265,18 +265,22 @@ def twice(pictures: Iterable[Picture], file: Path) -> Iterator[str]:
 
 
 def beyond(pictures: Iterable[Picture], file: Path) -> Iterator[str]:
-    """Say which images are too small for their objects, of those whose size is not given."""
+    """Say which images' objects are outside of them, of those whose size is not given."""
     for picture in pictures:
         size = None if picture.size or not picture.objects else image_size(picture.path)
         if size is None:
             continue
-        edges = [bounds[2:] for o in picture.objects if (bounds := o.bounds)]
-        right, bottom = (max((edge[axis] for edge in edges), default=0) for axis in (0, 1))
-        if any(e > s + max(2, s / 100) for e, s in zip((right, bottom), size, strict=True)):
+        bounds = [box for o in picture.objects if (box := o.bounds)]
+        right, bottom = (max((b[axis] for b in bounds), default=0) for axis in (2, 3))
+        left, top = (min((b[axis] for b in bounds), default=0) for axis in (0, 1))
+        if any(
+            e > s + max(2, s / 100) or e0 < -max(2, s / 100)
+            for e0, e, s in zip((left, top), (right, bottom), size, strict=True)
+        ):
             yield (
                 f"{file}: {picture.entry}: {picture.path.name} is {size[0]} x {size[1]} pixels, "
-                f"and its objects reach to {right:g} x {bottom:g}; put back the image that was "
-                "annotated, or export again"
+                f"and its objects reach from {left:g} x {top:g} to {right:g} x {bottom:g}; put "
+                "back the image that was annotated, or export again"
             )
 
 

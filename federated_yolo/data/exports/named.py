@@ -1,6 +1,7 @@
 """Formats that are not read, but named, with the export to choose instead."""
 
 import re
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -114,6 +115,33 @@ def is_cvat_backup(path: Path) -> bool:
     return {"task.json", "annotations.json"} <= names
 
 
+def has_json(*patterns: str) -> Callable[[Path], bool]:
+    """A test whether a file, or a .json in a folder, has all of these."""
+    return lambda path: _any_json(path, *patterns)
+
+
+def is_via_csv(path: Path) -> bool:
+    """Whether it is VIA's table."""
+    return any(
+        "region_shape_attributes" in head_of(p, 4096) for p in sniffed(path, ".csv", limit=8)
+    )
+
+
+def is_dota(path: Path) -> bool:
+    """Whether it is of DOTA: labelTxt with lines of eight numbers, a class and a number."""
+    line = r"(-?[\d.]+\s+){8}\S+\s+\d"
+    for folder in (f for name in ("labelTxt", "labelTxt-v1.0") for f in _folders(path, name)):
+        file = next((p for p in sorted(folder.glob("*.txt"))), None)
+        if file and any(re.fullmatch(line, text.strip()) for text in _lines(file)):
+            return True
+    return False
+
+
+def is_odgt(path: Path) -> bool:
+    """Whether it is of CrowdHuman."""
+    return any(looks_so(p, r'"gtboxes"\s*:') for p in sniffed(path, ".odgt", limit=8))
+
+
 LABEL_STUDIO = "export the project as COCO or YOLO with images"
 CVAT = "export the task as COCO 1.0 or CVAT for images 1.1, with its images"
 
@@ -144,6 +172,47 @@ FORMATS = (
         is_vendor_ndjson,
         advice="convert it to COCO by the tool's own library (labelbox, nucleus)",
     ),
+    Format(
+        "of the VGG Image Annotator (VIA), CSV",
+        is_via_csv,
+        advice="export it there as COCO (Annotation, Export Annotations as COCO)",
+    ),
+    Format(
+        "VoTT's JSON",
+        has_json(r'"assets"\s*:\s*\{', r'"regions"\s*:', r'"boundingBox"\s*:'),
+        advice="export it there as Pascal VOC",
+    ),
+    Format(
+        "JSON of Darwin (V7)",
+        has_json(r'"item"\s*:\s*\{', r'"slots"\s*:', r'"annotations"\s*:\s*\['),
+        advice="convert it to COCO, by darwin convert of the package darwin-py",
+    ),
+    Format(
+        "JSON of SuperAnnotate",
+        has_json(r'"instances"\s*:\s*\[', r'"metadata"\s*:\s*\{'),
+        advice="convert it to COCO by the tool's own library (superannotate)",
+    ),
+    Format(
+        "JSON of Encord",
+        has_json(r'"label_hash"\s*:', r'"data_units"\s*:'),
+        advice="export it there as COCO",
+    ),
+    Format(
+        "of BDD100K",
+        has_json(r'"labels"\s*:\s*\[', r'"box2d"\s*:'),
+        advice="convert it to COCO, by bdd100k.label.to_coco of its own toolkit, or by FiftyOne",
+    ),
+    Format(
+        "of Cityscapes",
+        has_json(r'"imgHeight"\s*:', r'"objects"\s*:\s*\[', r'"polygon"\s*:'),
+        advice="convert it to COCO, e.g. by datumaro or FiftyOne",
+    ),
+    Format(
+        "of DOTA",
+        is_dota,
+        advice="convert it once, by convert_dota_to_yolo_obb of ultralytics.data.converter",
+    ),
+    Format("of CrowdHuman", is_odgt, advice="convert it to COCO"),
     Format("of KITTI", is_kitti, advice="convert it to COCO, e.g. by datumaro or FiftyOne"),
     Format("of MOT", is_mot, advice="export it from the tool that made it as COCO, or as YOLO"),
 )

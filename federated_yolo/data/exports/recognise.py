@@ -18,6 +18,7 @@ from federated_yolo.data.exports import (
     yolo_folders,
 )
 from federated_yolo.data.exports.content import Format
+from federated_yolo.data.exports.yolo import find_yaml
 
 MAX_ENTRIES = 6  # in a message
 
@@ -45,12 +46,18 @@ FORMATS: tuple[Format, ...] = tuple(
 
 def recognise(path: Path) -> Format | None:
     """Return the format of a folder or file; None for an Ultralytics data set or nothing known."""
-    return next((known for known in FORMATS if known.matches(path)), None)
+    found = next((known for known in FORMATS if known.matches(path)), None)
+    # Annotations that the labels of a data set were made of may lie beside them.
+    is_own = found is not None and found not in yolo.FORMATS and yolo.is_own(path)
+    return None if is_own else found
 
 
 def unknown_folder(path: Path) -> str:
     """Describe what is in a folder that is of no known format, and what is expected."""
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    below = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith((".", "_"))]
+    if len(below) == 1 and (find_yaml(below[0]) or recognise(below[0])):
+        return f"nothing but a folder with a data set; give {below[0]}"
     shown = ", ".join(entries[:MAX_ENTRIES]) + (", ..." if entries[MAX_ENTRIES:] else "")
     names = ", ".join(dict.fromkeys(known.name for known in FORMATS if known.read))
     return (

@@ -100,6 +100,16 @@ def is_data_yaml(path: Path) -> bool:
     return _our_places(raw, file, entries) is not None
 
 
+@signature
+def is_own(path: Path) -> bool:
+    """Whether a folder has a data.yaml of any name that Ultralytics reads with train and val."""
+    file = find_yaml(path)
+    raw = _read(file) if file else None
+    if file is None or raw is None or not path.is_dir() or not raw.get("val"):
+        return False
+    return _is_read(_their_places(raw, file, _entries(raw) or {}))
+
+
 def _their_places(raw: Mapping[str, Any], file: Path, entries: Mapping[str, list[str]]) -> Places:
     """Where Ultralytics looks for the images of each split."""
     # unstable: ultralytics.data.utils.check_det_dataset

@@ -141,7 +141,8 @@ def signature(matches: Callable[[Path], bool]) -> Callable[[Path], bool]:
     def safely(path: Path) -> bool:
         try:
             return matches(path)
-        except (OSError, ValueError):  # no permission, or a name that no file can have
+        # No permission, a name that no file can have, or JSON within JSON without end.
+        except (OSError, ValueError, RecursionError):
             return False
 
     return safely
@@ -198,7 +199,8 @@ def has_labels(folders: Iterable[Path]) -> bool:
 def labels_in(folders: Iterable[Path]) -> Iterator[Path]:
     """All text files below these folders but for those that list names."""
     for folder in folders:
-        yield from (p for p in walk(folder) if p.suffix == ".txt" and p.name not in NAME_FILES)
+        texts = (p for p in walk(folder) if p.suffix.lower() == ".txt")
+        yield from (p for p in texts if p.name not in NAME_FILES)
 
 
 def read_names(path: Path) -> tuple[str, ...]:
