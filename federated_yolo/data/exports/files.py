@@ -6,6 +6,8 @@ import reprlib
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,13 +27,37 @@ HEAD_BYTES = 1 << 16
 MAX_SNIFFED_BYTES = 16 << 20
 
 
-def walk(root: Path, depth: int | None = None) -> Iterator[Path]:
-    """All files below a folder in the order of their names, without hidden ones.
+_walked: ContextVar[dict[tuple[Path, int | None], list[Path]] | None] = ContextVar(
+    "walked", default=None
+)
+
+
+@contextmanager
+def walking_once() -> Iterator[None]:
+    """Let `walk` list each folder once: every format looks at the same files."""
+    token = _walked.set({})
+    try:
+        yield
+    finally:
+        _walked.reset(token)
+
+
+def walk(root: Path, depth: int | None = None) -> Iterable[Path]:
+    """Return all files below a folder in the order of their names, without hidden ones.
 
     Args:
         root: The folder; links to folders are followed, but not in circles.
         depth: How many folders deep; None for any.
     """
+    known = _walked.get()
+    if known is None:
+        return _walk(root, depth)
+    if (root, depth) not in known:
+        known[root, depth] = list(_walk(root, depth))
+    return known[root, depth]
+
+
+def _walk(root: Path, depth: int | None) -> Iterator[Path]:
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

@@ -206,7 +206,7 @@ def _image_of(content: File, file: Path, own: Sequence[Path], images: ImageFiles
 
 
 def _objects(shapes: Sequence[Shape], reading: _Reading) -> Iterator[Object]:
-    """The objects of an image: shapes of the same label and group are parts of one."""
+    """Yield the objects of an image: outlines of the same label and group are parts of one."""
     groups: dict[tuple[str, str], list[Object]] = defaultdict(list)
     for number, shape in enumerate(shapes):
         if shape.label == IGNORED:
@@ -221,7 +221,10 @@ def _objects(shapes: Sequence[Shape], reading: _Reading) -> Iterator[Object]:
         if isinstance(found, str):
             reading.left_out.add(found, shape.label)
             continue
-        key = ("alone", str(number)) if shape.group_id is None else (shape.label, _id(shape))
+        # labelme joins the polygons and masks of a group; X-AnyLabeling gives boxes of one track
+        # the same group, and each is an object.
+        is_part = shape.group_id is not None and found.outline
+        key = (shape.label, _id(shape)) if is_part else ("alone", str(number))
         groups[key].append(found)
     for parts in groups.values():
         reading.num_parts += len(parts) - 1

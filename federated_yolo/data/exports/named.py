@@ -185,7 +185,7 @@ FORMATS = (
     Format(
         "JSON of Darwin (V7)",
         has_json(r'"item"\s*:\s*\{', r'"slots"\s*:', r'"annotations"\s*:\s*\['),
-        advice="convert it to COCO, by darwin convert of the package darwin-py",
+        advice="export it there as COCO",
     ),
     Format(
         "JSON of SuperAnnotate",
@@ -200,7 +200,7 @@ FORMATS = (
     Format(
         "of BDD100K",
         has_json(r'"labels"\s*:\s*\[', r'"box2d"\s*:'),
-        advice="convert it to COCO, by bdd100k.label.to_coco of its own toolkit, or by FiftyOne",
+        advice="convert it to COCO, by its own toolkit or FiftyOne",
     ),
     Format(
         "of Cityscapes",

@@ -18,6 +18,7 @@ from federated_yolo.data.exports import (
     yolo_folders,
 )
 from federated_yolo.data.exports.content import Format
+from federated_yolo.data.exports.files import walking_once
 from federated_yolo.data.exports.yolo import find_yaml
 
 MAX_ENTRIES = 6  # in a message
@@ -46,9 +47,10 @@ FORMATS: tuple[Format, ...] = tuple(
 
 def recognise(path: Path) -> Format | None:
     """Return the format of a folder or file; None for an Ultralytics data set or nothing known."""
-    found = next((known for known in FORMATS if known.matches(path)), None)
-    # Annotations that the labels of a data set were made of may lie beside them.
-    is_own = found is not None and found not in yolo.FORMATS and yolo.is_own(path)
+    with walking_once():
+        found = next((known for known in FORMATS if known.matches(path)), None)
+        # Annotations that the labels of a data set were made of may lie beside them.
+        is_own = found is not None and found not in yolo.FORMATS and yolo.is_own(path)
     return None if is_own else found
 
 

@@ -203,3 +203,13 @@ def test_the_case_of_labelme_is_read(tmp_path: Path) -> None:
     assert out.made
     assert (out.made.task, out.made.left_out) == ("segment", {})
     truths.assert_truth(out.path, json.loads((folder / "truth.json").read_text()), within=0.011)
+
+
+def test_boxes_of_one_group_stay_objects_of_their_own(tmp_path: Path) -> None:
+    """As X-AnyLabeling writes the boxes of a track; only outlines are parts of one object."""
+    first = {**shape("rectangle", [1, 2], [11, 12]), "group_id": 3}
+    second = {**shape("rectangle", [30, 20], [40, 30]), "group_id": 3}
+    labelme_of(tmp_path, first, second)
+    content = read(tmp_path)
+    assert [o.box for o in objects_of(content)] == [(1, 2, 11, 12), (30, 20, 40, 30)]
+    assert not content.notes

@@ -1,6 +1,7 @@
 """Exports that look like what they are not: boxes as corners, files of another's name, no JSON."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from exports_coco import Shot, coco_of, draw, save
 
 from federated_yolo.common.errors import InputError
-from federated_yolo.data.exports import coco, createml, named, yolo_folders
+from federated_yolo.data.exports import coco, createml, files, named, yolo_folders
 from federated_yolo.data.exports.classification import is_table, read_class_folders
 from federated_yolo.data.exports.convert import Options, prepare
 from federated_yolo.data.exports.recognise import recognise, unknown_folder
@@ -159,3 +160,19 @@ def test_residue_of_zip_files_is_no_image_outside_of_the_classes(tmp_path: Path)
         draw(tmp_path / name, (64, 48))
     (tmp_path / "._a.jpg").write_bytes(b"\0\5\x16\7")
     assert read_class_folders(tmp_path).names == ("cat", "dog")
+
+
+def test_a_folder_is_walked_once_for_all_formats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stuff").mkdir()
+    walked: list[tuple[Path, int | None]] = []
+    original = files._walk
+
+    def counted(root: Path, depth: int | None) -> Iterator[Path]:
+        walked.append((root, depth))
+        return original(root, depth)
+
+    monkeypatch.setattr(files, "_walk", counted)
+    assert recognise(tmp_path) is None
+    assert len(walked) == len(set(walked))
