@@ -238,14 +238,14 @@ def versions() -> str:
 
 def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
     """Run a command and end this process with its exit code."""
+    from federated_yolo.common.command_line import failed
+    from federated_yolo.common.streams import flush_problem, make_streams_last
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal acts as Ctrl-C
-    try:
-        exit_code = function(arguments)
-    except KeyboardInterrupt:  # during the imports, or a second interrupt
-        print("error: interrupted", file=sys.stderr)
-        exit_code = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
+    make_streams_last()
+    exit_code = _exit_code(function, arguments)
+    if problem := flush_problem():
+        exit_code = failed([problem], exit_code or 1)
     if exit_code in (1, 130):
         # Flower's threads may wait for ever for dead workers, and Python for those threads.
         from federated_yolo.common.processes import kill_children
@@ -253,6 +253,31 @@ def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
         kill_children()
         os._exit(exit_code)
     sys.exit(exit_code)
+
+
+def _exit_code(function: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; return its exit code, also where its surroundings do not let it run."""
+    from federated_yolo.common.command_line import failed, install_hint
+
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        reason = error.strerror or error
+        return failed([f"the working directory: {reason}; go on in another one (cd DIR)"], 2)
+    try:
+        return function(arguments)
+    except KeyboardInterrupt:  # during the imports, or a second interrupt
+        return failed(["interrupted"], 130)
+    except SystemExit as ended:  # argparse, after --help
+        return ended.code if isinstance(ended.code, int) else 0
+    except ModuleNotFoundError as error:
+        name = error.name or ""
+        if not name or "." in name or name == "federated_yolo":
+            raise
+        line = f"the package '{name}' is not installed in this Python ({sys.executable}); "
+        return failed([f"{line}install all that is needed: {install_hint()}"], 2)
+    except OSError as error:  # such as a full disk behind stdout
+        return failed([f"{error.filename or 'output'}: {error.strerror or error}"], 1)
 
 
 def entry() -> None:

@@ -116,7 +116,7 @@ def quiet_stdout(*, verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         yield
 
 
