@@ -1,12 +1,15 @@
 """What the command says of itself."""
 
+import ast
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from processes import python
+from processes import ROOT, python
 
-from federated_yolo.common.command_line import called_as
+from federated_yolo.common import command_line
+from federated_yolo.common.command_line import called_as, install_hint
 
 
 def test_the_version_is_told_whichever_distribution_ultralytics_came_in(tmp_path: Path) -> None:
@@ -33,7 +36,11 @@ def test_the_version_is_told_whichever_distribution_ultralytics_came_in(tmp_path
         ("/venv/bin/federated-yolo", "federated-yolo report"),
         ("federated.py", "python federated.py report"),
         ("/x/federated_yolo/__main__.py", "python -m federated_yolo report"),
-        ("/x/utils/report.py", "python utils/report.py"),
+        ("/x y/federated.py", "python '/x y/federated.py' report"),
+        ("utils/report.py", "python utils/report.py"),
+        ("utils/partition.py", "python federated.py report"),
+        ("sweep.py", "federated-yolo report"),
+        ("utils/of_mine.py", "federated-yolo report"),
     ],
 )
 def test_help_shows_what_was_typed(
@@ -41,3 +48,37 @@ def test_help_shows_what_was_typed(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [script])
     assert called_as("report") == expected
+
+
+def test_an_extra_is_installed_where_this_package_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert install_hint("onnx") == 'pip install -e ".[onnx]"'
+    monkeypatch.chdir(tmp_path)
+    assert install_hint("onnx") == f'pip install -e "{ROOT}[onnx]"'
+    assert install_hint() == f"pip install -e {ROOT}"
+    installed = tmp_path / "site-packages" / "federated_yolo" / "common" / "command_line.py"
+    monkeypatch.setattr(command_line, "__file__", str(installed))
+    assert install_hint("onnx") == 'pip install "federated-yolo[onnx]"'
+    assert install_hint() == "pip install federated-yolo"
+
+
+def test_what_users_read_names_no_script_that_only_a_clone_has() -> None:
+    """Docstrings may: they are for whoever reads the clone; called_as says what is there."""
+    for path in (ROOT / "federated_yolo").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        told = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+        told = [text for text in told if isinstance(text, str)]
+        docs = {
+            node.body[0].value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and isinstance(node.body[0], ast.Expr)
+            and isinstance(node.body[0].value, ast.Constant)
+        }
+        for text in set(told) - docs:
+            named = re.search(r"python federated\.py|python utils/|pip install -e \S*\[\w", text)
+            assert not named, f"{path.name}: {text}"
+    page = (ROOT / "federated_yolo" / "reporting" / "report.html.md").read_text()
+    assert "utils/" not in page
