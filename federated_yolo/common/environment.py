@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 # A variable that is already set keeps its value.
@@ -69,7 +69,8 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
     if _is_prepared():
         return
-    folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
+    _remove_left_behind()
+    folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-{_namespace()}-"))
     atexit.register(remove_private_settings)  # also in processes that Flower starts
     os.environ["FEDERATED_YOLO_USER_SETTINGS"] = str(_user_settings_file())
     _write_settings(folder / "Ultralytics", user_settings())
@@ -108,6 +109,30 @@ def remove_private_settings() -> None:
         del os.environ["FEDERATED_YOLO_CONFIG"], os.environ["YOLO_CONFIG_DIR"]
         del os.environ["FEDERATED_YOLO_USER_SETTINGS"]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left_behind() -> None:
+    """Delete the folders of this user's processes that were killed and could not do it.
+
+    A process ID says nothing of a process in another container that has the same temporary folder,
+    so only folders from this namespace of process IDs are looked at.
+    """
+    import psutil
+
+    for folder in Path(tempfile.gettempdir()).glob(f"federated-yolo-*-{_namespace()}-*"):
+        pid = folder.name.split("-")[2]
+        with suppress(OSError):  # another process is removing it too
+            is_own = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
+            if is_own and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(folder)
+
+
+def _namespace() -> int:
+    """Return the number of this process's namespace of process IDs, 0 where there are none."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def set_verbosity(*, verbose: bool) -> None:
