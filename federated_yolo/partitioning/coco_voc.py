@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
+from federated_yolo.common.command_line import install_hint
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.files import refuse_special, special_files
 from federated_yolo.data.data_yaml import is_image_name, repeated_names
@@ -383,7 +384,7 @@ def convert_voc(folder: Path, target: Path) -> Converted:
         import supervision
     except ImportError as error:
         raise InputError(
-            f'{folder}: Pascal VOC is read by supervision: pip install -e ".[supervision]"'
+            f"{folder}: Pascal VOC is read by supervision: {install_hint('supervision')}"
         ) from error
     lists = {split: folder / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS}
     missing = [

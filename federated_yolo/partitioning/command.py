@@ -44,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from federated_yolo.common.command_line import failed, parser_of
+from federated_yolo.common.command_line import called_as, failed, parser_of
 from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.partitioning.coco_voc import convert_coco, convert_voc, is_coco, is_voc
 from federated_yolo.partitioning.divide import (
@@ -213,8 +213,8 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     print(f"{output / 'partitions.png'}  {described}")
     print("Next:")
     config = write_config(source, partition, output, described)
-    print(f"  python federated.py check {config}")
-    print(f"  python federated.py {config}")
+    print(f"  {called_as('check')} {config}")
+    print(f"  {called_as()} {config}")
 
 
 def describe(options: argparse.Namespace) -> str:
