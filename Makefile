@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt --editable
-EXTRAS := onnx,tensorboard,wandb,dp,supervision,dev,docs
+EXTRAS := onnx,tensorboard,wandb,dp,dev,docs
 
 .PHONY: demo test test-fast lint docs dist test-newest test-oldest constraints clean
 

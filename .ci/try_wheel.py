@@ -4,7 +4,7 @@
 
 What the wheel needs is not installed again: the environment also sees the packages of the Python
 that runs this. Ends with an error where the wheel lacks a file, has one too many, or its command
-cannot run the demo.
+cannot run the demo; also where the sdist beside it lacks a file that its README points at.
 """
 
 import os
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import venv
 import zipfile
@@ -34,6 +35,19 @@ def content_problems(wheel: Path) -> list[str]:
     return [f"{wheel.name}: {name} is missing" for name in NEEDED if name not in names] + [
         f"{wheel.name}: has {top} beside federated_yolo" for top in sorted(strange)
     ]
+
+
+def source_problems(sdist: Path) -> list[str]:
+    """Say which files of its own README an sdist lacks: those linked to, and scripts to start."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        [readme] = [name for name in archive.getnames() if re.fullmatch("[^/]+/README.md", name)]
+        file = archive.extractfile(readme)
+        assert file is not None
+        text = file.read().decode()
+    pointed = set(re.findall(r"\]\(([^)#\s:]+)[)#]", text))
+    pointed |= set(re.findall(r"\bpython ((?:\w+/)*\w+\.py)", text))
+    return [f"{sdist.name}: {name} is missing" for name in sorted(pointed - names)]
 
 
 def try_wheel(wheel: Path) -> None:
@@ -62,6 +76,9 @@ def run(command: list[str], folder: Path) -> None:
 
 if __name__ == "__main__":
     [path] = map(Path, sys.argv[1:])
-    if problems := content_problems(path.resolve()):
+    problems = content_problems(path.resolve())
+    for sdist in path.resolve().parent.glob("*.tar.gz"):
+        problems += source_problems(sdist)
+    if problems:
         sys.exit("\n".join(problems))
     try_wheel(path.resolve())

@@ -5,7 +5,8 @@
     result = run(load_config("my_config.yaml", ["num_rounds=5"]))
 
 Names are imported on first use: Ultralytics, Flower and Ray read the environment during import, so
-this package must prepare it before.
+this package prepares it before it imports a name that needs them. With such an import Ultralytics
+gets known classes only, so a config with trust_checkpoint must be loaded before it.
 """
 
 from importlib import import_module
@@ -50,6 +51,7 @@ _HOMES = {
     "load_config": "api",
     "run": "api",
 }
+_WITH_ULTRALYTICS = ("checks.federation", "client.yolo_client", "yolo.trainer")
 
 try:
     __version__ = version("federated-yolo")
@@ -61,4 +63,13 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if _HOMES[name] in _WITH_ULTRALYTICS:
+        from federated_yolo.common.environment import prepare_for_import
+
+        prepare_for_import()
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names too, which are not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -2,12 +2,14 @@
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federated_yolo.common.environment import prepare_environment
+from federated_yolo.common.environment import prepare_environment, restored_verbosity
 from federated_yolo.common.errors import InputError
+from federated_yolo.common.files import at_home
 from federated_yolo.config import loading as config_module
 from federated_yolo.config.schema import Config
 
@@ -17,28 +19,36 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "InputError", "check", "load_config", "run"]
 
+_RUNNING = threading.Lock()
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+
+def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> Config:
     """Read a config from a YAML file and `key=value` overrides.
 
     Args:
-        path: The YAML file; configs/example.yaml shows every setting.
+        path: The YAML file; configs/example.yaml shows every setting. `~` is the home folder.
         overrides: `key=value` texts, as on the command line; dots reach nested settings
-            ("train.imgsz=320").
+            ("train.imgsz=320"). None for no overrides.
 
     Returns:
         A config whose settings have the right types. Files that it names are not opened yet.
 
     Raises:
         InputError: With every problem of the file and the overrides, or if Ultralytics was
-            imported before with other settings.
+            imported before, by others or with another `trust_checkpoint`.
     """
-    if not isinstance(path, str | Path) or isinstance(overrides, str):
+    words = () if overrides is None else overrides
+    if (
+        not isinstance(path, str | Path)
+        or not isinstance(words, Sequence)
+        or isinstance(words, str | bytes)
+        or not all(isinstance(word, str) for word in words)
+    ):
         raise InputError(
-            f"load_config: found {type(path).__name__}, {type(overrides).__name__}; expected the "
-            'path of a YAML file and a list: load_config("config.yaml", ["num_rounds=5"])'
+            f"load_config: found {path!r}, {overrides!r}; expected the path of a YAML file and a "
+            'list of texts: load_config("config.yaml", ["num_rounds=5"])'
         )
-    path, overrides = Path(path), list(overrides)
+    path, overrides = Path(at_home(str(path))), list(words)
     _prepare(trust_checkpoints=config_module.trusts_checkpoint(path, overrides))
     return config_module.load_config(path, overrides)
 
@@ -77,10 +87,24 @@ def run(config: Config, *, show: bool = False) -> "RunResult":
         The run directory, the rounds and the best of them.
 
     Raises:
-        InputError: With all problems, before anything is started.
+        InputError: With all problems, before anything is started; also if another run is in
+            progress in this process.
         FederationError: If the run cannot continue; its finished rounds stay usable.
     """
     _prepare_for(config, "run")
+    if not _RUNNING.acquire(blocking=False):
+        raise InputError(
+            "run: another run is in progress in this process, and Flower and Ray have one at a "
+            "time; wait for it, or start this one in a process of its own"
+        )
+    try:
+        with restored_verbosity():
+            return _run(config, show=show)
+    finally:
+        _RUNNING.release()
+
+
+def _run(config: Config, *, show: bool) -> "RunResult":
     from rich.console import Console
 
     from federated_yolo.checks.federation import checked, with_demo_data
@@ -115,9 +139,15 @@ def _prepare(*, trust_checkpoints: bool) -> None:
     from ultralytics.utils import SAFE_LOAD, SETTINGS_FILE
 
     private = Path(os.environ["YOLO_CONFIG_DIR"])
-    if is_imported and (trust_checkpoints == SAFE_LOAD or private not in SETTINGS_FILE.parents):
+    if is_imported and private not in SETTINGS_FILE.parents:
         raise InputError(
-            "Ultralytics was imported before load_config was called, or with another "
-            "trust_checkpoint, and has its settings from then; call load_config first, in a new "
+            "Ultralytics was imported before federated_yolo had prepared its settings, which it "
+            "reads only then; import from federated_yolo first, in a new process"
+        )
+    if is_imported and trust_checkpoints == SAFE_LOAD:
+        raise InputError(
+            f"trust_checkpoint: found {str(trust_checkpoints).lower()}, and Ultralytics was "
+            f"imported with {str(not trust_checkpoints).lower()}: by an earlier config, or by an "
+            "import of YoloClient, Federation or SliceResult; call load_config first, in a new "
             "process"
         )

@@ -26,6 +26,7 @@ USAGE = """Federated fine-tuning of an Ultralytics YOLO model with Flower.
     {name} export BASE ROUND.npz [-o model.pt]      a round as a .pt, ONNX, TensorRT, ...
     {name} partition SOURCE --clients N -o DIR      one data set becomes many clients
     {name} report RUN_DIR [RUN_DIR ...]             draw a run again, or compare runs
+    {name} certificates FOLDER                      keys and TLS to try a deployment with
     {name} --version
 
 Examples:
@@ -35,8 +36,9 @@ Examples:
     {name} resume runs/federated/train2
     {name} export yolo11n.pt runs/federated/train/weights/round50.npz --format onnx
 
-`{name} COMMAND --help` tells more of export, partition and report. run CONFIG.yaml is the same as
-CONFIG.yaml alone, and resume=RUN_DIR the same as resume RUN_DIR; resume=true is the newest run.
+`{name} COMMAND --help` tells more of export, partition, report and certificates. run CONFIG.yaml is
+the same as CONFIG.yaml alone, and resume=RUN_DIR the same as resume RUN_DIR; resume=true is the
+newest run.
 
 Exit codes: 0 done, 1 failed while running (finished rounds stay usable), 2 wrong input (nothing was
 started), 130 interrupted (or SIGTERM).
@@ -50,6 +52,13 @@ COMMANDS = {
     "certificates": "federated_yolo.runtime.certificates",
 }
 RUN_COMMANDS = ("run", "check", "resume", "demo")
+# What is typed for an option that stands alone -> the option.
+OPTIONS = {
+    "help": "--help",
+    "version": "--version",
+    "-V": "--version",
+    "--version": "--version",
+}
 
 
 def main(arguments: list[str], grid: "Grid | None" = None) -> int:
@@ -156,11 +165,7 @@ def parse(arguments: list[str]) -> Command:
     values = dict(a.split("=", 1) for a in arguments if a.startswith(("resume=", "save_dir=")))
     files = [a for a in arguments if "=" not in a or "/" in a.partition("=")[0]]
     overrides = [a for a in arguments if a not in files and not a.startswith("resume=")]
-    for option in (a for a in arguments if a.startswith("-")):
-        bare = option.lstrip("-").replace("-", "_")
-        raise InputError(
-            f"'{option}': unknown option; settings are key=value, e.g. {bare.partition('=')[0]}=..."
-        )
+    _refuse_misplaced(arguments, files)
     if len(files) > 1:
         raise InputError(
             f"found {len(files)} config files ({', '.join(files)}), expected one; overrides "
@@ -169,9 +174,14 @@ def parse(arguments: list[str]) -> Command:
     if command == "demo" and files:
         raise InputError(f"demo {files[0]}: the demo has a config of its own; leave the file out")
     resume = values.get("resume", "false")
-    if command == "resume" and resume == "false":
+    if command == "resume" and "resume" not in values:
         resume, files = files[0] if files else "true", []
     if resume.lower() in ("false", "null"):
+        if command == "resume" or (values.get("resume") and not files and command != "demo"):
+            raise InputError(
+                f"resume={resume}: found no run to go on with and no config to start; expected "
+                "resume RUN_DIR, or resume alone for the newest run"
+            )
         config_file = Path(at_home(files[0])) if files else demo_config()
         return Command(config_file, overrides, only_checks=command == "check")
     if command == "check":
@@ -186,13 +196,45 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
     first = arguments[0] if arguments else ""
     if first in RUN_COMMANDS:
         return first, arguments[1:]
-    if first.isidentifier() and not Path(first).exists():
+    if first.isidentifier() and first not in OPTIONS and not Path(first).exists():
         raise InputError(
             f"'{first}': found neither a command nor a file"
             f"{nearest(first, [*RUN_COMMANDS, *COMMANDS])}; expected CONFIG.yaml, "
             "check CONFIG.yaml or key=value"
         )
     return "run", arguments
+
+
+def _refuse_misplaced(arguments: list[str], files: list[str]) -> None:
+    """Raise InputError for an argument that belongs elsewhere: a command, an option, nothing.
+
+    files: The arguments that would be config files.
+    """
+    from federated_yolo.common.command_line import called_as
+    from federated_yolo.common.errors import InputError
+
+    for place, argument in enumerate(arguments, 1):
+        if not argument.strip():
+            raise InputError(
+                f"argument {place} of {len(arguments)} is empty, expected CONFIG.yaml or "
+                "key=value; leave it out, or see whether a variable of the shell is not set"
+            )
+        if OPTIONS.get(argument) and not Path(argument).exists():
+            raise InputError(
+                f"'{argument}': expected {called_as(OPTIONS[argument])}, without other arguments"
+            )
+        if argument.startswith("-"):
+            bare = argument.lstrip("-").replace("-", "_")
+            raise InputError(
+                f"'{argument}': unknown option; settings are key=value, e.g. "
+                f"{bare.partition('=')[0]}=..., and --help shows the commands"
+            )
+        is_command = argument in files and argument in (*RUN_COMMANDS, *COMMANDS)
+        if is_command and not Path(argument).exists():
+            raise InputError(
+                f"'{argument}': found a command as argument {place}, expected it first: "
+                f"{called_as(argument)} ..."
+            )
 
 
 def _resumed(resume: str, files: list[str], overrides: list[str], save_dir: str | None) -> Command:
@@ -238,14 +280,14 @@ def versions() -> str:
 
 def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
     """Run a command and end this process with its exit code."""
+    from federated_yolo.common.command_line import failed
+    from federated_yolo.common.streams import flush_problem, make_streams_last
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal acts as Ctrl-C
-    try:
-        exit_code = function(arguments)
-    except KeyboardInterrupt:  # during the imports, or a second interrupt
-        print("error: interrupted", file=sys.stderr)
-        exit_code = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
+    make_streams_last()
+    exit_code = _exit_code(function, arguments)
+    if problem := flush_problem():
+        exit_code = failed([problem], exit_code or 1)
     if exit_code in (1, 130):
         # Flower's threads may wait for ever for dead workers, and Python for those threads.
         from federated_yolo.common.processes import kill_children
@@ -253,6 +295,31 @@ def start(function: Callable[[list[str]], int], arguments: list[str]) -> None:
         kill_children()
         os._exit(exit_code)
     sys.exit(exit_code)
+
+
+def _exit_code(function: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command; return its exit code, also where its surroundings do not let it run."""
+    from federated_yolo.common.command_line import failed, install_hint
+
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        reason = error.strerror or error
+        return failed([f"the working directory: {reason}; go on in another one (cd DIR)"], 2)
+    try:
+        return function(arguments)
+    except KeyboardInterrupt:  # during the imports, or a second interrupt
+        return failed(["interrupted"], 130)
+    except SystemExit as ended:  # argparse, after --help
+        return ended.code if isinstance(ended.code, int) else 0
+    except ModuleNotFoundError as error:
+        name = error.name or ""
+        if not name or "." in name or name == "federated_yolo":
+            raise
+        line = f"the package '{name}' is not installed in this Python ({sys.executable}); "
+        return failed([f"{line}install all that is needed: {install_hint()}"], 2)
+    except OSError as error:  # such as a full disk behind stdout
+        return failed([f"{error.filename or 'output'}: {error.strerror or error}"], 1)
 
 
 def entry() -> None:

@@ -11,6 +11,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from federated_yolo.aggregation.privacy import BATCHNORM_PROTECTED, STRATEGIES_OF_THE_MEAN
 from federated_yolo.client.custom_class import client_class
+from federated_yolo.common.command_line import called_as, install_hint
 from federated_yolo.common.environment import num_cpus
 from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.config.schema import (
@@ -37,7 +38,7 @@ def environment_problems() -> list[str]:
     return [
         f"{', '.join(found)} in the environment: left by torchrun or a scheduler, for training in "
         "several processes; a federation starts its own workers, on all GPUs: start it once, as "
-        "python federated.py, with these variables unset"
+        f"{called_as()}, with these variables unset"
     ]
 
 
@@ -332,7 +333,7 @@ def privacy_problems(config: Config) -> list[str]:
     if importlib.util.find_spec("dp_accounting") is None:
         problems.append(
             f"privacy.mode: {privacy.mode} needs dp-accounting to state epsilon, and it is not "
-            'installed; pip install -e ".[dp]"'
+            f"installed; {install_hint('dp')}"
         )
     return problems
 

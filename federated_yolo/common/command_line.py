@@ -1,12 +1,23 @@
 """Helpers that all commands share: the parser, and one line for each problem in the input."""
 
 import argparse
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from federated_yolo.common.errors import InputError
+
+# The scripts in utils/ by the command that each of them starts.
+SCRIPTS = {
+    "certificates": "make_certificates.py",
+    "export": "export_federated.py",
+    "partition": "partition.py",
+    "report": "report.py",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,12 +45,47 @@ def parser_of(command: str, text: str | None, *, allow_abbrev: bool = True) -> P
 
 
 def called_as(command: str = "") -> str:
-    """Return how the user called a command, or the program: installed or in the clone."""
+    """Return how to call a command, or the program, in the way in which the user called this one.
+
+    That is the installed program, or the script of the clone, with its path as the user typed it.
+    """
     script = Path(sys.argv[0])
-    if script.parent.name == "utils":
-        return f"python utils/{script.name}"
-    programs = {"federated.py": "python federated.py", "__main__.py": "python -m federated_yolo"}
-    return f"{programs.get(script.name, 'federated-yolo')} {command}".rstrip()
+    if script.name == "__main__.py" and script.parent.name == "federated_yolo":
+        return f"python -m federated_yolo {command}".rstrip()
+    if script.absolute().parent.name == "utils" and script.name in SCRIPTS.values():
+        if script.name == SCRIPTS.get(command):
+            return f"python {shlex.quote(str(script))}"
+        script = Path(os.path.relpath(script.absolute().parents[1] / "federated.py"))
+    if script.name == "federated.py":
+        return f"python {shlex.quote(str(script))} {command}".rstrip()
+    return f"federated-yolo {command}".rstrip()
+
+
+def beside_python(name: str) -> str:
+    """Return a program's name, or its path if this Python's environment is not activated."""
+    beside = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if (found and Path(found) == beside) or not beside.exists():
+        return name
+    return shlex.quote(str(inside(beside)))
+
+
+def inside(path: Path) -> Path:
+    """Return a path relative to the working directory if it leads into it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def install_hint(extra: str = "") -> str:
+    """Return the command that installs this package with an extra, such as "onnx".
+
+    A clone has constraints.txt beside the package; an installation and Flower's bundle do not.
+    """
+    extras = f"[{extra}]" if extra else ""
+    clone = Path(__file__).resolve().parents[2]
+    if not (clone / "constraints.txt").is_file():
+        return f'pip install "federated-yolo{extras}"' if extra else "pip install federated-yolo"
+    target = "." if Path.cwd() == clone else str(clone)
+    return f'pip install -e "{target}{extras}"' if extra else f"pip install -e {target}"
 
 
 def show_problems(problems: Iterable[str]) -> None:

@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 # A variable that is already set keeps its value.
@@ -47,6 +48,8 @@ SETTINGS_OFF = (
     "openvino_msg",
 )
 
+LOGGERS = ("ultralytics", "flwr", "ray")
+
 
 def prepare_environment(*, trust_checkpoints: bool = False) -> None:
     """Set the variables above and give Ultralytics a private settings folder. Idempotent.
@@ -64,13 +67,28 @@ def prepare_environment(*, trust_checkpoints: bool = False) -> None:
         os.environ.setdefault(name, value)
     os.environ.pop("RAY_ADDRESS", None)  # only the setting ray.address selects a cluster
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if trust_checkpoints else "1"
-    if os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", ""):
+    if _is_prepared():
         return
-    folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-"))
+    _remove_left_behind()
+    folder = Path(tempfile.mkdtemp(prefix=f"federated-yolo-{os.getpid()}-{_namespace()}-"))
     atexit.register(remove_private_settings)  # also in processes that Flower starts
     os.environ["FEDERATED_YOLO_USER_SETTINGS"] = str(_user_settings_file())
     _write_settings(folder / "Ultralytics", user_settings())
     os.environ["YOLO_CONFIG_DIR"] = os.environ["FEDERATED_YOLO_CONFIG"] = str(folder)
+
+
+def prepare_for_import() -> None:
+    """Prepare the environment if Ultralytics has yet to be imported and nothing was prepared.
+
+    What a config has decided with `trust_checkpoint`, here or for the workers, stays.
+    """
+    if "ultralytics" not in sys.modules and not _is_prepared():
+        prepare_environment()
+
+
+def _is_prepared() -> bool:
+    """Whether Ultralytics' settings folder is one of ours, made here or by the parent process."""
+    return os.environ.get("FEDERATED_YOLO_CONFIG") == os.environ.get("YOLO_CONFIG_DIR", "")
 
 
 def worker_variables() -> dict[str, str]:
@@ -93,6 +111,30 @@ def remove_private_settings() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _remove_left_behind() -> None:
+    """Delete the folders of this user's processes that were killed and could not do it.
+
+    A process ID says nothing of a process in another container that has the same temporary folder,
+    so only folders from this namespace of process IDs are looked at.
+    """
+    import psutil
+
+    for folder in Path(tempfile.gettempdir()).glob(f"federated-yolo-*-{_namespace()}-*"):
+        pid = folder.name.split("-")[2]
+        with suppress(OSError):  # another process is removing it too
+            is_own = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
+            if is_own and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(folder)
+
+
+def _namespace() -> int:
+    """Return the number of this process's namespace of process IDs, 0 where there are none."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
 def set_verbosity(*, verbose: bool) -> None:
     """Show or hide the log lines of Ultralytics, Flower and Ray.
 
@@ -100,10 +142,24 @@ def set_verbosity(*, verbose: bool) -> None:
     """
     if verbose:
         os.environ["YOLO_VERBOSE"] = "true"
-        logging.getLogger("ultralytics").setLevel(logging.INFO)
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.INFO)
         return
     for name in ("flwr", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def restored_verbosity() -> Iterator[None]:
+    """Restore what `set_verbosity` and `ray.init` change, so that it is one run's alone."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    verbose = os.environ["YOLO_VERBOSE"]
+    try:
+        yield
+    finally:
+        os.environ["YOLO_VERBOSE"] = verbose
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager
@@ -116,7 +172,7 @@ def quiet_stdout(*, verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         yield
 
 

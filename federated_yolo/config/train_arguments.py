@@ -22,7 +22,7 @@ OWNED_TRAIN_ARGS = {
     "save_dir": "use save_dir",
     "save": "every round is saved",
     "save_period": "every round is saved",
-    "resume": "python federated.py resume=RUN_DIR goes on with a run that was stopped",
+    "resume": "the command resume RUN_DIR goes on with a run that was stopped",
     "time": "use num_rounds",
     "patience": "a federation runs all its rounds; best.pt is the best of them",
     "val": "use evaluate.every",

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from federated_yolo.common.command_line import failed, parser_of
+from federated_yolo.common.command_line import called_as, failed, parser_of
 from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.common.text import listed
 from federated_yolo.data.exports.convert import Options, make
@@ -223,8 +223,8 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     print(f"{output / 'partitions.png'}  {described}")
     print("Next:")
     config = write_config(source, partition, output, described)
-    print(f"  python federated.py check {config}")
-    print(f"  python federated.py {config}")
+    print(f"  {called_as('check')} {config}")
+    print(f"  {called_as()} {config}")
 
 
 def _made_text(made: Made) -> str:

@@ -174,7 +174,7 @@ def centralised_number(runs: Sequence[Run]) -> Number:
     best = max(scored, key=lambda run: run.best_score or 0.0, default=None)
     if best is None or best.best is None:
         note = (
-            "Training on the pooled data is a run of its own: python utils/report.py RUN_DIR "
+            "Training on the pooled data is a run of its own: federated-yolo report RUN_DIR "
             "YOLO_TRAIN_DIR shows both."
         )
         return Number("Centralised", NO_VALUE, note)

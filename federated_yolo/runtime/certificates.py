@@ -1,6 +1,6 @@
 """Make certificates and keys for tests and trials of a deployment: a CA, keys of sites.
 
-    python runtime/certificates.py FOLDER [--hosts localhost 127.0.0.1] [--sites north south]
+    federated-yolo certificates FOLDER [--hosts localhost 127.0.0.1] [--sites north south]
 
     FOLDER/ca.crt               the CA's certificate: for the sites and the operator
     FOLDER/server.pem, .key     of the SuperLink, or of the proxy before it, valid for the hosts
@@ -38,6 +38,7 @@ from federated_yolo.common.errors import InputError
 
 VALIDITY = timedelta(days=365)
 CLOCK_DIFFERENCE = timedelta(days=1)  # a site's clock may be behind
+HOSTS, SITES = ("localhost", "127.0.0.1"), ("north", "south")  # by default
 SITE = re.compile(r"[A-Za-z0-9_-]+")  # no dot: the names of the other files have one
 HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
@@ -169,9 +170,21 @@ def _write_new(path: Path, content: bytes, *, is_private: bool) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     parser = parser_of("certificates", __doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--hosts", nargs="+", default=["localhost", "127.0.0.1"])
-    parser.add_argument("--sites", nargs="*", default=["north", "south"])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to write the files")
+    parser.add_argument(
+        "--hosts",
+        nargs="+",
+        default=HOSTS,
+        help="names and IP addresses of the server, for which server.pem is valid "
+        f"(default: {' '.join(HOSTS)})",
+    )
+    parser.add_argument(
+        "--sites",
+        nargs="*",
+        default=SITES,
+        help="names of the sites, which get a key pair each; none without names "
+        f"(default: {' '.join(SITES)})",
+    )
     try:
         options = parser.parse_args(arguments)
         for path in make_certificates(options.folder, options.hosts, options.sites):

@@ -5,7 +5,6 @@ If the output is not a terminal, there is no live line.
 
 import importlib.util
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,13 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from federated_yolo.aggregation.privacy import epsilon
 from federated_yolo.checks.exports import made_notes, made_table
 from federated_yolo.checks.federation import Federation
-from federated_yolo.common.command_line import show_problems
+from federated_yolo.common.command_line import (
+    beside_python,
+    called_as,
+    inside,
+    install_hint,
+    show_problems,
+)
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.text import counted
 from federated_yolo.common.torchvision_nms import OTHER_TORCHVISION, ensure_torchvision_nms
@@ -90,7 +95,7 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
     if left_out:
         names = ", ".join(left_out)
         console.print(f"No test scores of {names}: no image of the test split has a label there")
-    console.print(f"Run directory: {_shown(run_dir.path)}", soft_wrap=True, markup=False)
+    console.print(f"Run directory: {inside(run_dir.path)}", soft_wrap=True, markup=False)
     done = run_dir.last_round()
     if done:
         is_complete = done >= config.num_rounds
@@ -153,7 +158,7 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
     is_private = federation.config.privacy.mode != "none"
     if is_private or (result.best and result.best.score):  # with all scores 0, no round is best
         console.print(headline_table(read_run(result.run_dir)))
-    run_dir = _shown(result.run_dir)
+    run_dir = inside(result.run_dir)
     weights = run_dir / "weights"
     last = result.rounds[-1].round
     name = "best.pt" if result.best and result.best.score else "last.pt"
@@ -175,28 +180,20 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
         console.print(line, soft_wrap=True)
     console.print("Next:")
     imgsz = federation.config.train.get("imgsz", 640)
-    yolo, argument = _beside_python("yolo"), shlex.quote(f"model={model}")
+    yolo, argument = beside_python("yolo"), shlex.quote(f"model={model}")
     commands = [f"{yolo} export {argument} imgsz={imgsz} format=onnx"]
     if ensure_torchvision_nms():
         commands.insert(0, f"{yolo} predict {argument} imgsz={imgsz} source=IMAGES")
     for command in commands:
         console.print(f"  {command}", style="cyan", soft_wrap=True, markup=False)
     if importlib.util.find_spec("onnx") is None:
-        console.print('  [dim]format=onnx needs pip install -e ".\\[onnx]" first[/]')
+        line = Text(f"  format=onnx needs {install_hint('onnx')} first", "dim")
+        console.print(line, soft_wrap=True)
     if not ensure_torchvision_nms():
         console.print(
             f"  [dim]{OTHER_TORCHVISION}[/]",
             soft_wrap=True,
         )
-
-
-def _beside_python(name: str) -> str:
-    """Return the command's name, or its path if this Python's environment is not activated."""
-    beside = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
-    if (found and Path(found) == beside) or not beside.exists():
-        return name
-    return shlex.quote(str(_shown(beside)))
 
 
 def show_what_is_done(run_dir: RunDir | None, *, over_network: bool) -> None:
@@ -207,10 +204,11 @@ def show_what_is_done(run_dir: RunDir | None, *, over_network: bool) -> None:
     if done:
         draw(run_dir)
     found = f"{counted(done, 'finished round')}" if done else "no round was finished"
-    print(f"{found}: {_shown(run_dir.path)}", file=sys.stderr)
-    words = (f"resume={_shown(run_dir.path)}", *words_said_again(run_dir.path / CONFIG_FILE))
+    print(f"{found}: {inside(run_dir.path)}", file=sys.stderr)
+    words = (f"resume={inside(run_dir.path)}", *words_said_again(run_dir.path / CONFIG_FILE))
     resume = " ".join(map(shlex.quote, words))
-    command = f"{_beside_python('python')} federated.py {resume}"
+    program, *script = called_as().split(" ", 1)
+    command = " ".join([beside_python(program), *script, resume])
     if over_network:
         arguments = shlex.quote(f'arguments="{resume}"')
         command = f"flwr run . --run-config {arguments}"
@@ -227,11 +225,6 @@ def draw(run_dir: RunDir) -> None:
         show_problems([f"report.html: {error.strerror or error}"])
     except Exception as error:  # from a drawing library: the run itself is good
         show_problems([f"report.html: cannot be drawn ({type(error).__name__}: {error})"])
-
-
-def _shown(path: Path) -> Path:
-    """Return a path relative to the current directory if it is inside it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class TerminalDisplay:

@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from federated_yolo.common.command_line import install_hint
 from federated_yolo.common.environment import user_settings
 from federated_yolo.config.schema import Config
 from federated_yolo.storage.run_dir import RESULTS, RunDir
@@ -281,7 +282,7 @@ def is_installed(name: str) -> bool:
 def logger_problems(names: tuple[str, ...]) -> list[str]:
     """Return a line for each missing package."""
     return [
-        f"loggers: '{name}' needs the package {name}; pip install -e \".[{name}]\", or leave it out"
+        f"loggers: '{name}' needs the package {name}; {install_hint(name)}, or leave it out"
         for name in names
         if not is_installed(name)
     ]

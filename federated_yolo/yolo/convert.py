@@ -13,15 +13,15 @@ from ultralytics import YOLO
 from ultralytics.engine.exporter import export_formats
 from ultralytics.nn.autobackend import AutoBackend
 
+from federated_yolo.common.command_line import install_hint
 from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
 from federated_yolo.yolo.checkpoint import is_rtdetr, structure_of
 
-# Modules that a format needs -> how to install them. Ultralytics would run pip itself, which is
-# switched off. Formats that are not listed fail while exporting, with the name of the module.
-ONNX_MODULES: dict[str, str] = dict.fromkeys(
-    ("onnx", "onnxruntime", "onnxslim"), "pip install -e .[onnx]"
-)
+# Modules that a format needs -> how to install them; {onnx} is by the extra of this package.
+# Ultralytics would run pip itself, which is switched off. Formats that are not listed fail while
+# exporting, with the name of the module.
+ONNX_MODULES: dict[str, str] = dict.fromkeys(("onnx", "onnxruntime", "onnxslim"), "{onnx}")
 FORMAT_MODULES = {
     "onnx": ONNX_MODULES,
     "engine": ONNX_MODULES | {"tensorrt": "pip install tensorrt"},
@@ -59,7 +59,7 @@ def format_problems(name: str | None) -> list[str]:
     }
     if not missing:
         return []
-    commands = " and ".join(dict.fromkeys(missing.values()))
+    commands = " and ".join(dict.fromkeys(missing.values())).format(onnx=install_hint("onnx"))
     return [f"--format {name}: not installed: {', '.join(missing)}; {commands}"]
 
 

@@ -186,7 +186,7 @@ def read_base(base: str) -> Base:
 
 
 def read_classes(path: Path) -> dict[str, Any]:
-    """Read what a data.yaml says about the model; `data.scan` would also need its images."""
+    """Read what a data.yaml says about the model; `data/scan.py` would also need its images."""
     where = f"--data ({path})"
     if not path.is_file():
         found = special_kind(path) or "no such file"

@@ -1,5 +1,7 @@
 """What the docs say is true: commands run, settings exist, links lead somewhere."""
 
+import importlib.util
+import json
 import os
 import re
 import runpy
@@ -10,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT, clean_environment
+from processes import ROOT, clean_environment, finished
 from recipes import make_dataset
 
 import federated_yolo
@@ -117,7 +119,7 @@ def test_the_api_page_has_every_public_name_and_nothing_else() -> None:
 def test_the_python_of_the_docs_imports_nothing_but_the_public_names() -> None:
     page = (ROOT / "docs" / "python.md").read_text()
     imported = re.findall(r"^from (federated_yolo[\w.]*) import (.*)$", page, re.MULTILINE)
-    assert len(imported) == 3
+    assert len(imported) == 4
     for module, names in imported:
         assert module == "federated_yolo"
         assert set(names.split(", ")) <= set(federated_yolo.__all__)
@@ -166,8 +168,8 @@ def run(command: str, folder: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_the_python_of_the_docs_runs(tmp_path: Path) -> None:
-    sweep, client = tmp_path / "sweep.py", tmp_path / "careful.py"
-    one, loop, subclass = blocks(ROOT / "docs" / "python.md", "python")
+    sweep, client, script = (tmp_path / f"{name}.py" for name in ("sweep", "careful", "script"))
+    one, loop, subclass, both = blocks(ROOT / "docs" / "python.md", "python")
     loop = loop.replace('("fedavg", "fedavgm", "fedprox")', '("fedavgm",)')
     quick = ", ".join(f'"{setting}"' for setting in [*QUICK.split(), "client=careful.py:Careful"])
     programs = [re.sub(r'"num_rounds=\d+"', quick, text) for text in (one, loop)]
@@ -175,15 +177,31 @@ def test_the_python_of_the_docs_runs(tmp_path: Path) -> None:
     client.write_text(subclass)
     sweep.write_text("\n".join(programs))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    done = subprocess.run(
-        [sys.executable, str(sweep)],
-        cwd=tmp_path,
-        env={**clean_environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "best.pt" in done.stdout
-    assert "'fedavgm'" in done.stdout
+    quick = ", ".join(f'"{setting}"' for setting in QUICK.split())
+    script.write_text(both.replace('"name=telling"', f'"name=telling", {quick}'))
+    output = ""
+    for program in (sweep, script):
+        done = finished(
+            [sys.executable, program.name],
+            cwd=tmp_path,
+            PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        output += done.stdout
+    assert "best.pt" in output
+    assert "'fedavgm'" in output
+    told = list((tmp_path / "runs" / "federated" / "telling").rglob("losses.txt"))
+    assert ["train/box_loss" in path.read_text() for path in told] == [True] * 3
     assert (tmp_path / "runs" / "federated" / "fedavgm" / "report.html").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyright") is None, reason="needs pyright")
+def test_the_python_of_the_docs_is_typed(tmp_path: Path) -> None:
+    """As an editor checks it, which knows that there may be no best round."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "python.md"):
+        for number, text in enumerate(blocks(page, "python")):
+            (tmp_path / f"{page.stem}_{number}.py").write_text(text)
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)]}))
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "-p", "."]
+    done = finished(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout

@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
 from pydantic import TypeAdapter, ValidationError
 
 from federated_yolo.common.errors import InputError
@@ -149,15 +151,7 @@ def misfits(error: ValidationError, what: str) -> Iterator[str]:
 
 
 def read_xml(path: Path) -> Element:
-    """The root of an XML file. Raises InputError, also where the package defusedxml is missing."""
-    try:
-        from defusedxml import DefusedXmlException
-        from defusedxml.ElementTree import fromstring
-    except ImportError as error:
-        raise InputError(
-            f"{path}: XML is read by defusedxml, which comes with supervision: "
-            'pip install -e ".[supervision]"'
-        ) from error
+    """Return the root of an XML file. Raises InputError."""
     try:
         refuse_special(path)
         return fromstring(path.read_bytes())

@@ -1,8 +1,8 @@
 """Masks as polygons: COCO's run lengths are decoded, and the edges of the pixels followed.
 
 pycocotools would decode them too, but gives uninitialised memory for a text that ends too early
-(2.0.11), and supervision is an optional package; both would hold the mask of the whole image, where
-here only the columns with the object are made.
+(2.0.11), and would hold the mask of the whole image, where here only the columns with the object
+are made.
 """
 
 from collections.abc import Sequence

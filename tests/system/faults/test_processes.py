@@ -126,7 +126,7 @@ def test_data_that_vanishes_ends_the_run_with_a_clear_error(tmp_path: Path) -> N
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 1, output + errors
     assert "0 of 2 clients returned a usable update" in errors
-    assert f"python federated.py resume={run_dir.relative_to(tmp_path)}" in errors
+    assert f"federated.py resume={run_dir.relative_to(tmp_path)}\n" in errors
     assert "Traceback" not in output + errors
     assert "north" in output
     load_arrays(run_dir / "weights" / "round1.npz")

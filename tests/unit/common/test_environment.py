@@ -1,5 +1,6 @@
 """What common/environment.py does to a process: tried in processes of their own."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +59,28 @@ def test_a_process_leaves_no_private_settings_behind(tmp_path: Path) -> None:
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_killed_processes_left_behind_are_removed(tmp_path: Path) -> None:
+    """Not those of a process that lives, of another container, or of other programs."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as lives:
+        kept = [f"federated-yolo-{lives.pid}-NS-x", f"federated-yolo-{ended.pid}-1-x"]
+        kept += ["federated-yolo-wheel-NS-x", f"federated-yolo-{ended.pid}", f"other-{ended.pid}"]
+        code = f"""
+import os, tempfile
+tempfile.tempdir = {str(tmp_path)!r}
+from federated_yolo.common import environment
+for name in {[*kept, f"federated-yolo-{ended.pid}-NS-x"]!r}:
+    os.makedirs(name.replace("NS", str(environment._namespace())) + "/Ultralytics")
+before = set(os.listdir())
+environment.prepare_environment()
+print([name.split("-")[2] for name in before - set(os.listdir())])
+"""
+        done = python(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"['{ended.pid}']\n"), done.stderr
+    assert len(list(tmp_path.iterdir())) == len(kept)
 
 
 @pytest.mark.parametrize("niceness", ["", "7"])

@@ -188,7 +188,6 @@ def voc_of(data: Path, folder: Path) -> None:
 def test_pascal_voc_gives_the_same_split_as_the_data_set_it_was_made_of(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("defusedxml")
     folder = tmp_path / "voc"
     voc_of(source, folder)
     for name, path in (("yolo", source), ("voc", folder)):

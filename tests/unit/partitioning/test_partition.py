@@ -43,7 +43,7 @@ def test_every_image_is_at_one_client_and_the_counts_are_true(
             assert entry[f"{split}_images"] == len(images)
             assert entry[f"{split}_classes"] == {name: counts[name] for name in "abc"}
     assert file_digests(source.parent) == before
-    assert f"python federated.py {output}/federated.yaml" in shown
+    assert f"federated-yolo {output}/federated.yaml" in shown
     again = tmp_path / "again"
     assert run(capsys, source, "-o", again, *arguments[3:])[0] == 0
     assert listed(again) == listed(output)
@@ -204,7 +204,7 @@ def test_classification_folders_keep_all_classes(
             f"{client}/val/{name}": 2,
         }
         assert all(p.is_symlink() != copy and p.read_bytes() for p in images)
-    assert f"python federated.py {output / 'federated.yaml'}" in shown
+    assert f"federated-yolo {output}/federated.yaml" in shown
     config = load_config(output / "federated.yaml", [])
     with checked(config) as federation:
         assert federation.task == "classify"

@@ -118,7 +118,7 @@ def test_the_headline_says_what_its_numbers_are_and_on_what_data(run_dir: Path) 
     assert f"of {owner}'s model" in note
     assert "on the server's data" in note
     assert found["Centralised"][0] == "–"
-    assert "report.py RUN_DIR" in found["Centralised"][1]
+    assert "federated-yolo report RUN_DIR" in found["Centralised"][1]
 
 
 def test_gain_is_the_federations_best_less_the_clients_own_best(run_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,28 @@ def test_elsewhere_a_round_is_a_line() -> None:
         display.client_done("north", "loss 1.23")
         display.round_done(RoundResult(1, None, {"round": 1, "seconds": 1.0}))
     assert output.getvalue() == "round 1/4  1.0 s\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "program"),
+    [
+        ("/anywhere/bin/federated-yolo", "federated-yolo"),
+        ("../clone/federated.py", "python ../clone/federated.py"),
+        ("/x/federated_yolo/__main__.py", "python -m federated_yolo"),
+    ],
+)
+def test_a_run_that_ended_early_goes_on_with_what_was_called(
+    script: str,
+    program: str,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script])
+    monkeypatch.setattr(sys, "executable", "/elsewhere/python")  # as in an environment that is on
+    monkeypatch.chdir(run_dir.parent)
+    terminal.show_what_is_done(RunDir.reopen(run_dir), over_network=False)
+    assert capsys.readouterr().err.splitlines()[-1] == f"go on with it: {program} resume=run"
 
 
 @pytest.mark.parametrize(("width", "columns"), [(160, 8), (100, 8), (60, 4)])

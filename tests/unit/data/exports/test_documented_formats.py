@@ -15,8 +15,6 @@ from processes import ROOT
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.exports.convert import Options, prepare
 
-pytest.importorskip("defusedxml")  # which comes with supervision
-
 
 def from_coco(write: Callable[..., object]) -> Callable[[Path], object]:
     return lambda folder: write(folder, coco.SOME)

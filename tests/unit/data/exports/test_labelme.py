@@ -19,8 +19,6 @@ from read_per_image import (
 
 from federated_yolo.data.exports import labelme
 
-pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
 
 def labelme_of(folder: Path, *shapes: Mapping[str, object], image: str = "a.jpg") -> Path:
     made.draw(folder / "a.jpg", (64, 48))

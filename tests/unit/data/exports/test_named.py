@@ -14,9 +14,6 @@ from read_per_image import (
 
 from federated_yolo.common.errors import InputError
 
-pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
-
 TASKS = '[{"id": 1, "annotations": [{"result": []}], "data": {"image": "a.jpg"}}]'
 NAMED = {
     "Label Studio's JSON": ("project.json", TASKS),

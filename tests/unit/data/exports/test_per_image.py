@@ -10,8 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from read_per_image import FORMATS, IMAGES, NAMES, WRITERS, boxes, prepared, read
 
-pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_format_is_recognised_and_gives_back_its_objects(kind: str, tmp_path: Path) -> None:

@@ -20,8 +20,6 @@ from read_per_image import (
 
 from federated_yolo.data.exports import tables
 
-pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
 
 def other_of(kind: str, folder: Path) -> Path:
     """One image in a format; gives the file that describes it."""

@@ -23,9 +23,6 @@ from read_per_image import (
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.exports import voc
 
-pytest.importorskip("supervision")  # for defusedxml, which comes with it
-
-
 ROBOFLOW = "<folder></folder><path>a.jpg</path><source><database>roboflow.com</database></source>"
 LABEL_STUDIO = "<folder>images</folder><source><database>MyDatabase</database></source>"
 
@@ -276,10 +273,3 @@ def test_voc_sizes_that_are_not_the_images_are_refused(tmp_path: Path) -> None:
         InputError, match=r"a\.xml: a\.jpg is 48 x 64 pixels, and the export says 64 x"
     ):
         prepared(tmp_path / "data", tmp_path / "out")
-
-
-def test_without_defusedxml_the_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "defusedxml.ElementTree", None)
-    assert 'supervision: pip install -e ".[supervision]"' in refused(voc_of(tmp_path, ""))
