@@ -43,7 +43,6 @@ newest run.
 Exit codes: 0 done, 1 failed while running (finished rounds stay usable), 2 wrong input (nothing was
 started), 130 interrupted (or SIGTERM).
 """
-PACKAGE = Path(__file__).resolve().parent
 # Commands with a parser of their own, and the module that contains their `main`.
 COMMANDS = {
     "export": "federated_yolo.yolo.export_command",
@@ -158,6 +157,7 @@ class Command:
 
 def parse(arguments: list[str]) -> Command:
     """Separate the config file, `resume=` and the overrides of a run. Raises InputError."""
+    from federated_yolo.common.command_line import shipped_config
     from federated_yolo.common.errors import InputError
     from federated_yolo.common.files import at_home
 
@@ -182,7 +182,7 @@ def parse(arguments: list[str]) -> Command:
                 f"resume={resume}: found no run to go on with and no config to start; expected "
                 "resume RUN_DIR, or resume alone for the newest run"
             )
-        config_file = Path(at_home(files[0])) if files else demo_config()
+        config_file = Path(at_home(files[0])) if files else shipped_config("demo.yaml")
         return Command(config_file, overrides, only_checks=command == "check")
     if command == "check":
         raise InputError(f"resume={resume}: check looks at data before a run; leave it out")
@@ -259,12 +259,6 @@ def _resumed(resume: str, files: list[str], overrides: list[str], save_dir: str 
     if problems := trust_problems(run_dir / CONFIG_FILE, overrides):
         raise InputError(problems)
     return Command(run_dir / CONFIG_FILE, overrides, run_dir)
-
-
-def demo_config() -> Path:
-    """Return the path of configs/demo.yaml: in an installed package, or beside it in a clone."""
-    inside = PACKAGE / "configs" / "demo.yaml"
-    return inside if inside.is_file() else PACKAGE.parent / "configs" / "demo.yaml"
 
 
 def versions() -> str:

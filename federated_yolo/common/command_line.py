@@ -75,6 +75,13 @@ def inside(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def shipped_config(name: str) -> Path:
+    """Return the path of a config of this project: in an installed package, or beside a clone's."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs" / name
+    return inside if inside.is_file() else package.parent / "configs" / name
+
+
 def install_hint(extra: str = "") -> str:
     """Return the command that installs this package with an extra, such as "onnx".
 

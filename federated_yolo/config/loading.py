@@ -1,6 +1,7 @@
 """Reads a YAML file and key=value overrides into a `Config`, or reports a line per problem."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
@@ -12,6 +13,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
+from federated_yolo.common.command_line import shipped_config
 from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.common.files import read_yaml_text
 from federated_yolo.config.rules import setting_problems, site_problems
@@ -50,6 +52,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises InputError with every problem found.
     """
+    try:
+        return _load_config(path, overrides)
+    except InputError as error:
+        raise InputError(map(_with_example, error.problems)) from error
+
+
+def _with_example(problem: str) -> str:
+    """Say where configs/example.yaml is, if this is no clone of the project."""
+    example = shipped_config("example.yaml")
+    place = "configs/example.yaml" if example.parent == Path("configs").resolve() else str(example)
+    found = r"\b(copy|as in|see) configs/example\.yaml"
+    return re.sub(found, lambda match: f"{match[1]} {place}", problem)
+
+
+def _load_config(path: Path, overrides: Sequence[str]) -> Config:
     settings, problems = read_config(path, overrides)
     if problems:
         raise InputError(problems)

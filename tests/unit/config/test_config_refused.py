@@ -336,3 +336,11 @@ def test_a_wrong_entry_of_a_list_is_explained_by_its_own_list(tmp_path: Path) ->
     assert len(raised.value.problems) == 2
     for line in raised.value.problems:
         assert line.endswith("expected a list of 'backbone', 'neck' and 'head'")
+
+
+def test_the_example_is_named_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "none.yaml")
+    example = caught.value.problems[0].partition("copy ")[2].partition(" and adapt")[0]
+    assert Path(example).is_file()
