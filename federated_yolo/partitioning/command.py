@@ -36,6 +36,7 @@ import argparse
 import json
 import math
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -223,8 +224,9 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
     print(f"{output / 'partitions.png'}  {described}")
     print("Next:")
     config = write_config(source, partition, output, described)
-    print(f"  {called_as('check')} {config}")
-    print(f"  {called_as()} {config}")
+    path = shlex.quote(str(config))
+    print(f"  {called_as('check')} {path}")
+    print(f"  {called_as()} {path}")
 
 
 def _made_text(made: Made) -> str:
