@@ -334,8 +334,8 @@ def test_classes_in_another_order_are_matched_by_name(forgetful: bool, tmp_path:
     run(data, tmp_path / "runs", {("train", 2): renumber}, forgetful=forgetful, num_rounds=2)
     assert rows_of(tmp_path / "runs")[2] == (
         "4",
-        "its train split has changed, and has 4 images as before; it lists its classes otherwise "
-        "than before",
+        "its train split has changed, and has 4 images as before; it lists its classes "
+        "differently than before",
     )
     found = outcome(tmp_path / "runs" / "run")
     wanted = outcome(expected.run_dir)
