@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, FiniteFloat
+from pydantic import AliasChoices, BeforeValidator, Field, FiniteFloat
 
 from federated_yolo.data.exports.content import LeftOut, Object, Point
 from federated_yolo.data.exports.json_files import is_number
@@ -30,10 +30,10 @@ Outline = tuple[tuple[Point, ...], ...]
 
 @dataclass(frozen=True)
 class Image:
-    """An image of a COCO file."""
+    """An image of a COCO file. LVIS has no file_name, but an address that ends in it."""
 
     id: Id
-    file_name: Text
+    file_name: Annotated[Text, Field(validation_alias=AliasChoices("file_name", "coco_url"))]
     width: Pixels
     height: Pixels
 

@@ -821,3 +821,20 @@ def test_other_kinds_of_files_beside_are_passed_over_with_a_word(folder: Path, t
     assert content.notes == (
         "person_keypoints_train2017.json is not read; to read it, name the file itself",
     )
+
+
+def test_images_of_lvis_go_by_the_end_of_their_address(tmp_path: Path) -> None:
+    made.coco(tmp_path / "in", made.SOME)
+    folder = tmp_path / "in" / "annotations"
+
+    def as_lvis(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+
+    expected = prepare(tmp_path / "in").made
+    for path in folder.iterdir():
+        made.edit(path, as_lvis)
+    found = prepare(tmp_path / "in").made
+    assert found is not None
+    assert expected is not None
+    assert (found.images, found.objects) == (expected.images, expected.objects)
