@@ -56,7 +56,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | None = None) -> Con
 def check(config: Config) -> "Federation":
     """Check a federation as `run` does before it starts.
 
-    No round is trained, and only the data of the demo stays on disk.
+    No round is trained. Only the data of the demo, and what is made of exports, stays on disk.
 
     Args:
         config: A config from `load_config`.

@@ -28,8 +28,8 @@ class PreparedData:
 
     Attributes:
         config: The config with the data sets that were made in place of exports.
-        made: What was made, by name of the client, or "server".
-        problems: What is wrong, by name of the client, or "server", whose data is left as it is.
+        made: What was made, by name of the client, or "(server)".
+        problems: What is wrong, by name of the client, or "(server)", whose data is left as it is.
     """
 
     config: Config
@@ -98,11 +98,7 @@ def _cells(name: str, made: Made) -> Iterator[str]:
     yield name
     yield made.format
     yield listed(made.images)
-    totals: dict[str, int] = {}
-    for counts in made.objects.values():
-        for class_name, count in counts.items():
-            totals[class_name] = totals.get(class_name, 0) + count
-    yield listed(totals)
+    yield listed(made.num_objects)
     yield "; ".join(f"{listed(counts)}: {reason}" for reason, counts in made.left_out.items())
 
 

@@ -231,11 +231,10 @@ def _run(options: argparse.Namespace, output: Path, scratch: Path) -> None:
 
 def _made_text(made: Made) -> str:
     """Images of each split, objects of each class, and what was left out and why."""
-    totals = Counter[str]()
-    for counts in made.objects.values():
-        totals.update(counts)
     lost = [f"left out: {listed(counts)}: {reason}" for reason, counts in made.left_out.items()]
-    return "; ".join([f"{listed(made.images)} images", f"objects: {listed(totals)}", *lost])
+    return "; ".join(
+        [f"{listed(made.images)} images", f"objects: {listed(made.num_objects)}", *lost]
+    )
 
 
 def describe(options: argparse.Namespace) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.duplicates import near_duplicates, nearest_duplicate, perceptual_hashes
+from federated_yolo.data.exports.content import first_problems
 from federated_yolo.partitioning.schemes import DRAWN_SCHEMES, SCHEMES, Images, rarest_classes
-from federated_yolo.partitioning.source import COMMON_FOLDERS, MAX_LINES, Source, and_more
+from federated_yolo.partitioning.source import COMMON_FOLDERS, Source
 
 DEFAULT_ALPHA = 0.3
 ALPHA_RANGE = (0.001, 1000.0)  # roughly: one class per client, and all clients alike
@@ -68,7 +69,7 @@ def divide(source: Source, options: argparse.Namespace) -> Partition:
     partition = Partition(clients, owners, groups)
     problems = list(_useless_clients(source, partition, options.scheme))
     if problems:
-        raise InputError(problems[:MAX_LINES] + and_more(problems))
+        raise InputError(first_problems(problems))
     return partition
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import class_names, read_class_folders, read_data_yaml
 from federated_yolo.data.datasets import PrivateClassDataset, PrivateDataset
+from federated_yolo.data.exports.content import first_problems
 from federated_yolo.data.exports.recognise import unknown_folder
 from federated_yolo.data.scan import scan_split
 
@@ -24,7 +25,6 @@ BASE_MODELS = {
 }
 # Folder names that do not show where an image comes from.
 COMMON_FOLDERS = {"images", "train", "val", "valid", "validation", "test"}
-MAX_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _read_detection(path: Path, scratch: Path, task: str | None) -> Source:
         num_outlines += scanned.num_outlines
     problems = problems or list(_in_both(path, splits))
     if problems:
-        raise InputError(problems[:MAX_LINES] + and_more(problems))
+        raise InputError(first_problems(problems))
     num_objects = sum(len(labels) for split in splits.values() for labels in split.labels)
     task, why = (task, "") if task else _guess_task(data, outlines, num_outlines, num_objects)
     form = {key: value for key, value in data.items() if key not in ("train", "val", "test")}
@@ -165,10 +165,5 @@ def _read_classification(path: Path, scratch: Path) -> Source:
         splits[name] = Split(list(files), [np.array([label]) for label in classes])
     problems = problems or list(_in_both(path, splits))
     if problems:
-        raise InputError(problems[:MAX_LINES] + and_more(problems))
+        raise InputError(first_problems(problems))
     return Source(path, "classify", class_names(data), {}, splits, _folders_of(data))
-
-
-def and_more(problems: Sequence[str]) -> list[str]:
-    more = len(problems) - MAX_LINES
-    return [f"... and {more} more problems"] if more > 0 else []

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.files import refuse_special, special_kind
-from federated_yolo.data.exports.content import MAX_LINES
+from federated_yolo.data.exports.content import first_problems
 
 T = TypeVar("T")
 EDGE_BYTES = 1 << 16  # of the beginning and of the end of a file, by which it is recognised
@@ -53,9 +53,8 @@ def misfits(error: ValidationError) -> Iterator[str]:
 def refuse(problems: Mapping[Path, Iterable[str]]) -> None:
     """Raise InputError where there are problems: a few of each file, which is named before them."""
     lines = []
-    for path, found in ((path, list(found)) for path, found in problems.items()):
-        more = [f"... and {len(found) - MAX_LINES} more problems"] if found[MAX_LINES:] else []
-        lines += [f"{path}: {problem}" for problem in [*found[:MAX_LINES], *more]]
+    for path, found in problems.items():
+        lines += [f"{path}: {problem}" for problem in first_problems(list(found))]
     if lines:
         raise InputError(lines)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,14 @@ class Made:
     objects: dict[str, dict[str, int]] = field(default_factory=dict)
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def num_objects(self) -> dict[str, int]:
+        """Number of objects of each class, in all splits together."""
+        totals: Counter[str] = Counter()
+        for counts in self.objects.values():
+            totals.update(counts)
+        return dict(totals)
 
 
 def read_made(folder: Path) -> Made:
