@@ -134,6 +134,11 @@ def sharing_problems(config: Config) -> list[str]:
             "evaluate.cross_client: has no effect with evaluate.every 0, which never evaluates; "
             "set every to 1, or remove it"
         )
+    if config.patience and not config.evaluate.every:
+        problems.append(
+            f"patience: found {config.patience}, but with evaluate.every 0 no round has a score; "
+            "set every to 1, or patience to null"
+        )
     if shared.is_partial and not config.evaluate.every:
         problems.append(
             "evaluate.every: 0 would leave no model, since clients write theirs when they are "

@@ -247,6 +247,9 @@ class Config(FrozenModel, frozen=True):
     local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1
     """Epochs that a client trains in a round. Learning-rate schedule and warm-up span all rounds
     together."""
+    patience: NonNegativeInt | None = None
+    """Rounds without a better score after which the run ends, as in Ultralytics; null or 0 runs all
+    rounds. Only a round that is evaluated can end the run."""
     save_dir: PathText = DEFAULT_SAVE_DIR
     """The folder for all runs."""
     name: Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")] = "train"

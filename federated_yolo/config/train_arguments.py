@@ -24,7 +24,7 @@ OWNED_TRAIN_ARGS = {
     "save_period": "every round is saved",
     "resume": "the command resume RUN_DIR goes on with a run that was stopped",
     "time": "use num_rounds",
-    "patience": "a federation runs all its rounds; best.pt is the best of them",
+    "patience": "use patience, which counts rounds without a better score",
     "val": "use evaluate.every",
     "split": "clients are evaluated on their val split",
     "plots": "report.html shows the run",

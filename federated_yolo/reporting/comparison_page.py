@@ -95,7 +95,11 @@ def _best_round(run: Run) -> str:
     )
     text = f"{run.best['round']:.0f} of {done}" if run.best else str(done)
     is_whole = not isinstance(planned, int) or done >= planned
-    return text if is_whole else f"{text}, ended before {planned}"
+    return (
+        text
+        if is_whole
+        else f"{text}, ended{' by patience' * bool(run.early_end)} before {planned}"
+    )
 
 
 def _data_of(run: Run) -> str:

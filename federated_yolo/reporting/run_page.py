@@ -78,7 +78,7 @@ def _subtitle(run: Run) -> str:
     epochs = settings.get("local_epochs")
     rounds = counted(len(run.rounds), "round")
     planned = settings.get("num_rounds")
-    if isinstance(planned, int) and planned > len(run.rounds):
+    if isinstance(planned, int) and planned > len(run.rounds) and not run.early_end:
         rounds = f"{len(run.rounds)} of {planned} rounds"
     strategy = settings.get("strategy")
     parts = [
@@ -86,6 +86,7 @@ def _subtitle(run: Run) -> str:
         info.get("task"),
         counted(len(run.client_names), "client") if run.client_names else None,
         f"{rounds} of {counted(epochs, 'epoch')}" if isinstance(epochs, int) else rounds,
+        f"ended by patience: {run.early_end}" if run.early_end else None,
         strategy.get("name") if isinstance(strategy, dict) else strategy,
         f"on {info['device']}" if info.get("device") else None,
         _date(info.get("started")),

@@ -18,7 +18,13 @@ import yaml
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.files import read_yaml, refuse_special
 from federated_yolo.config.schema import SharedConfig
-from federated_yolo.storage.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RESULTS, read_csv
+from federated_yolo.storage.run_dir import (
+    CONFIG_FILE,
+    DESCRIPTION_FILE,
+    ENDED_EARLY,
+    RESULTS,
+    read_csv,
+)
 
 # The metric that a task is judged by; a model with masks or keypoints also has one for boxes.
 PRIMARY = (
@@ -94,6 +100,11 @@ class Run:
     def best_score(self) -> float | None:
         """The run's judged metric in its best round."""
         return self.best[str(self.score_column)] if self.best else None
+
+    @property
+    def early_end(self) -> str:
+        """Why `patience` has ended the run before its last round; empty if it has not."""
+        return self.info.get(ENDED_EARLY, "")
 
     @cached_property
     def is_personal(self) -> bool:
@@ -206,6 +217,7 @@ def _read_info(path: Path) -> Row:
         ("names", info.get("names", []), list),
         ("versions", info.get("versions", {}), dict),
         ("clients", clients, dict),
+        (ENDED_EARLY, info.get(ENDED_EARLY, ""), str),
         *((f"clients.{name}", found, dict) for name, found in counts.items()),
     ]
     for name, found, kind in expected:

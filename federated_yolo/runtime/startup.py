@@ -29,11 +29,12 @@ from federated_yolo.protocol.handshake import hello
 from federated_yolo.protocol.instructions import Instructions
 from federated_yolo.runtime.resume import take_up
 from federated_yolo.server.broadcast import Broadcast
+from federated_yolo.server.final_evaluation import withdraw
 from federated_yolo.server.global_model import GlobalModel
 from federated_yolo.server.messenger import Messenger
 from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.replies import ReplyReader
-from federated_yolo.server.results import Display
+from federated_yolo.server.results import Display, early_end, is_done
 from federated_yolo.server.server import Server
 from federated_yolo.server.tracking import LoggerError, Loggers, start_loggers
 from federated_yolo.storage.archive import RoundMeta
@@ -72,7 +73,9 @@ def make_server(federation: Federation, display: Display, run_dir: RunDir) -> Se
         broadcast=broadcast,
         privacy=privacy,
     )
-    _describe_run(federation, run_dir)
+    if not is_done(config, rounds):
+        withdraw(run_dir)
+    _describe_run(federation, run_dir, early_end(config, rounds))
     return Server(
         config,
         model,
@@ -132,11 +135,15 @@ def _loggers(config: ResolvedConfig, run_dir: RunDir, display: Display) -> Logge
         raise FederationError(str(error)) from error
 
 
-def _describe_run(federation: Federation, run_dir: RunDir) -> None:
-    """Write the settings, and at the first start the description of the run."""
+def _describe_run(federation: Federation, run_dir: RunDir, ended: str) -> None:
+    """Write the settings, and at the first start the description of the run.
+
+    ended: Why the run has ended before its last round; empty if it has not.
+    """
     run_dir.write_text(CONFIG_FILE, federation.config.to_yaml())
     if not (run_dir.path / DESCRIPTION_FILE).exists():  # a resumed run keeps that of its start
         run_dir.write_text(DESCRIPTION_FILE, json.dumps(describe(federation), indent=2))
+    run_dir.note_end(ended)
 
 
 def _run_id(run_dir: RunDir) -> str:

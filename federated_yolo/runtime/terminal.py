@@ -6,7 +6,7 @@ If the output is not a terminal, there is no live line.
 import importlib.util
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ from federated_yolo.common.errors import InputError
 from federated_yolo.common.text import counted
 from federated_yolo.common.torchvision_nms import OTHER_TORCHVISION, ensure_torchvision_nms
 from federated_yolo.config.resume import words_said_again
+from federated_yolo.config.schema import Config
 from federated_yolo.protocol.clipping import noise_of_mean
 from federated_yolo.reporting.draw import draw_report
 from federated_yolo.reporting.run_record import read_run
@@ -50,8 +51,15 @@ from federated_yolo.runtime.run_tables import (
     rounds_table,
     short_name,
 )
-from federated_yolo.server.results import Display, RoundResult, RunResult
-from federated_yolo.storage.run_dir import CONFIG_FILE, RunDir
+from federated_yolo.server.results import (
+    Display,
+    RoundResult,
+    RunResult,
+    early_end,
+    is_done,
+    result_of,
+)
+from federated_yolo.storage.run_dir import CONFIG_FILE, RESULTS, RunDir
 
 SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget steps that are older than half a minute
 
@@ -96,10 +104,20 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         names = ", ".join(left_out)
         console.print(f"No test scores of {names}: no image of the test split has a label there")
     console.print(f"Run directory: {inside(run_dir.path)}", soft_wrap=True, markup=False)
-    done = run_dir.last_round()
-    if done:
-        is_complete = done >= config.num_rounds
-        console.print("All rounds are complete" if is_complete else f"Going on after round {done}")
+    if rounds := [result_of(row) for row in run_dir.rows(RESULTS)]:
+        console.print(_where_it_is(federation.config, rounds), soft_wrap=True)
+
+
+def _where_it_is(config: Config, rounds: Sequence[RoundResult]) -> str:
+    """Say whether a resumed run goes on after its rounds so far."""
+    if reason := early_end(config, rounds):
+        return (
+            f"The run has ended after round {len(rounds)} of {config.num_rounds}: {reason} "
+            f"(patience {config.patience}); a larger patience goes on"
+        )
+    if is_done(config, rounds):
+        return "All rounds are complete"
+    return f"Going on after round {len(rounds)}"
 
 
 def _show_model(console: Console, federation: Federation) -> None:
@@ -290,8 +308,6 @@ class TerminalDisplay:
     def round_done(self, result: RoundResult) -> None:
         """Print the line of a round that has been saved."""
         self._bar.update(self._task, completed=result.round)
-        if result.round == self.num_rounds:
-            self._step, self._pending = "stopping the clients", []
         row = result.row
         parts = [f"round {result.round}/{self.num_rounds}"]
         parts += [f"{short_name(k)} {v:.3f}" for k, v in row.items() if is_loss_name(k, v)]

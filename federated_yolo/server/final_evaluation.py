@@ -12,12 +12,14 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from federated_yolo.common.arrays import Arrays
+from federated_yolo.common.command_line import inside
 from federated_yolo.common.files import write_atomically
 from federated_yolo.common.text import reason_of
 from federated_yolo.protocol.records import to_record, views
 from federated_yolo.server.replies import Score, checked_arrays
+from federated_yolo.server.results import early_end
 from federated_yolo.server.server import Server, disk_errors
-from federated_yolo.storage.run_dir import JPEG, SERVER
+from federated_yolo.storage.run_dir import JPEG, SERVER, RunDir
 from federated_yolo.yolo.evaluator import class_metrics
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
@@ -30,16 +32,40 @@ def is_finished(server: Server) -> bool:
     return never or (server.run_dir.path / FINISHED).exists()
 
 
+def withdraw(run_dir: RunDir) -> None:
+    """Delete what `finish` has left in the directory of a run that goes on after all."""
+    for path in (run_dir.path / FINISHED, run_dir.path / TEST, run_dir.path / CROSS_CLIENT):
+        path.unlink(missing_ok=True)
+    for picture in run_dir.path.glob("predictions*.jpg"):
+        picture.unlink()
+
+
 def finish(server: Server, grid: Grid) -> None:
-    """Run all final steps, then the clients' `finish` hooks.
+    """Say why `patience` has ended the run, if it has; run all final steps, then `finish` hooks.
 
     Each file is written when its contents are complete. If a client has failed, a resumed run
     repeats the steps.
     """
+    _tell_early_end(server)
     if not is_finished(server):
         _evaluate(server, grid)
     if server.config.client:
         _end_clients(server, grid)
+    server.display.step(len(server.rounds), "stopping the clients", [])
+
+
+def _tell_early_end(server: Server) -> None:
+    """Show why the run ends before its last round, and write it into the description."""
+    reason, best = early_end(server.config, server.rounds), server.best
+    if not reason or best is None:
+        return
+    with disk_errors("after the last round", server.run_dir):
+        server.run_dir.note_end(reason)
+    server.display.notice(
+        f"{reason}: the run ends after round {len(server.rounds)} of {server.config.num_rounds} "
+        f"(patience {server.config.patience}); best.pt is of round {best.round}. "
+        f"resume={inside(server.run_dir.path)} patience=N goes on with a larger N, or with null"
+    )
 
 
 def _end_clients(server: Server, grid: Grid) -> None:
@@ -88,7 +114,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
 
 def _kept_models(server: Server) -> dict[int, Arrays | None]:
     """Return the arrays of best.pt and last.pt by round; None for the arrays deployed now."""
-    best, last = server.best, server.config.num_rounds
+    best, last = server.best, len(server.rounds)
     if best is None or best.round == last or not server.model.is_whole:
         return {last: None}
     arrays = _arrays_of(server, best.round)
@@ -144,7 +170,7 @@ def evaluate_across_clients(server: Server, grid: Grid) -> None:
             empty.extend({"model": model, "owner": owner, "data": name} for name in names)
             continue
         server.display.step(
-            server.config.num_rounds,
+            len(server.rounds),
             f"evaluate the {model} model{f' of {owner}' if owner else ''}",
             server.registry.names_of(server.registry.nodes),
         )
@@ -197,9 +223,9 @@ def _models(server: Server, grid: Grid) -> Iterator[tuple[str, str, Arrays | Non
             if kind == "local" and name not in have_local:
                 yield kind, name, None
                 continue
-            server.display.step(server.config.num_rounds, f"fetch the {kind} model", [name])
+            server.display.step(len(server.rounds), f"fetch the {kind} model", [name])
             config = server.messenger.config_record()
-            config["server-round"] = server.config.num_rounds
+            config["server-round"] = len(server.rounds)
             record = RecordDict({"config": config})
             if kind == "personal":
                 record["arrays"] = to_record(server.model.deployed)
@@ -219,7 +245,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
         return
     first = _arrays_of(server, 1)
     arrays = {"round 1": first} if first else {}
-    arrays[f"round {server.config.num_rounds}"] = server.model.deployed
+    arrays[f"round {len(server.rounds)}"] = server.model.deployed
     if on_server is not None:
         try:
             picture = on_server.draw(server.model.model, arrays, num_images)
@@ -228,9 +254,7 @@ def draw_predictions(server: Server, grid: Grid) -> None:
         else:
             _write_picture(server, "predictions.jpg", picture)
     if nodes:
-        server.display.step(
-            server.config.num_rounds, "draw predictions", server.registry.names_of(nodes)
-        )
+        server.display.step(len(server.rounds), "draw predictions", server.registry.names_of(nodes))
         record = RecordDict({title: to_record(values) for title, values in arrays.items()})
         record["config"] = server.messenger.config_record()
 

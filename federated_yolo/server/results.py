@@ -1,9 +1,14 @@
-"""Results of rounds and runs, and the interface for showing a run."""
+"""Results of rounds and runs, when a run is done, and the interface for showing a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from ultralytics.utils.torch_utils import EarlyStopping
+
+from federated_yolo.common.text import counted
+from federated_yolo.config.schema import Config
 
 # Whole numbers in results.csv.
 COUNTS = ("round", "epoch", "num_clients", "num_examples", "download_bytes", "upload_bytes")
@@ -29,6 +34,31 @@ class RunResult:
     run_dir: Path
     rounds: list[RoundResult]
     best: RoundResult | None
+
+
+def is_done(config: Config, rounds: Sequence[RoundResult]) -> bool:
+    """Whether no round is left to run: all are complete, or `patience` has ended the run."""
+    return len(rounds) >= config.num_rounds or bool(early_end(config, rounds))
+
+
+def early_end(config: Config, rounds: Sequence[RoundResult]) -> str:
+    """Return why `patience` ends the run after these rounds; empty if it does not.
+
+    The rule is Ultralytics' own: an equal score is no better one, and nothing is waited for while
+    all scores are 0. A last round without a score ends nothing.
+    """
+    if not config.patience or not rounds or rounds[-1].score is None:
+        return ""
+    last = rounds[-1].round
+    stopping = EarlyStopping(patience=0)  # with 0 it only counts; otherwise it writes to the log
+    for result in rounds:
+        stopping(result.round, result.score)
+    waited = last - stopping.best_epoch
+    if waited < config.patience or last >= config.num_rounds:
+        return ""
+    return (
+        f"no better score than round {stopping.best_epoch}'s in the last {counted(waited, 'round')}"
+    )
 
 
 class Display(Protocol):

@@ -20,7 +20,7 @@ from federated_yolo.server.journal import RoundJournal
 from federated_yolo.server.messenger import Messenger
 from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.replies import ReplyReader, Score
-from federated_yolo.server.results import Display, RoundResult, RunResult
+from federated_yolo.server.results import Display, RoundResult, RunResult, is_done
 from federated_yolo.server.round_tables import RoundOutcome, class_rows, client_rows, summarise
 from federated_yolo.server.scorer import Scorer
 from federated_yolo.server.tracking import Loggers
@@ -88,8 +88,8 @@ class Server:
 
     @property
     def is_done(self) -> bool:
-        """Whether all rounds are complete."""
-        return len(self.rounds) >= self.config.num_rounds
+        """Whether no round is left to run."""
+        return is_done(self.config, self.rounds)
 
     def stop(self) -> None:
         """Make `run` raise FederationError at its next step; callable from any thread."""
@@ -107,12 +107,12 @@ class Server:
 
         Raises FederationError if too few clients send a usable update, or nothing can be written.
         """
-        first = len(self.rounds) + 1
         with disk_errors("before round 1", self.run_dir):
-            if first == 1:
+            if not self.rounds:
                 self.model.save(0)
             self.enrolment.greet(grid)
-        for round_number in range(first, self.config.num_rounds + 1):
+        while not self.is_done:
+            round_number = len(self.rounds) + 1
             with disk_errors(f"round {round_number}", self.run_dir), closing(self.inbox):
                 self.run_round(grid, round_number)
         return self.result

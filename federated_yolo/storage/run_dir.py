@@ -24,7 +24,8 @@ FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 CONFIG_FILE = "args.yaml"
 SPLITS = ("train", "val", "test")
-DESCRIPTION_FILE = "run.json"  # facts known before round 1: model, data counts, versions
+DESCRIPTION_FILE = "run.json"  # facts known before round 1: model, data counts, versions; its end
+ENDED_EARLY = "ended_early"  # in the description, with the reason
 SERVER = "(server)"  # in place of a client's name; no client can have this name
 JPEG = b"\xff\xd8\xff"  # first bytes of a picture of predictions
 CLIENTS, CLASSES = "clients.csv", "classes.csv"
@@ -154,6 +155,14 @@ class RunDir:
             raise InputError(
                 f"resume: {path}: damaged ({type(error).__name__}); put it back, or remove it"
             ) from error
+
+    def note_end(self, reason: str) -> None:
+        """Write into the description why the run ended before its last round; empty: it did not."""
+        path = self.path / DESCRIPTION_FILE
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if description.pop(ENDED_EARLY, "") != reason:
+            description |= {ENDED_EARLY: reason} if reason else {}
+            self.write_text(DESCRIPTION_FILE, json.dumps(description, indent=2))
 
     def round_path(self, round_number: int) -> Path:
         """Return the path of the global arrays after this round; 0 is the initial model."""
