@@ -105,10 +105,10 @@ def show_start(console: Console, federation: Federation, run_dir: RunDir) -> Non
         console.print(f"No test scores of {names}: no image of the test split has a label there")
     console.print(f"Run directory: {inside(run_dir.path)}", soft_wrap=True, markup=False)
     if rounds := [result_of(row) for row in run_dir.rows(RESULTS)]:
-        console.print(_where_it_is(federation.config, rounds), soft_wrap=True)
+        console.print(where_it_is(federation.config, rounds), soft_wrap=True)
 
 
-def _where_it_is(config: Config, rounds: Sequence[RoundResult]) -> str:
+def where_it_is(config: Config, rounds: Sequence[RoundResult]) -> str:
     """Say whether a resumed run goes on after its rounds so far."""
     if reason := early_end(config, rounds):
         return (

@@ -1,7 +1,8 @@
 """`patience` ends a run, and a larger one goes on with it as if it had never ended."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,26 @@ from trainings import TRAIN, Silent, federation
 from federated_yolo.checks.federation import checked
 from federated_yolo.common.errors import FederationError, InputError
 from federated_yolo.config.schema import Config
-from federated_yolo.server import final_evaluation
 from federated_yolo.server import server as server_module
 from federated_yolo.server.results import RoundResult, RunResult
 from federated_yolo.server.round_tables import RoundOutcome
-from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.storage.run_dir import RunDir, read_csv
 
-SCORES = (0.5, 0.4, 0.3, 0.6, 0.2)  # of patience 2 it is the end after round 3, of 3 it is not
+SCORES = (0.5, 0.4, 0.6)  # of patience 1 it is the end after round 2, of 2 it is not
 FINAL = ("test.csv", "cross_client.csv", "predictions.jpg", "server/finished")
+REASON = "no better score than round 1's in the last 1 round"
 
 Start = Callable[..., tuple[RunResult, LocalGrid, Silent]]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    return [
-        add_test_split(make_dataset(folder / "c0", num_train=2, num_val=2), 1),
-        make_dataset(folder / "held_out", num_train=1, num_val=2, seed=1),
-    ]
+    return add_test_split(make_dataset(folder / "c0", num_train=2, num_val=2), 1)
 
 
-@pytest.fixture
-def start(data: list[Path], monkeypatch: pytest.MonkeyPatch) -> Start:
+@pytest.fixture(scope="module")
+def start(data: Path) -> Iterator[Start]:
     """Starts or resumes a run whose rounds have these scores, whatever their models score."""
     summarise = server_module.summarise
 
@@ -46,24 +44,38 @@ def start(data: list[Path], monkeypatch: pytest.MonkeyPatch) -> Start:
         score = SCORES[outcome.round - 1]
         return replace(result, score=score, row={**result.row, "fitness": score})
 
-    monkeypatch.setattr(server_module, "summarise", with_score)
-
-    def start(folder: Path, *, resume: bool = False, **settings: Any) -> Any:
-        grid, display = LocalGrid(1), settings.pop("display", Silent())
+    def start(folder: Path, display: Silent | None = None, **settings: Any) -> Any:
+        grid, display = LocalGrid(1), display or Silent()
         result = federation(
-            data[:1],
+            [data],
             folder,
             TRAIN,
             grid=grid,
             display=display,
-            resume=resume,
             num_rounds=len(SCORES),
-            evaluate={"every": 1, "cross_client": True, "data": str(data[1])},
+            evaluate={"every": 1, "cross_client": True},
             **settings,
         )
         return result, grid, display
 
-    return start
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(server_module, "summarise", with_score)
+        yield start
+
+
+@pytest.fixture(scope="module")
+def ended(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LocalGrid, Silent]:
+    """The folder of a run that patience has ended, and what it has sent and said."""
+    folder = tmp_path_factory.mktemp("ended")
+    result, grid, display = start(folder, patience=1)
+    (result.run_dir / "predictions.jpg").touch()  # as if it had images to draw
+    return folder, grid, display
+
+
+@pytest.fixture
+def folder(ended: tuple[Path, LocalGrid, Silent], tmp_path: Path) -> Path:
+    """A copy of the folder of that run."""
+    return Path(shutil.copytree(ended[0], tmp_path / "copy"))
 
 
 def trained(grid: LocalGrid) -> list[int]:
@@ -76,76 +88,74 @@ def description(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run" / "run.json").read_text())
 
 
-def test_a_larger_patience_goes_on_as_if_the_run_had_had_it_from_the_start(
-    start: Start, tmp_path: Path
+def final_files(folder: Path) -> list[str]:
+    return [name for name in FINAL if (folder / "run" / name).exists()]
+
+
+def test_a_run_ends_with_all_that_an_end_leaves(
+    ended: tuple[Path, LocalGrid, Silent],
 ) -> None:
-    whole, grid, _ = start(tmp_path / "whole", patience=3)
-    assert trained(grid) == [1, 2, 3, 4, 5]
-    ended, grid, display = start(tmp_path / "ended", patience=2)
-    assert trained(grid) == [1, 2, 3]
-    assert ended.best is not None
-    assert ended.best.round == 1
+    folder, grid, display = ended
+    assert trained(grid) == [1, 2]
     (told,) = (notice for notice in display.notices if "patience" in notice)
-    reason = "no better score than round 1's in the last 2 rounds"
-    assert told.startswith(f"{reason}: the run ends after round 3 of 5 (patience 2); best.pt is of")
-    assert description(tmp_path / "ended")["ended_early"] == reason
-    assert all((ended.run_dir / name).exists() for name in FINAL)
-    assert {row["round"] for row in read_csv(ended.run_dir / "test.csv")} == {"1", "3"}
-
-    again, grid, _ = start(tmp_path / "ended", patience=2, resume=True)
-    assert trained(grid) == []
-    assert len(again.rounds) == 3
-
-    resumed, grid, _ = start(tmp_path / "ended", patience=3, resume=True)
-    assert trained(grid) == [4, 5]
-    assert resumed.best is not None
-    assert resumed.best.round == 4
-    found = outcome(resumed.run_dir)
-    assert {row["round"] for row in found["test.csv"]} == {"4", "5"}
-    assert_same(found, outcome(whole.run_dir))
-    assert "ended_early" not in description(tmp_path / "ended")
+    assert told.startswith(
+        f"{REASON}: the run ends after round 2 of 3 (patience 1); best.pt is of round 1. resume="
+    )
+    assert description(folder)["ended_early"] == REASON
+    assert final_files(folder) == list(FINAL)
+    assert {row["round"] for row in read_csv(folder / "run" / "test.csv")} == {"1", "2"}
 
 
-def test_a_run_stopped_after_its_end_trains_no_further_round(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_larger_patience_goes_on_as_if_the_run_had_had_it_from_the_start(
+    start: Start, folder: Path, tmp_path: Path
 ) -> None:
-    def stopped(*_: Any) -> None:
-        raise FederationError("stopped")
+    whole, grid, _ = start(tmp_path / "whole", patience=2)
+    assert trained(grid) == [1, 2, 3]
+    resumed, grid, _ = start(folder, patience=2, resume=True)
+    assert trained(grid) == [3]
+    assert resumed.best is not None
+    assert resumed.best.round == 3
+    found = outcome(resumed.run_dir)
+    assert {row["round"] for row in found["test.csv"]} == {"3"}
+    assert_same(found, outcome(whole.run_dir))
+    assert "ended_early" not in description(folder)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(final_evaluation, "evaluate_on_test", stopped)
-        with pytest.raises(FederationError, match="stopped"):
-            start(tmp_path, patience=2)
-    resumed, grid, _ = start(tmp_path, patience=2, resume=True)
+
+def test_a_run_killed_before_its_final_steps_does_them_and_trains_no_further_round(
+    start: Start, folder: Path
+) -> None:
+    for name in FINAL[:2] + FINAL[3:]:
+        (folder / "run" / name).unlink()
+    RunDir(folder / "run").note_end("")
+    resumed, grid, _ = start(folder, patience=1, resume=True)
     assert trained(grid) == []
-    assert len(resumed.rounds) == 3
-    assert all((resumed.run_dir / name).exists() for name in FINAL)
+    assert len(resumed.rounds) == 2
+    assert final_files(folder) == list(FINAL)
+    assert description(folder)["ended_early"] == REASON
 
 
-def test_a_run_that_goes_on_has_no_final_scores_until_it_ends(start: Start, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_has_no_final_scores_until_it_ends(start: Start, folder: Path) -> None:
     class Stopping(Silent):
         def step(self, round_number: int, step: str, clients: list[str]) -> None:
             if step == "train":
                 raise FederationError("stopped")
 
-    start(tmp_path, patience=1)
     with pytest.raises(FederationError, match="stopped"):
-        start(tmp_path, patience=None, resume=True, display=Stopping())
-    assert not [name for name in FINAL if (tmp_path / "run" / name).exists()]
-    assert "ended_early" not in description(tmp_path)
-    # A smaller one than that ends it where it is, with all that an end leaves.
-    resumed, grid, _ = start(tmp_path, patience=1, resume=True)
+        start(folder, Stopping(), patience=None, resume=True)
+    assert not final_files(folder)
+    assert "ended_early" not in description(folder)
+    # A smaller patience than that ends it where it is.
+    _, grid, _ = start(folder, patience=1, resume=True)
     assert trained(grid) == []
-    assert len(resumed.rounds) == 2
-    assert all((resumed.run_dir / name).exists() for name in FINAL)
-    assert description(tmp_path)["ended_early"].endswith("in the last 1 round")
+    assert final_files(folder) == ["test.csv", "cross_client.csv", "server/finished"]
+    assert description(folder)["ended_early"] == REASON
 
 
-def test_patience_without_scores_is_refused(data: list[Path], tmp_path: Path) -> None:
+def test_patience_without_scores_is_refused(data: Path, tmp_path: Path) -> None:
     config = Config.model_validate(
         {
             "base_model": "yolov8n.yaml",
-            "datasets": [str(data[0])],
+            "datasets": [str(data)],
             "save_dir": str(tmp_path),
             "patience": 3,
             "evaluate": {"every": 0},

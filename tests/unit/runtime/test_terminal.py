@@ -49,6 +49,22 @@ def test_names_and_paths_with_brackets_are_shown_as_they_are(tmp_path: Path) -> 
     assert f"Run directory: {run_dir.path}\n" in shown
 
 
+@pytest.mark.parametrize(
+    ("patience", "num_rounds", "expected"),
+    [
+        (1, 9, "The run has ended after round 2 of 9: no better score than round 1's in the last"),
+        (2, 9, "Going on after round 2"),
+        (1, 2, "All rounds are complete"),
+    ],
+)
+def test_a_resumed_run_says_whether_it_goes_on(
+    patience: int, num_rounds: int, expected: str
+) -> None:
+    config = Config(base_model="m.pt", datasets="demo", num_rounds=num_rounds, patience=patience)
+    rounds = [RoundResult(1, 0.5, {}), RoundResult(2, 0.4, {})]
+    assert terminal.where_it_is(config, rounds).startswith(expected)
+
+
 def test_a_terminal_shows_the_rounds_as_a_bar_and_who_is_at_work() -> None:
     output = io.StringIO()
     console = Console(file=output, width=100, force_terminal=True)
