@@ -276,7 +276,7 @@ _EXPECTED = {
     "show_images": "a whole number of images, from 0 to 16",
     "cross_client": "true or false",
     "names": "a list of class names",
-    "patience": "a whole number of rounds, or null to run all of them",
+    "patience": "a whole number of rounds, or null for all",
     "shared": "'parts: ...' and 'batchnorm: ...' lines",
     "parts": "a list of 'backbone', 'neck' and 'head'",
     "fraction_train": "a number greater than 0 and at most 1",

@@ -78,6 +78,11 @@ def test_what_must_be_there_is_named(tmp_path: Path, text: str) -> None:
         ("num_rounds: 2.5", "num_rounds: found 2.5, expected a valid integer"),
         ("num_rounds: many", "num_rounds: found 'many', expected a valid integer"),
         ("num_rounds: true", "num_rounds: found True, expected a valid integer"),
+        ("patience: -1", "patience: found -1, expected a whole number of rounds, or null for all"),
+        (
+            "patience: 2.5",
+            "patience: found 2.5, expected a whole number of rounds, or null for all",
+        ),
         ("local_epochs: '2'", "local_epochs: found '2', expected a valid integer"),
         ("seed: -1", "seed: found -1, expected greater than or equal to 0"),
         ("seed: 2147483648", "seed: found 2147483648, expected less than 2147483648"),

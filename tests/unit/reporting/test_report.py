@@ -26,7 +26,7 @@ from federated_yolo.reporting.page import Mark
 from federated_yolo.reporting.run_numbers import cross_client_grid, lines_of
 from federated_yolo.reporting.run_page import run_page
 from federated_yolo.reporting.run_record import read_run, read_runs
-from federated_yolo.storage.run_dir import read_csv
+from federated_yolo.storage.run_dir import RunDir, read_csv
 
 
 def make_old(run_dir: Path) -> None:
@@ -72,6 +72,18 @@ def parsed(path: Path) -> _Text:
     text = _Text()
     text.feed(path.read_text(encoding="utf-8"))
     return text
+
+
+def test_a_run_that_patience_ended_is_not_shown_as_interrupted(run_dir: Path) -> None:
+    settings = yaml.safe_load((run_dir / "args.yaml").read_text()) | {"num_rounds": 9}
+    (run_dir / "args.yaml").write_text(yaml.safe_dump(settings))
+    assert " · 4 of 9 rounds of 1 epoch · " in run_page(read_run(run_dir)).subtitle
+    reason = "no better score than round 2's in the last 2 rounds"
+    RunDir(run_dir).note_end(reason)
+    expected = f" · 4 rounds of 1 epoch · ended by patience: {reason} · "
+    assert expected in run_page(read_run(run_dir)).subtitle
+    RunDir(run_dir).note_end("")
+    assert " · 4 of 9 rounds of 1 epoch · " in run_page(read_run(run_dir)).subtitle
 
 
 def headline(run_dir: Path) -> dict[str, tuple[str, str]]:
@@ -377,6 +389,9 @@ def test_runs_are_compared_with_a_centralised_one(
     assert "batch=16" in rows[2][-1]
     assert "seed" not in rows[0][-1]
     assert rows[1][4].endswith(" of 4, ended before 9")
+    RunDir(other).note_end("no better score than round 2's in the last 2 rounds")
+    page = comparison_page(read_runs([run_dir, other, yolo_dir]))
+    assert page.sections[0].sheets[0].rows[1][4].endswith(" of 4, ended by patience before 9")
     assert rows[2][1:7] == [
         "centralised",
         "mAP50-95, val split of pooled/data.yaml",
