@@ -41,9 +41,11 @@ if __name__ == "__main__":
 
     prepare_environment()  # before Ultralytics is imported, which the modules below do
 
-from benchmarks.quality_data import SHARED, find_data
-from benchmarks.quality_jobs import make_setup, plan_jobs
-from benchmarks.quality_runs import refuse_wrong, run_missing, train_plainly
+from benchmarks.quality_data import SHARED, find_data, with_whole_paths
+from benchmarks.quality_jobs import refuse_wrong
+from benchmarks.quality_plan import make_setup, plan_jobs
+from benchmarks.quality_runs import run_missing, train_plainly
+from benchmarks.quality_suite import run_suite
 from benchmarks.quality_tables import write_tables
 from federated_yolo.common.command_line import Parser, show_problems
 from federated_yolo.common.environment import remove_private_settings
@@ -57,7 +59,10 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        options = parse(make_quality_parser())
+        parser = make_quality_parser()
+        options = parse(parser)
+        if options.suite is not None:
+            return run_suite(parser, options, sys.argv[1:])
         setup = make_setup(options, find_data(options))
         jobs = plan_jobs(options, setup)
         refuse_wrong(jobs, setup)
@@ -79,7 +84,8 @@ def main() -> int:
 def make_parser(description: str, out: Path) -> argparse.ArgumentParser:
     """The arguments of all benchmarks that train. description: a module's docstring."""
     parser = Parser(description=description.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=SHARED / "data/bccd", metavar="DIR")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder of data/ and weights/")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="default: the shared BCCD")
     parser.add_argument("--base", help="model YAML or checkpoint; default: yolov8n of the task")
     parser.add_argument(
         "--pretrained",
@@ -106,18 +112,25 @@ def make_quality_parser() -> argparse.ArgumentParser:
     parser.add_argument("--settings", nargs="+", default=["defaults"])
     parser.add_argument("--train", nargs="+", default=[], help="train arguments of all runs")
     parser.add_argument("--masking", nargs="?", const="", metavar="CLASS")
+    parser.add_argument(
+        "--suite", nargs="*", metavar="SET", help="run the data sets of quality_suite.py, or these"
+    )
+    parser.add_argument("--alone", type=int, metavar="N", help="train only the N largest alone")
+    parser.add_argument("--always", nargs="+", default=[], help="settings of all federations")
     parser.add_argument("--federated", action="store_true", help="leave out the plain trainings")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, with absolute paths. Raises InputError."""
-    options = parser.parse_args()
-    for name in ("data", "out", "pooled", "test"):
-        if getattr(options, name, None):
-            setattr(options, name, getattr(options, name).resolve())
-    if options.epochs < 1 or options.imgsz < 1:
-        raise InputError(f"found --epochs {options.epochs} --imgsz {options.imgsz}, expected >= 1")
+    options = with_whole_paths(parser.parse_args())
+    problems = [
+        f"found --{name} {value}, expected >= 1"
+        for name in ("epochs", "imgsz", "alone")
+        if (value := getattr(options, name, None)) is not None and value < 1
+    ]
+    if problems:
+        raise InputError(problems)
     options.out.mkdir(parents=True, exist_ok=True)
     return options
 

@@ -15,7 +15,7 @@ from federated_yolo.common.errors import InputError, nearest
 from federated_yolo.config.schema import CLIENT_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+SHARED = ROOT.parent / "shared"  # data and weights that the examples are of
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,27 @@ class Data:
     scored: str
 
 
+def with_whole_paths(options: argparse.Namespace) -> argparse.Namespace:
+    """The same, with absolute paths."""
+    for name in ("shared", "data", "out", "pooled", "test"):
+        if getattr(options, name, None):
+            setattr(options, name, getattr(options, name).resolve())
+    return options
+
+
 def find_data(options: argparse.Namespace) -> Data:
     """The data sets that the options name. Raises InputError where they do not go together."""
     given = getattr(options, "clients", None)
-    is_federated = (options.data / "fed").is_dir()
+    data = options.data or options.shared / "data/bccd"
+    is_federated = (data / "fed").is_dir()
     pooled = getattr(options, "pooled", None)
     if given:
         clients = {"clients": name_clients(given)}
     elif is_federated:
-        clients = {split: client_data(options.data, split) for split in splits_of(options)}
-        pooled = pooled or next(filter(Path.exists, layouts(options.data / "all")), None)
+        clients = {split: client_data(data, split) for split in splits_of(data, options)}
+        pooled = pooled or next(filter(Path.exists, layouts(data / "all")), None)
     else:
-        pooled = pooled or next(filter(Path.exists, layouts(options.data)), options.data)
+        pooled = pooled or next(filter(Path.exists, layouts(data)), data)
         clients = {
             f"{scheme}{options.num_clients}": partitioned(pooled, scheme, options)
             for scheme in options.splits or ["iid"]
@@ -61,15 +70,13 @@ def layouts(folder: Path) -> tuple[Path, Path]:
     return folder / "data.yaml", folder
 
 
-def splits_of(options: argparse.Namespace) -> list[str]:
+def splits_of(data: Path, options: argparse.Namespace) -> list[str]:
     """Splits below fed/, those asked for or all. Raises InputError for one that is not there."""
-    there = sorted(path.name for path in (options.data / "fed").iterdir() if path.is_dir())
+    there = sorted(path.name for path in (data / "fed").iterdir() if path.is_dir())
     there.sort(key=lambda name: not name.startswith("iid"))
     chosen = getattr(options, "splits", None) or there
     if unknown := [name for name in chosen if name not in there]:
-        raise InputError(
-            f"--splits {' '.join(unknown)}: found {', '.join(there)} in {options.data}"
-        )
+        raise InputError(f"--splits {' '.join(unknown)}: found {', '.join(there)} in {data}")
     return chosen
 
 
@@ -237,17 +244,25 @@ def scanned(data: dict[str, Any], task: str, split: str, caches: Path) -> Any:
         raise InputError([f"{data[split]}: {line}" for line in error.problems]) from error
 
 
-_fingerprints: dict[tuple[str, str, str], str] = {}
+@dataclass(frozen=True)
+class Split:
+    """A split of a data set. images: each image's path, and the text of its labels, or its class.
+
+    digest: of the classes, images (names and sizes) and labels, wherever they are.
+    """
+
+    images: tuple[tuple[str, str], ...]
+    digest: str
 
 
-def fingerprint(path: str, task: str, split: str, caches: Path) -> str:
-    """Digest of the classes, images (names and sizes) and labels of a split, wherever they are."""
+def read_split(path: str, task: str, split: str, caches: Path) -> Split:
+    """Read a split, once. Raises InputError for what is not sound."""
     from ultralytics.data.utils import img2label_paths
 
     from federated_yolo.data.data_yaml import read_data
 
     key = (path, task, split)
-    if key not in _fingerprints:
+    if key not in _splits:
         data = read_data(Path(path), task, where="data")
         found = scanned(data, task, split, caches / digest_of([path, task]))
         if task == "classify":
@@ -258,8 +273,16 @@ def fingerprint(path: str, task: str, split: str, caches: Path) -> str:
             files = list(zip(found.im_files, texts, strict=True))
         images = [[Path(f).name, Path(f).stat().st_size, label] for f, label in files]
         form = {k: v for k, v in data.items() if k not in ("train", "val", "test")}
-        _fingerprints[key] = digest_of([form, images])
-    return _fingerprints[key]
+        _splits[key] = Split(tuple(files), digest_of([form, images]))
+    return _splits[key]
+
+
+_splits: dict[tuple[str, str, str], Split] = {}
+
+
+def fingerprint(path: str, task: str, split: str, caches: Path) -> str:
+    """`Split.digest` of a split."""
+    return read_split(path, task, split, caches).digest
 
 
 def digest_of(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""What the trainings of the benchmark of quality are, and which there are to be."""
+"""What a training of the benchmark of quality is, and the digest of all that it depends on."""
 
-import argparse
-from collections.abc import Mapping
+import functools
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,42 +10,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks.quality_data import (
-    SHARED,
-    Data,
-    digest_of,
-    file_digest,
-    fingerprint,
-    merged,
-    unannotated,
-)
-from federated_yolo.common.errors import InputError, nearest
+from benchmarks.quality_data import ROOT, Data, digest_of, file_digest, fingerprint
+from federated_yolo.common.errors import InputError
 
-BASE = "yolov8n{}.yaml"
-SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
-# What is federated beside the defaults: name -> settings of federated.py. {batch} is the first of
-# --batches, {share} a client's share of it.
-SETTINGS: dict[str, list[str]] = {
-    "defaults": [],
-    "batch 16 each": ["train.batch={batch}"],
-    "lr0 not scaled": ["train.batch={share}"],
-    "optimizer reset": ["local_optimizer=reset"],
-    "server_ema 0.5": ["server_ema=0.5"],
-    "batchnorm frozen": ["shared.batchnorm=frozen"],
-    "fedavgm": ["strategy=fedavgm"],
-    "fedadam": ["strategy=fedadam"],
-    "fedyogi": ["strategy=fedyogi"],
-    "fedprox": ["strategy=fedprox"],
-    "fednova": ["strategy=fednova"],
-}
-# How the data of these clients (by index) differ: name -> variant of `unannotated`, clients.
-MASKING: dict[str, tuple[str, tuple[int, ...]]] = {
-    "{} left out of its loss": ("masked", (1,)),
-    "{} as background": ("background", (1,)),
-    "without its images of {}": ("without", (1,)),
-    "two clients: {} left out of their loss": ("masked", (1, 2)),
-    "two clients: {} as background": ("background", (1, 2)),
-}
 KINDS = ("centralised", "local", "federated")  # in the order of the table
 
 
@@ -106,7 +74,18 @@ class Job:
         """What its result depends on but for the seed, in 16 characters.
 
         The names of run and split are not in it. Batches of a federation are shares of the setup's.
+        Its defaults, and what is decided from the data, are in it by their values.
         """
+        contents = self.contents(setup)
+        if self.kind != "federated":
+            return digest_of(contents)
+        try:
+            return digest_of([*contents, decided(self, setup)])
+        except InputError:  # `refuse_wrong` tells it
+            return digest_of(contents)
+
+    def contents(self, setup: Setup) -> list[Any]:
+        """What is the same for all code: data, arguments and settings as they are given."""
         data = [
             [client, fingerprint(path, setup.data.task, "train", setup.caches)]
             for client, path in self.data.items()
@@ -114,7 +93,7 @@ class Job:
         values = [setting.partition("=")[2].partition(":")[0] for setting in self.settings]
         files = [file_digest(Path(value)) for value in values if Path(value).is_file()]
         batch = self.batch or setup.batch
-        return digest_of([setup.frame, self.kind, data, self.settings, files, batch])
+        return [setup.frame, self.kind, data, self.settings, files, batch]
 
     def digest(self, setup: Setup) -> str:
         """The same with the seed."""
@@ -124,106 +103,130 @@ class Job:
         return f"{self.name}, {self.split}, seed {self.seed}"
 
 
-def make_setup(options: argparse.Namespace, data: Data) -> Setup:
-    """What all runs have in common. Raises InputError for a base that does not fit the data."""
-    from federated_yolo.config.train_arguments import train_problems
-    from federated_yolo.yolo.checkpoint import task_of
-
-    base = options.base or BASE.format(SUFFIXES[data.task])
-    if task_of(base) != data.task:
-        raise InputError(f"--base {base} is of task {task_of(base)}, the data of {data.task}")
-    train = {}
-    for item in getattr(options, "train", []):
-        key, _, value = item.partition("=")
-        train[key] = yaml.safe_load(value)
-    if problems := [f"--train: {problem}" for problem in train_problems(train)]:
-        raise InputError(problems)
-    if fixed := {"batch", "epochs", "imgsz", "nbs", "seed", "data", "pretrained"} & set(train):
-        raise InputError(f"--train: {', '.join(sorted(fixed))}: has an option of its own, or none")
-    backbone = SHARED / "weights/yolov8n-cls-imagenet-ft.pt"
-    pretrained = options.pretrained
-    if pretrained is None and Path(base).name.startswith("yolov8n") and base.endswith("yaml"):
-        pretrained = str(backbone)
-    pretrained = None if pretrained in (None, "none") else str(Path(pretrained).absolute())
-    if pretrained and not Path(pretrained).is_file():
-        raise InputError(f"--pretrained {pretrained}: no such file; give one, or 'none'")
-    base = str(Path(base).absolute()) if Path(base).is_file() else base
-    batch = (getattr(options, "batches", None) or [16])[0]
-    return Setup(options.out, data, base, pretrained, options.epochs, options.imgsz, batch, train)
-
-
-def plan_jobs(options: argparse.Namespace, setup: Setup) -> list[Job]:
-    """What the options ask for; what is the same by two names, once."""
-    make = quality_jobs if options.masking is None else masking_jobs
-    return list({job.digest(setup): job for job in reversed(make(options, setup))}.values())[::-1]
-
-
-def quality_jobs(options: argparse.Namespace, setup: Setup) -> list[Job]:
-    """Everything that the table needs."""
-    data = setup.data
-    shares = [setup.share(split) for split in data.clients]
-    batches = options.batches or list(dict.fromkeys([setup.batch, *shares]))
-    runs = {item: settings_of(item, options) for item in options.settings}
-    jobs = []
-    for seed in options.seeds:
-        for split, pooled in data.pooled.items():
-            for batch in batches:
-                name = f"centralised, batch {batch}"
-                jobs.append(Job("centralised", name, split, seed, {"all": pooled}, (), batch))
-        for split, clients in data.clients.items():
-            for client, path in clients.items():
-                own = {client: merged([path], data.names, data.task, setup.out)}
-                name, share = f"{client} alone", setup.share(split)
-                jobs.append(Job("local", name, split, seed, own, (), share))
-            for name, settings in runs.items():
-                places = {"batch": setup.batch, "share": setup.share(split)}
-                filled = tuple(setting.format(**places) for setting in settings)
-                jobs.append(Job("federated", name, split, seed, clients, filled))
-    return [job for job in jobs if job.kind == "federated" or not options.federated]
-
-
-def settings_of(item: str, options: argparse.Namespace) -> list[str]:
-    """Settings of federated.py by a name of SETTINGS, or as they are, with --local-epochs."""
-    settings = SETTINGS.get(item, item.split())
-    if wrong := [setting for setting in settings if "=" not in setting]:
-        raise InputError(
-            f"--settings '{item}': found '{wrong[0]}'{nearest(item, SETTINGS)}; expected "
-            f"key=value, or one of: {', '.join(SETTINGS)}"
-        )
-    names = [setting.partition("=")[0] for setting in settings]
-    if options.local_epochs > 1 and "local_epochs" not in names:
-        settings = [*settings, f"local_epochs={options.local_epochs}"]
-    return settings
-
-
-def masking_jobs(options: argparse.Namespace, setup: Setup) -> list[Job]:
-    """Federations of the first split in which one client or two did not annotate a class."""
-    data = setup.data
-    split, clients = next(iter(data.clients.items()))
-    masked = options.masking or data.names[0]
-    if data.task == "classify" or masked not in data.names or len(clients) < 3:
-        raise InputError(
-            f"--masking {masked}: found {data.task}, classes {', '.join(data.names)}, "
-            f"{len(clients)} clients; expected objects, one of the classes, 3 clients"
-        )
-    jobs = []
-    for name, (variant, indices) in MASKING.items():
-        masked_clients, settings = dict(clients), []
-        for index in indices:
-            client = list(clients)[index]
-            folder = setup.out / "data" / f"{variant}-{masked}-{split}-{client}"
-            masked_clients[client] = str(unannotated(clients[client], folder, variant, masked))
-            if variant == "masked":
-                settings.append(f"datasets.{index}.not_annotated=[{masked}]")
-        jobs += [
-            Job("federated", name.format(masked), split, seed, masked_clients, tuple(settings))
-            for seed in options.seeds
-        ]
-    return jobs
-
-
 def share_of(batch: int, num_clients: int) -> int:
     """What each of so many clients takes of a batch, as checks/federation.py decides."""
     from federated_yolo.checks.resolve import MIN_BATCH
 
     return max(MIN_BATCH, round(batch / num_clients))
+
+
+def num_rounds_of(job: Job, setup: Setup) -> int:
+    """Rounds in which each image is seen `setup.epochs` times, on average if not all train.
+
+    Raises InputError for numbers that do not go together.
+    """
+    values = {name: value for name, _, value in (s.partition("=") for s in job.settings)}
+    epochs = values.get("local_epochs", "1")
+    if not epochs.isdigit() or setup.epochs % max(int(epochs), 1):
+        raise InputError(
+            f"local_epochs={epochs}: found --epochs {setup.epochs}, expected a multiple of it"
+        )
+    fraction = yaml.safe_load(values.get("fraction_train", "1"))
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+        fraction = 1  # federated.py refuses it
+    num_training = max(1, round(fraction * len(job.data)))
+    return round(setup.epochs // max(int(epochs), 1) * len(job.data) / num_training)
+
+
+def write_config(job: Job, folder: Path, setup: Setup) -> Path:
+    """A config of federated.py for this job; `job.settings` come on top."""
+    train = {"imgsz": setup.imgsz, **setup.train}
+    config: dict[str, Any] = {
+        "base_model": setup.base,
+        "datasets": [{"name": name, "data": path} for name, path in job.data.items()],
+        "names": list(setup.data.names),
+        "num_rounds": num_rounds_of(job, setup),
+        "save_dir": str(folder),
+        "name": "run",
+        "seed": job.seed,
+        "train": {**train, "pretrained": setup.pretrained} if setup.pretrained else train,
+        "evaluate": {"every": 0},
+    }
+    if not any(setting.startswith(("train.batch=", "global_batch=")) for setting in job.settings):
+        config["global_batch"] = setup.batch
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def evaluation_of(config: Path, job: Job) -> list[str]:
+    """Where clients have models of their own, they keep them when they are evaluated."""
+    from federated_yolo.config.loading import load_config
+
+    is_said = any(setting.startswith("evaluate.") for setting in job.settings)
+    is_partial = not is_said and load_config(config, job.settings).shared.is_partial
+    return ["evaluate.every=1000"] if is_partial else []
+
+
+# Settings that do not change what is learned, and those that a digest has in another form.
+NOT_LEARNED = (
+    "base_model datasets names client client_resources evaluate loggers name ray save_dir seed "
+    "verbose"
+).split()
+
+
+def decided(job: Job, setup: Setup) -> dict[str, Any]:
+    """What federated.py makes of a federation's settings, defaults too. Raises InputError.
+
+    Checking a federation takes seconds, so that it is kept as long as the package is as it is.
+    """
+    key = digest_of([*job.contents(setup), package_digest()])
+    if key not in _decided:
+        path = setup.caches / "decided" / f"{key}.json"
+        if path.exists():
+            _decided[key] = json.loads(path.read_text())
+        else:
+            _decided[key] = decide(job, setup)
+            keep(_decided[key], path)
+    return _decided[key]
+
+
+_decided: dict[str, dict[str, Any]] = {}
+
+
+def decide(job: Job, setup: Setup) -> dict[str, Any]:
+    """`decided`, anew."""
+    from federated_yolo.checks.federation import checked
+    from federated_yolo.config.loading import load_config
+
+    path = write_config(job, setup.out / "data" / "config", setup)
+    config = load_config(path, [*job.settings, *evaluation_of(path, job)])
+    with checked(config) as federation:
+        found = federation.config.model_dump(mode="json", exclude=set(NOT_LEARNED))
+    if setup.pretrained:
+        del found["train"]["pretrained"]  # a path, whose content is in the frame
+    return found
+
+
+@functools.cache
+def package_digest() -> str:
+    """Digest of the package's code."""
+    paths = sorted((ROOT / "federated_yolo").rglob("*.py"))
+    return digest_of([file_digest(path) for path in paths])
+
+
+def keep(record: dict[str, Any], path: Path) -> None:
+    """Write a result; it is there as a whole or not at all."""
+    from federated_yolo.common.files import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+
+
+def record_path(job: Job, setup: Setup) -> Path:
+    """Where the result of a run is kept."""
+    return setup.out / "results" / f"{job.digest(setup)}.json"
+
+
+def refuse_wrong(jobs: Iterable[Job], setup: Setup) -> None:
+    """Check the federations that are to be run as federated.py would. Raises InputError."""
+    problems: list[str] = []
+    for job in jobs:
+        if job.kind == "federated" and not record_path(job, setup).exists():
+            try:
+                decided(job, setup)
+            except InputError as error:
+                problems += [f"{job.name}, {job.split}: {line}" for line in error.problems]
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))

@@ -8,80 +8,125 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
+import psutil
+from filelock import FileLock, Timeout
 
 from benchmarks.quality_data import ROOT
-from benchmarks.quality_jobs import Job, Setup
+from benchmarks.quality_jobs import Job, Setup, evaluation_of, keep, record_path, write_config
 from federated_yolo.common.environment import remove_private_settings
 from federated_yolo.common.errors import InputError
 
 ONE_AT_A_TIME = threading.Lock()
+PROCESS_FILE = "process.json"  # of a run directory, while something trains there
 
 
-def refuse_wrong(jobs: Iterable[Job], setup: Setup) -> None:
-    """Check the federations that are to be run as federated.py would. Raises InputError."""
-    from federated_yolo.checks.federation import checked
-    from federated_yolo.config.loading import load_config
+class Processes:
+    """The trainings that run now. After `stop` none is begun any more."""
 
-    problems: list[str] = []
-    seen = set()
-    for job in jobs:
-        what = (job.split, job.settings, str(job.data))
-        if job.kind != "federated" or what in seen or record_path(job, setup).exists():
-            continue
-        seen.add(what)
-        try:
-            path = write_config(job, setup.out / "data" / "config", setup)
-            with checked(load_config(path, [*job.settings, *evaluation_of(path, job)])):
-                pass
-        except InputError as error:
-            problems += [f"{job.name}, {job.split}: {line}" for line in error.problems]
-    if problems:
-        raise InputError(list(dict.fromkeys(problems)))
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self.is_stopped = False
+
+    def run(self, command: Sequence[str], folder: Path, directory: Path | None) -> int:
+        """Run a command that works in `folder`, and return its exit code.
+
+        folder: Gets what it prints, log.txt. directory: Where it is started; None is here.
+        """
+        with self._lock, (folder / "log.txt").open("w") as log:
+            if self.is_stopped:
+                raise InterruptedError("not begun")
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+            self._running.add(process)
+            note = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+            (folder / PROCESS_FILE).write_text(json.dumps(note))
+        code = process.wait()  # when it is interrupted, `stop` ends the process
+        self._running.discard(process)
+        (folder / PROCESS_FILE).unlink()
+        return code
+
+    def stop(self) -> None:
+        """End all, and wait for their ends."""
+        with self._lock:
+            self.is_stopped = True
+            running = self._running.copy()
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
 
 
-def run_missing(jobs: Iterable[Job], setup: Setup, failed: dict[str, str]) -> None:
+def end_leftovers(out: Path) -> None:
+    """End what a killed benchmark left running: it would write where its successor writes."""
+    for path in (out / "runs").glob(f"*/{PROCESS_FILE}"):
+        with suppress(ValueError, psutil.NoSuchProcess):  # half written; ended
+            note = json.loads(path.read_text())
+            process = psutil.Process(note["pid"])
+            if abs(process.create_time() - note["started"]) < 1:  # or the number is another's now
+                family = [process, *process.children(recursive=True)]
+                process.terminate()
+                for remaining in psutil.wait_procs(family, timeout=60)[1]:
+                    remaining.kill()
+        path.unlink()
+
+
+def run_missing(
+    jobs: Iterable[Job],
+    setup: Setup,
+    failed: dict[str, str],
+    tell: Callable[[], None] = lambda: None,
+) -> None:
     """Run plain trainings two at a time, one thread each, then federations, of two workers.
 
-    failed: gets the reason of each that failed, by its digest.
+    failed: gets the reason of each that failed, by its digest. tell: is called after each training.
+    Raises InputError if another benchmark trains in the same folder.
     """
     missing = [job for job in jobs if not record_path(job, setup).exists()]
-    running: set[subprocess.Popen[bytes]] = set()
-    is_stopping = threading.Event()
+    try:
+        with FileLock(setup.out / ".lock", timeout=0):
+            end_leftovers(setup.out)
+            run_all(missing, setup, failed, tell)
+    except Timeout as error:
+        raise InputError(
+            f"{setup.out}: another benchmark trains here; wait for it, or give another --out"
+        ) from error
+
+
+def run_all(
+    jobs: Sequence[Job], setup: Setup, failed: dict[str, str], tell: Callable[[], None]
+) -> None:
+    """`run_missing` of jobs that are all missing."""
+    processes = Processes()
 
     def attempt(job: Job) -> None:
         try:
-            run_job(job, setup, running)
+            run_job(job, setup, processes)
         except Exception as error:  # of any kind: the others are run all the same
-            if not is_stopping.is_set():
+            if not processes.is_stopped:
                 failed[job.digest(setup)] = f"{job}: {error}"
                 print(f"failed: {job}: {error}", flush=True)
+        else:
+            tell()
 
     pool = ThreadPoolExecutor(2)
     try:
-        list(pool.map(attempt, [job for job in missing if job.kind != "federated"]))
-        for job in missing:
+        list(pool.map(attempt, [job for job in jobs if job.kind != "federated"]))
+        for job in jobs:
             if job.kind == "federated":
                 attempt(job)
     finally:  # also interrupted: then what runs ends, and what waits is not begun
-        is_stopping.set()
-        for process in running.copy():
-            process.terminate()
+        processes.stop()
         pool.shutdown(cancel_futures=True)
 
 
-def record_path(job: Job, setup: Setup) -> Path:
-    """Where the result of a run is kept."""
-    return setup.out / "results" / f"{job.digest(setup)}.json"
-
-
-def run_job(job: Job, setup: Setup, running: set[subprocess.Popen[bytes]]) -> None:
+def run_job(job: Job, setup: Setup, processes: Processes) -> None:
     """Train in a process of its own, score the weights, keep the result."""
     started = time.perf_counter()
     digest = job.digest(setup)
@@ -90,20 +135,12 @@ def run_job(job: Job, setup: Setup, running: set[subprocess.Popen[bytes]]) -> No
     folder = setup.out / "runs" / f"{label}-{digest}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = federated_command if job.kind == "federated" else plain_command
-    log = folder / "log.txt"
-    with log.open("w") as file:
-        # A plain training may leave files where it runs; settings may name files from here.
-        where = None if job.kind == "federated" else folder
-        arguments = command(job, folder, setup)
-        process = subprocess.Popen(arguments, stdout=file, stderr=file, cwd=where)
-        running.add(process)
-        try:
-            code = process.wait()
-        finally:
-            running.discard(process)
+    is_federated = job.kind == "federated"
+    command = (federated_command if is_federated else plain_command)(job, folder, setup)
+    # A plain training may leave files where it runs; settings may name files from here.
+    code = processes.run(command, folder, None if is_federated else folder)
     if code:
-        raise RuntimeError(f"exit code {code}, see {log}")
+        raise RuntimeError(f"exit code {code}, see {folder / 'log.txt'}")
     seconds = time.perf_counter() - started
     with ONE_AT_A_TIME:  # libraries set themselves up on first use
         metrics, per_class = mean_score(models_of(folder / "run"), setup, folder)
@@ -118,14 +155,6 @@ def run_job(job: Job, setup: Setup, running: set[subprocess.Popen[bytes]]) -> No
     print(json.dumps({"name": str(job), **metrics, "seconds": record["seconds"]}), flush=True)
 
 
-def keep(record: dict[str, Any], path: Path) -> None:
-    """Write a result; it is there as a whole or not at all."""
-    from federated_yolo.common.files import write_atomically
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
-
-
 def tidy(run: Path) -> None:
     """Delete what takes room in a run directory: rounds, and what clients keep but last.pt."""
     for path in [*run.rglob("*.npz"), *(run / "clients").glob("*/*")]:
@@ -133,42 +162,6 @@ def tidy(run: Path) -> None:
             shutil.rmtree(path)
         elif path.name != "last.pt":
             path.unlink(missing_ok=True)
-
-
-def write_config(job: Job, folder: Path, setup: Setup) -> Path:
-    """A config of federated.py for this job; `job.settings` come on top."""
-    epochs = next((s for s in job.settings if s.startswith("local_epochs=")), "=1").split("=")[1]
-    if not epochs.isdigit() or setup.epochs % max(int(epochs), 1):
-        raise InputError(
-            f"local_epochs={epochs}: found --epochs {setup.epochs}, expected a multiple of it"
-        )
-    train = {"imgsz": setup.imgsz, **setup.train}
-    config: dict[str, Any] = {
-        "base_model": setup.base,
-        "datasets": [{"name": name, "data": path} for name, path in job.data.items()],
-        "names": list(setup.data.names),
-        "num_rounds": setup.epochs // int(epochs),
-        "save_dir": str(folder),
-        "name": "run",
-        "seed": job.seed,
-        "train": {**train, "pretrained": setup.pretrained} if setup.pretrained else train,
-        "evaluate": {"every": 0},
-    }
-    if not any(setting.startswith(("train.batch=", "global_batch=")) for setting in job.settings):
-        config["global_batch"] = setup.batch
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return path
-
-
-def evaluation_of(config: Path, job: Job) -> list[str]:
-    """Where clients have models of their own, they keep them when they are evaluated."""
-    from federated_yolo.config.loading import load_config
-
-    is_said = any(setting.startswith("evaluate.") for setting in job.settings)
-    is_partial = not is_said and load_config(config, job.settings).shared.is_partial
-    return ["evaluate.every=1000"] if is_partial else []
 
 
 def federated_command(job: Job, folder: Path, setup: Setup) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality_jobs import KINDS, Job, Setup
+from benchmarks.quality_summary import best_of, measured
 
 MAX_CLASS_COLUMNS = 4
 HIDDEN = ("metrics", "per_class", "frame")
@@ -39,20 +40,33 @@ def read_records(jobs: Sequence[Job], setup: Setup) -> list[dict[str, Any]]:
 
 
 def write_tables(jobs: Sequence[Job], setup: Setup, failed: Mapping[str, str]) -> None:
-    """Write results.csv, table.md and quality.png, and print the table."""
+    """Write the tables and the plot of these jobs and of what stands beside them; print one."""
+    print(write_files(jobs, read_records(jobs, setup), setup, failed, setup.out), flush=True)
+
+
+def write_files(
+    jobs: Sequence[Job],
+    records: Sequence[Mapping[str, Any]],
+    setup: Setup,
+    failed: Mapping[str, str],
+    folder: Path,
+) -> str:
+    """Write results.csv, table.md and quality.png to a folder, and return the table.
+
+    records: results of the jobs and of what is to stand beside them.
+    """
     names = {job.digest(setup): job for job in jobs}
-    records = read_records(jobs, setup)
     done = {record["digest"] for record in records}
     missing = [str(job) for digest, job in names.items() if digest not in {*done, *failed}]
     lines = [describe(setup), "", markdown(records, setup.batch)]
-    lines += [f"failed: {reason}" for reason in failed.values()]
+    lines += [f"failed: {reason}" for digest, reason in failed.items() if digest in names]
     lines += [f"not run yet: {name}" for name in missing]
     text = "\n".join(lines)
-    (setup.out / "table.md").write_text(f"{text}\n")
-    print(text, flush=True)
-    write_csv(records, setup.out / "results.csv")
+    (folder / "table.md").write_text(f"{text}\n")
+    write_csv(records, folder / "results.csv")
     if any(record["split"] != "all" for record in records):
-        plot(records, setup.out / "quality.png")
+        plot(records, folder / "quality.png")
+    return text
 
 
 def describe(setup: Setup) -> str:
@@ -95,8 +109,10 @@ def markdown(records: Sequence[Mapping[str, Any]], batch: int) -> str:
     head = ["data", "run", *metrics, "× centralised", *map(class_title, classes)]
     head += ["seeds", "s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    best = best_pooled(records)
     for (split, name, _), group in groups.items():
-        fields = [split, name, *(spread(group, "metrics", metric) for metric in metrics)]
+        title = f"{name} (best)" if best.get(split) == name else name
+        fields = [split, title, *(spread(group, "metrics", metric) for metric in metrics)]
         reference = pooled.get(split) or pooled.get("all") or []
         fields.append(ratio(group, reference, metrics[0]))
         fields += [spread(group, "per_class", name) for name in classes]
@@ -104,6 +120,16 @@ def markdown(records: Sequence[Mapping[str, Any]], batch: int) -> str:
         fields += [str(len(group)), f"{seconds:.0f}"]
         lines.append(f"| {' | '.join(field.replace('|', '/') for field in fields)} |")
     return "\n".join(lines)
+
+
+def best_pooled(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The centralised training with the highest mean, by split, where there are several."""
+    best: dict[str, str] = {}
+    for split in dict.fromkeys(record["split"] for record in records):
+        found = measured((r for r in records if r["split"] == split), "centralised")
+        if (highest := best_of(found)) and len(found) > 1:
+            best[split] = highest.name
+    return best
 
 
 def class_title(column: str) -> str:

@@ -14,10 +14,11 @@ import pytest
 from processes import ROOT, finished
 from recipes import make_class_folders, make_data, make_dataset
 
-from benchmarks import quality, quality_data, quality_runs
+from benchmarks import quality, quality_data, quality_jobs, quality_runs
 from benchmarks.quality_data import find_data
-from benchmarks.quality_jobs import Job, Setup, make_setup, plan_jobs
-from benchmarks.quality_runs import refuse_wrong, run_missing, write_config
+from benchmarks.quality_jobs import Job, Setup, refuse_wrong, write_config
+from benchmarks.quality_plan import make_setup, plan_jobs
+from benchmarks.quality_runs import run_missing
 from benchmarks.quality_tables import write_tables
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import class_names, read_data_yaml
@@ -211,7 +212,7 @@ def pretend(
         }
         if job.kind == "local":
             record["per_class"] = {}  # its model was tested on images without that class
-        quality_runs.keep(record, quality_runs.record_path(job, setup))
+        quality_jobs.keep(record, quality_jobs.record_path(job, setup))
 
     monkeypatch.setattr(quality_runs, "run_job", run)
     return done
@@ -274,7 +275,7 @@ def test_results_of_other_settings_are_other_results(
     # The same path with another label is another training.
     label = next((moved / "fed/iid2/client_0/labels/train").glob("*.txt"))
     label.write_text("0 0.5 0.5 0.25 0.25\n")
-    quality_data._fingerprints.clear()
+    quality_data._splits.clear()
     changed, elsewhere, _ = planned(tmp_path, "--data", str(moved), "--splits", "iid2")
     differ = [a.digest(elsewhere) != b.digest(setup) for a, b in zip(changed, jobs, strict=True)]
     assert [job.name for job, d in zip(jobs, differ, strict=True) if d] == [
