@@ -4,26 +4,33 @@
     python benchmarks/quality.py --clients A/data.yaml B/data.yaml [--pooled P] [--test T]
         [--base MODEL] [--pretrained BACKBONE.pt] [--seeds 0 1 2] [--epochs 25] [--imgsz 160]
         [--batches 16 ...] [--local-epochs 1] [--settings NAME|KEY=VALUE ...]
-        [--train KEY=VALUE ...] [--federated] [--masking [CLASS]] [--out runs/quality]
+        [--train KEY=VALUE ...] [--always KEY=VALUE ...] [--alone N] [--federated]
+        [--masking [CLASS]] [--shared ../shared] [--out runs/quality]
+    python benchmarks/quality.py --suite [SET ...] [--settings ...] [--out runs/suite]
 
 DIR has all/data.yaml and fed/SPLIT/CLIENT/data.yaml, or is a data set of any task (its data.yaml, a
 folder with one, class folders), which utils/partition.py then splits by each scheme of --splits.
 
 Every run sees each image `--epochs` times, starts from the same base and is scored on the common
-test split (val, where not all have one) after its last epoch, without choosing a best one:
+test split (val, where not all have one) after its last epoch, without choosing a best one. Where
+only some clients train in a round (`fraction_train`), there are as many rounds more:
 
 centralised  `yolo train` on the pooled data, with each of --batches and nbs = batch (the default of
              64, which takes a quarter of the steps, learns much less); by default with 16, and with
              a client's share of 16
 local        `yolo train` on one client's data, with its share of the first of --batches
 federated    `python federated.py` with --local-epochs a round, for each of --settings: a name of
-             SETTINGS, or settings of federated.py, such as "strategy=fedprox server_ema=0.5"
+             SETTINGS, or settings of federated.py, such as "strategy=fedprox server_ema=0.5"; on
+             top of those of --always
 
 OUT/results has a file for each finished run, named by a digest of all that it depends on: a rerun
 does what is missing. OUT/results.csv, table.md and quality.png are written in any case: of the runs
 so far of this data, base, test split, epochs, imgsz and versions; failed ones are named.
 `--masking [CLASS]` trains federations of the first split in which a class (the first) of one client
 is not labelled: with it left out of its loss, as background, and without those images; and of two.
+
+`--suite` does this for the data sets that quality_suite.py lists, with pooled batches of 4, 8 and
+16, and writes a summary of all: summary.md, summary.csv, settings.csv and summary.png.
 
 Exit codes: 0 done, 1 a run failed, 2 wrong input (nothing was trained), 130 interrupted.
 """

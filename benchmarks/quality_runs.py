@@ -31,7 +31,7 @@ class Processes:
     """The trainings that run now. After `stop` none is begun any more."""
 
     def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: dict[subprocess.Popen[bytes], Path] = {}  # with where it works
         self._lock = threading.Lock()
         self.is_stopped = False
 
@@ -44,23 +44,27 @@ class Processes:
             if self.is_stopped:
                 raise InterruptedError("not begun")
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
-            self._running.add(process)
+            self._running[process] = folder
             note = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
             (folder / PROCESS_FILE).write_text(json.dumps(note))
         code = process.wait()  # when it is interrupted, `stop` ends the process
-        self._running.discard(process)
-        (folder / PROCESS_FILE).unlink()
+        with self._lock:
+            self._forget(process)
         return code
 
     def stop(self) -> None:
         """End all, and wait for their ends."""
         with self._lock:
             self.is_stopped = True
-            running = self._running.copy()
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+            for process in self._running:
+                process.terminate()
+            for process in list(self._running):
+                process.wait()
+                self._forget(process)
+
+    def _forget(self, process: subprocess.Popen[bytes]) -> None:
+        if folder := self._running.pop(process, None):
+            (folder / PROCESS_FILE).unlink()
 
 
 def end_leftovers(out: Path) -> None:

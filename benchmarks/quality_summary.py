@@ -334,6 +334,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("test score ÷ that of the best pooled training", fontsize=9)
     axes.grid(axis="x", alpha=0.25)
     axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(
         handles=legend_handles(colors), loc="outside upper center", ncols=3, fontsize=8,
