@@ -43,7 +43,10 @@ class Processes:
         with self._lock, (folder / "log.txt").open("w") as log:
             if self.is_stopped:
                 raise InterruptedError("not begun")
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+            # In a session of its own: Ctrl-C comes here alone, and `stop` ends what runs.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=directory, start_new_session=True
+            )
             self._running[process] = folder
             note = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
             (folder / PROCESS_FILE).write_text(json.dumps(note))
