@@ -47,6 +47,8 @@ def find_data(options: argparse.Namespace) -> Data:
     """The data sets that the options name. Raises InputError where they do not go together."""
     given = getattr(options, "clients", None)
     data = options.data or options.shared / "data/bccd"
+    if not given and not data.exists():
+        raise InputError(f"{data}: not found; give --shared or --data")
     is_federated = (data / "fed").is_dir()
     pooled = getattr(options, "pooled", None)
     if given:

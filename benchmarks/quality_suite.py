@@ -166,8 +166,6 @@ def prepare(
             own.settings = [DEFAULTS]
             if one.is_chosen_on:
                 own.settings = list(dict.fromkeys([DEFAULTS, *options.settings]))
-            if not own.data.exists():
-                raise InputError(f"{own.data}: not found; give --shared, or other --suite sets")
             setup = make_setup(own, find_data(own))
             part = Part(one, setup, tuple(plan_jobs(own, setup)))
             refuse_wrong(part.jobs, setup)
