@@ -25,18 +25,12 @@ if __name__ == "__main__":
 
     prepare_environment()  # before Ultralytics is imported, which the modules below do
 
-from benchmarks.quality import (
-    Job,
-    find_data,
-    make_parser,
-    make_setup,
-    models_of,
-    parse,
-    read_records,
-    refuse_wrong,
-    run_missing,
-    spread,
-)
+from benchmarks.quality import make_parser, parse
+from benchmarks.quality_data import find_data
+from benchmarks.quality_jobs import Job, refuse_wrong
+from benchmarks.quality_plan import make_setup
+from benchmarks.quality_runs import models_of, run_missing
+from benchmarks.quality_tables import read_records, spread
 from federated_yolo.common.command_line import show_problems
 from federated_yolo.common.environment import remove_private_settings
 from federated_yolo.common.errors import InputError

@@ -14,8 +14,12 @@ import pytest
 from processes import ROOT, finished
 from recipes import make_class_folders, make_data, make_dataset
 
-from benchmarks import quality
-from benchmarks.quality import Job, Setup
+from benchmarks import quality, quality_data, quality_jobs, quality_runs
+from benchmarks.quality_data import find_data
+from benchmarks.quality_jobs import Job, Setup, refuse_wrong, write_config
+from benchmarks.quality_plan import make_setup, plan_jobs
+from benchmarks.quality_runs import run_missing
+from benchmarks.quality_tables import write_tables
 from federated_yolo.common.errors import InputError
 from federated_yolo.data.data_yaml import class_names, read_data_yaml
 from federated_yolo.data.scan import scan_split
@@ -33,8 +37,8 @@ def planned(folder: Path, *arguments: str) -> tuple[list[Job], Setup, argparse.N
     parse_args = parser.parse_args
     parser.parse_args = lambda *_: parse_args(words)  # pyright: ignore[reportAttributeAccessIssue]
     options = quality.parse(parser)
-    setup = quality.make_setup(options, quality.find_data(options))
-    return quality.plan(options, setup), setup, options
+    setup = make_setup(options, find_data(options))
+    return plan_jobs(options, setup), setup, options
 
 
 def federated_layout(folder: Path, names: Sequence[str] = ("a", "b", "c")) -> Path:
@@ -73,7 +77,7 @@ def test_the_plan_has_pooled_local_and_federated_trainings_of_each_split(tmp_pat
     given = ("--batches", "4", "32", "--seeds", "3", "5", "--splits", "iid2", "--federated")
     jobs, setup, _ = planned(tmp_path, "--data", str(data), *given)
     assert [(job.name, job.seed) for job in jobs] == [("defaults", 3), ("defaults", 5)]
-    config = quality.write_config(jobs[0], tmp_path / "config", setup).read_text()
+    config = write_config(jobs[0], tmp_path / "config", setup).read_text()
     assert "global_batch: 4\n" in config
     jobs, _, _ = planned(tmp_path, "--data", str(data), *given[:-1])
     batches = [job.batch for job in jobs if job.seed == 3]
@@ -168,7 +172,7 @@ def test_what_is_wrong_is_refused_before_training(
 
     def prepare() -> None:
         jobs, setup, _ = planned(tmp_path, "--data", str(data), *words)
-        quality.refuse_wrong(jobs, setup)
+        refuse_wrong(jobs, setup)
 
     with pytest.raises(InputError, match=problem):
         prepare()
@@ -208,9 +212,9 @@ def pretend(
         }
         if job.kind == "local":
             record["per_class"] = {}  # its model was tested on images without that class
-        quality.keep(record, quality.record_path(job, setup))
+        quality_jobs.keep(record, quality_jobs.record_path(job, setup))
 
-    monkeypatch.setattr(quality, "run_job", run)
+    monkeypatch.setattr(quality_runs, "run_job", run)
     return done
 
 
@@ -219,11 +223,11 @@ def test_a_rerun_does_what_is_missing(
 ) -> None:
     jobs, setup, _ = plan
     done = pretend(monkeypatch)
-    quality.run_missing(jobs[2:4], setup, {})
+    run_missing(jobs[2:4], setup, {})
     assert sorted(done) == ["client_0 alone", "client_1 alone"]
-    quality.run_missing(jobs, setup, {})
+    run_missing(jobs, setup, {})
     assert len(done) == len(jobs) == len(set(done))
-    quality.run_missing(jobs, setup, {})
+    run_missing(jobs, setup, {})
     assert len(done) == len(jobs)
 
 
@@ -271,7 +275,7 @@ def test_results_of_other_settings_are_other_results(
     # The same path with another label is another training.
     label = next((moved / "fed/iid2/client_0/labels/train").glob("*.txt"))
     label.write_text("0 0.5 0.5 0.25 0.25\n")
-    quality._fingerprints.clear()
+    quality_data._splits.clear()
     changed, elsewhere, _ = planned(tmp_path, "--data", str(moved), "--splits", "iid2")
     differ = [a.digest(elsewhere) != b.digest(setup) for a, b in zip(changed, jobs, strict=True)]
     assert [job.name for job, d in zip(jobs, differ, strict=True) if d] == [
@@ -286,15 +290,15 @@ def test_the_table_has_what_there_is_and_names_what_failed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     jobs, setup, _ = plan
-    quality.write_tables(jobs, setup, {})
+    write_tables(jobs, setup, {})
     assert "no run is finished yet" in (setup.out / "table.md").read_text()
     jobs = [*jobs, *(replace(job, seed=1) for job in jobs)]
     failed: dict[str, str] = {}
     error = RuntimeError("exit code 1, see log.txt")
     pretend(monkeypatch, lambda job: error if job.name == "client_0 alone" else None)
-    monkeypatch.setattr(quality, "ThreadPoolExecutor", lambda _: Pool())
-    quality.run_missing(jobs[:-1], setup, failed)
-    quality.write_tables(jobs, setup, failed)
+    monkeypatch.setattr(quality_runs, "ThreadPoolExecutor", lambda _: Pool())
+    run_missing(jobs[:-1], setup, failed)
+    write_tables(jobs, setup, failed)
     text = (setup.out / "table.md").read_text()
     assert text in capsys.readouterr().out
     lines = text.splitlines()
@@ -313,7 +317,7 @@ def test_the_table_has_what_there_is_and_names_what_failed(
     assert {row["a/mAP50"] == "" for row in rows if row["kind"] == "local"} == {True}
     assert (setup.out / "quality.png").exists()
     # Of another size of image, none of these counts.
-    quality.write_tables(jobs, replace(setup, imgsz=64), {})
+    write_tables(jobs, replace(setup, imgsz=64), {})
     assert "no run is finished yet" in (setup.out / "table.md").read_text()
 
 
@@ -330,8 +334,8 @@ def test_runs_of_one_name_and_other_data_are_not_averaged(
         replace(federated, name="mine", seed=4, settings=("a=3",)),
         replace(federated, name="mine", seed=5, settings=("a=3",)),
     ]
-    quality.run_missing([federated, *others], setup, {})
-    quality.write_tables([federated], setup, {})
+    run_missing([federated, *others], setup, {})
+    write_tables([federated], setup, {})
     lines = (setup.out / "table.md").read_text().splitlines()[4:]
     cells = [[cell.strip() for cell in line.split("|")] for line in lines]
     assert sorted((row[2], row[6]) for row in cells) == [
