@@ -11,7 +11,12 @@ import torch
 
 from federated_yolo.checks.exports import prepare_data
 from federated_yolo.checks.gpu_sharing import CudaMemory, MemoryProbe
-from federated_yolo.checks.resolve import resolve, resolve_train, with_whole_strides
+from federated_yolo.checks.resolve import (
+    resolve,
+    resolve_train,
+    with_personal_lr0,
+    with_whole_strides,
+)
 from federated_yolo.checks.setting_rules import (
     precision_problems,
     save_dir_problems,
@@ -141,6 +146,7 @@ def check(
     built = check_model(config, base, settings.weights, train, form)
     train = with_whole_strides(train, built.model)
     is_open = config.new_clients if sites is None else sites.is_open
+    config = with_personal_lr0(config, base, train)
     resolved = resolve(config, data.clients, names, train, new_clients=is_open)
     check_training(resolved, built, counted, caches if resumed is None else None)
     gpu_choice = ""

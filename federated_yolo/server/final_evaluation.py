@@ -1,8 +1,8 @@
-"""The steps after the last round: test splits, the cross-client matrix, pictures.
+"""The steps after the last round: test splits, cross-client matrix, pictures, personal models.
 
 On the test splits, the models of the best and of the last round are scored, which a run leaves.
-All other steps use the last round. The matrix is that of cross-site validation: every model on
-every client's val split.
+Personal models start from that of the best. All other steps use the last round. The matrix is that
+of cross-site validation: every model on every client's val split.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,10 @@ from federated_yolo.common.arrays import Arrays
 from federated_yolo.common.files import write_atomically
 from federated_yolo.common.text import reason_of
 from federated_yolo.protocol.records import to_record, views
+from federated_yolo.server.personalising import lacking, personalise
 from federated_yolo.server.replies import Score, checked_arrays
 from federated_yolo.server.server import Server, disk_errors
-from federated_yolo.storage.run_dir import JPEG, SERVER
+from federated_yolo.storage.run_dir import JPEG, PERSONAL, SERVER
 from federated_yolo.yolo.evaluator import class_metrics
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
@@ -26,6 +27,10 @@ FINISHED = "server/finished"
 
 def is_finished(server: Server) -> bool:
     """Whether `finish` has completed its work in this run directory, or has nothing to do."""
+    return _is_evaluated(server) and not lacking(server)
+
+
+def _is_evaluated(server: Server) -> bool:
     never = not server.config.evaluate.every
     return never or (server.run_dir.path / FINISHED).exists()
 
@@ -36,8 +41,12 @@ def finish(server: Server, grid: Grid) -> None:
     Each file is written when its contents are complete. If a client has failed, a resumed run
     repeats the steps.
     """
-    if not is_finished(server):
+    if not _is_evaluated(server):
         _evaluate(server, grid)
+    if lacking(server):
+        start = next(iter(_kept_models(server, PERSONAL).items()))
+        with disk_errors("after the last round", server.run_dir):
+            personalise(server, grid, *start)
     if server.config.client:
         _end_clients(server, grid)
 
@@ -76,7 +85,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
     if not (server.registry.nodes_with_test or is_on_server):
         return
     rows = []
-    for round_number, arrays in _kept_models(server).items():
+    for round_number, arrays in _kept_models(server, TEST).items():
         scores = _scores_on_test(server, grid, round_number, arrays)
         if server.evaluator and is_on_server:
             whole = server.model.deployed if arrays is None else arrays
@@ -86,15 +95,18 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
         server.run_dir.append_rows(TEST, rows)
 
 
-def _kept_models(server: Server) -> dict[int, Arrays | None]:
-    """Return the arrays of best.pt and last.pt by round; None for the arrays deployed now."""
+def _kept_models(server: Server, table: str) -> dict[int, Arrays | None]:
+    """Return the arrays of best.pt and last.pt by round; None for the arrays deployed now.
+
+    table: The table that they are for, to name it if the best are no longer there.
+    """
     best, last = server.best, server.config.num_rounds
     if best is None or best.round == last or not server.model.is_whole:
         return {last: None}
     arrays = _arrays_of(server, best.round)
     if arrays is None:
         server.display.notice(
-            f"{TEST}: without best.pt: the arrays of its round {best.round} are no longer there"
+            f"{table}: without best.pt: the arrays of its round {best.round} are no longer there"
         )
         return {last: None}
     return {best.round: arrays, last: None}
