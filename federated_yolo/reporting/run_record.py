@@ -18,7 +18,13 @@ import yaml
 from federated_yolo.common.errors import InputError
 from federated_yolo.common.files import read_yaml, refuse_special
 from federated_yolo.config.schema import SharedConfig
-from federated_yolo.storage.run_dir import CONFIG_FILE, DESCRIPTION_FILE, RESULTS, read_csv
+from federated_yolo.storage.run_dir import (
+    CONFIG_FILE,
+    DESCRIPTION_FILE,
+    PERSONAL,
+    RESULTS,
+    read_csv,
+)
 
 # The metric that a task is judged by; a model with masks or keypoints also has one for boxes.
 PRIMARY = (
@@ -27,12 +33,13 @@ PRIMARY = (
     "metrics/mAP50-95(B)",
     "metrics/accuracy_top1",
 )
-TEXT_COLUMNS = {"client", "class", "note", "model", "owner", "data"}
+TEXT_COLUMNS = {"client", "class", "note", "model", "owner", "data", "kept"}
 NEEDED_COLUMNS = {
     "clients.csv": ("round", "client"),
     "classes.csv": ("round", "client", "class"),
     "test.csv": ("client",),
     "cross_client.csv": ("model", "owner", "data"),
+    PERSONAL: ("client", "kept"),
 }
 
 Row = dict[str, Any]
@@ -55,6 +62,7 @@ class Run:
     classes: list[Row]
     tests: list[Row]
     matrix: list[Row]
+    personal_models: list[Row]
 
     @cached_property
     def client_names(self) -> list[str]:
@@ -130,6 +138,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         classes=tables["classes.csv"],
         tests=tables["test.csv"],
         matrix=tables["cross_client.csv"],
+        personal_models=tables[PERSONAL],
     )
 
 

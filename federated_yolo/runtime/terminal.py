@@ -42,6 +42,7 @@ from federated_yolo.common.torchvision_nms import OTHER_TORCHVISION, ensure_torc
 from federated_yolo.config.resume import words_said_again
 from federated_yolo.protocol.clipping import noise_of_mean
 from federated_yolo.reporting.draw import draw_report
+from federated_yolo.reporting.personal_section import personal_summary
 from federated_yolo.reporting.run_record import read_run
 from federated_yolo.runtime.run_tables import (
     headline_table,
@@ -51,7 +52,7 @@ from federated_yolo.runtime.run_tables import (
     short_name,
 )
 from federated_yolo.server.results import Display, RoundResult, RunResult
-from federated_yolo.storage.run_dir import CONFIG_FILE, RunDir
+from federated_yolo.storage.run_dir import CONFIG_FILE, PERSONAL, RunDir
 
 SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget steps that are older than half a minute
 
@@ -173,6 +174,8 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
     if (result.run_dir / "test.csv").exists():
         models = "each client's last model" if is_personal else "best.pt and last.pt"
         files[f"{run_dir}/test.csv"] = f"scores of {models} on the test splits"
+    if (result.run_dir / PERSONAL).exists():
+        files[f"{run_dir}/{PERSONAL}"] = personal_summary(read_run(result.run_dir))
     files[f"{run_dir}/report.html"] = "all of it to look at, in a browser"
     width = max(map(len, files))
     for path, meaning in files.items():

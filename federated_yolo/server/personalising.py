@@ -48,8 +48,9 @@ def personalise(server: Server, grid: Grid, round_number: int, arrays: Arrays | 
     round_number: The round of the global model to start from. arrays: Its arrays; None for the
     arrays deployed now.
     """
-    names, rows = set(lacking(server)), _done(server)
     registry = server.registry
+    server.enrolment.meet(grid)  # a site may have left in the last round, or come
+    names, rows = set(lacking(server)), _done(server)
     nodes = [node for node in registry.nodes if registry.names_by_node[node] in names]
     server.journal = RoundJournal(server.display)
     server.display.step(server.config.num_rounds, "personalise", registry.names_of(nodes))
@@ -77,16 +78,17 @@ def _done(server: Server) -> dict[str, Row]:
     now = server.config.personalise
     settings = (str(now.epochs), str(now.lr0))
     return {
-        str(row["client"]): row
+        str(row["client"]): {name: cell for name, cell in row.items() if name != "note" or cell}
         for row in server.run_dir.rows(PERSONAL)
         if row.get("kept") and (str(row["epochs"]), str(row["lr0"])) == settings
     }
 
 
 def _start(server: Server, name: str, round_number: int) -> Row:
-    """Return the first cells of a client's row."""
+    """Return the row of a client that has no result yet."""
     now = server.config.personalise
-    return {"round": round_number, "client": name, "epochs": now.epochs, "lr0": now.lr0}
+    about = {"round": round_number, "client": name, "epochs": now.epochs, "lr0": now.lr0}
+    return {**about, "kept": ""}
 
 
 def _messages(
