@@ -142,8 +142,7 @@ def check(
     base = settings.base_from_anywhere
     num_images = sum(summary.num_train for summary in counted.values())
     train = resolve_train(config, base, len(data.clients), num_images, len(names))
-    form = model_data(counted.values(), names)
-    built = check_model(config, base, settings.weights, train, form)
+    built = check_model(config, base, settings.weights, train, model_data(counted.values(), names))
     train = with_whole_strides(train, built.model)
     is_open = config.new_clients if sites is None else sites.is_open
     config = with_personal_lr0(config, base, train)

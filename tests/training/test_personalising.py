@@ -116,6 +116,7 @@ def test_each_client_scores_the_best_global_model_and_what_it_trains_from_it(
     ]
     best = result.best.round
     start, _ = load_arrays(result.run_dir / "weights" / f"round{best}.npz")
+    fitness: dict[str, float] = {}
     for index, row in enumerate(rows):
         folder = tmp_path / row["client"]
         trained, settings = plain_slice(grid, data[index], start, folder, seed=1000 * index)
@@ -124,7 +125,6 @@ def test_each_client_scores_the_best_global_model_and_what_it_trains_from_it(
             read_data_yaml(data[index], where="test"), "detect", settings.train, folder
         )
         model = build_model("yolov8n.yaml", "detect", {"names": NAMES, "nc": 3})
-        fitness = {}
         for name, arrays in (("global", start), ("personal", trained)):
             load_into(model, arrays)
             for split in ("val", "test") if index == 0 else ("val",):
