@@ -11,7 +11,12 @@ import torch
 
 from federated_yolo.checks.exports import prepare_data
 from federated_yolo.checks.gpu_sharing import CudaMemory, MemoryProbe
-from federated_yolo.checks.resolve import resolve, resolve_train, with_whole_strides
+from federated_yolo.checks.resolve import (
+    resolve,
+    resolve_train,
+    with_personal_lr0,
+    with_whole_strides,
+)
 from federated_yolo.checks.setting_rules import (
     precision_problems,
     save_dir_problems,
@@ -137,10 +142,10 @@ def check(
     base = settings.base_from_anywhere
     num_images = sum(summary.num_train for summary in counted.values())
     train = resolve_train(config, base, len(data.clients), num_images, len(names))
-    form = model_data(counted.values(), names)
-    built = check_model(config, base, settings.weights, train, form)
+    built = check_model(config, base, settings.weights, train, model_data(counted.values(), names))
     train = with_whole_strides(train, built.model)
     is_open = config.new_clients if sites is None else sites.is_open
+    config = with_personal_lr0(config, base, train)
     resolved = resolve(config, data.clients, names, train, new_clients=is_open)
     check_training(resolved, built, counted, caches if resumed is None else None)
     gpu_choice = ""

@@ -14,6 +14,7 @@ from federated_yolo.data.data_yaml import Fraction
 from federated_yolo.server.tracking import loggers_of_settings
 from federated_yolo.yolo.checkpoint import CLASSIFY_IMGSZ, LoadedBase, train_args_of_base
 
+LR0_DIGITS = 6  # to which Ultralytics rounds the lr0 that it chooses
 MIN_BATCH = 2  # for one client: BatchNorm has no variance in one image's smallest features
 
 
@@ -68,6 +69,7 @@ def resolve(
             },
             "train": dict(train),
             "evaluate": {**dict(config.evaluate), "data": absolute(config.evaluate.data)},
+            "personalise": dict(config.personalise),
             "loggers": loggers_of_settings() if config.loggers == "settings" else config.loggers,
         }
     )
@@ -94,13 +96,12 @@ def resolve_train(
     resolved = {**arguments_of_base(config, base), **config.train}
     if resolved.get("single_cls"):
         num_classes = 1
-    default: Any = DEFAULT_CFG_DICT["batch"]
-    global_batch = config.global_batch or default
+    global_batch = _global_batch(config)
     batch: Any = resolved.get("batch")
     noise = 1.0
     if batch is None:
         batch = max(MIN_BATCH, round(global_batch / config.num_training(num_clients)))
-        noise = math.sqrt(max(1.0, global_batch / batch))
+        noise = _spread_noise(config, batch)
     resolved["batch"] = batch
     resolved.setdefault("nbs", batch)
     if str(resolved.get("optimizer", "auto")).lower() == "auto":
@@ -108,7 +109,7 @@ def resolve_train(
         if math.ceil(num_images / step) * config.num_epochs > 10000:
             resolved.update(optimizer="MuSGD", lr0=0.01)
         else:
-            lr0 = round(0.002 * 5 / (4 + num_classes), 6)
+            lr0 = round(0.002 * 5 / (4 + num_classes), LR0_DIGITS)
             resolved.update(optimizer="AdamW", lr0=lr0 * noise, momentum=0.9)
         resolved["warmup_bias_lr"] = 0.0
     if base.task == "classify":  # trainer and validator have other defaults
@@ -116,6 +117,36 @@ def resolve_train(
     if isinstance(resolved.get("pretrained"), str):
         resolved["pretrained"] = absolute(resolved["pretrained"])
     return resolved
+
+
+def with_personal_lr0(config: Config, base: LoadedBase, train: Mapping[str, Any]) -> Config:
+    """Decide `personalise.lr0` unless it is given: lr0 without the factor of `resolve_train`.
+
+    That factor is for noise which averaging removes, and a client that trains alone is not
+    averaged. (args.yaml states both rates, so that a resumed run has them too.)
+
+    train: Train arguments from `resolve_train`.
+    """
+    if config.personalise.lr0 is not None:
+        return config
+    default: Any = DEFAULT_CFG_DICT["lr0"]
+    lr0 = float(train.get("lr0", default))
+    given = {**arguments_of_base(config, base), **config.train}
+    is_auto = str(given.get("optimizer", "auto")).lower() == "auto"
+    if is_auto and train["optimizer"] == "AdamW" and given.get("batch") is None:
+        lr0 = round(lr0 / _spread_noise(config, train["batch"]), LR0_DIGITS)
+    personalise = config.personalise.model_copy(update={"lr0": lr0})
+    return config.model_copy(update={"personalise": personalise})
+
+
+def _global_batch(config: Config) -> int:
+    default: Any = DEFAULT_CFG_DICT["batch"]
+    return config.global_batch or default
+
+
+def _spread_noise(config: Config, batch: int) -> float:
+    """Return the noise of a client's gradients, in that of the global batch's."""
+    return math.sqrt(max(1.0, _global_batch(config) / batch))
 
 
 def with_whole_strides(train: Mapping[str, Any], model: Any) -> dict[str, Any]:

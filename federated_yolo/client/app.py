@@ -311,6 +311,18 @@ def evaluate_whole(request: Request) -> Message:
     return _score_message(client.evaluate_whole(request.arrays("arrays")), request)
 
 
+@app.train("personalise")
+@_answers
+def personalise(request: Request) -> Message:
+    """Let the client train on for itself; its model stays with it, and scores are sent."""
+    client, arrays = _unpack(request)
+    _lost_state(client, request, request.round_number)
+    result = client.personalise(arrays, dict(request.config))
+    about = ConfigRecord({"is-kept": result.is_kept, "note": one_note(client.notes)})
+    numbers = MetricRecord({"num-examples": result.num_examples, **result.scores})
+    return request.reply(RecordDict({"client": about, "metrics": numbers}))
+
+
 @app.query("local")
 @_answers
 def local(request: Request) -> Message:

@@ -120,15 +120,21 @@ def _message_problems(
     split = config.get("split", "val")
     if split not in SPLITS:
         yield f"split: found {split!r}, expected {' or '.join(SPLITS)}"
-    first = 1 if kind == "train" else 0
+    first = 1 if kind.startswith("train") else 0
     number = config.get("server-round", first)
     if type(number) is not int or not first <= number <= num_rounds:
         yield f"server-round: found {number!r}, expected {first} to {num_rounds}"
     mu = config.get("proximal-mu", 0.0)
     if type(mu) not in (int, float) or not 0 <= mu <= MAX_NUMBER:
         yield f"proximal-mu: found {mu!r}, expected a number from 0 to {MAX_NUMBER}"
-    if type(config.get("keep-local", False)) is not bool:
-        yield f"keep-local: found {config['keep-local']!r}, expected true or false"
+    for name in ("keep-local", "on-test"):
+        if type(config.get(name, False)) is not bool:
+            yield f"{name}: found {config[name]!r}, expected true or false"
+    epochs, lr0 = config.get("epochs", 1), config.get("lr0", 1.0)
+    if type(epochs) is not int or not 1 <= epochs <= MAX_LOCAL_EPOCHS:
+        yield f"epochs: found {epochs!r}, expected 1 to {MAX_LOCAL_EPOCHS}"
+    if type(lr0) not in (int, float) or not 0 < lr0 <= 1:
+        yield f"lr0: found {lr0!r}, expected a number above 0, at most 1"
 
 
 def model_yaml_problems(structure: Mapping[str, Any]) -> Iterator[str]:

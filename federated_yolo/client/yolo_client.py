@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from flwr.client import NumPyClient
 
 from federated_yolo.client.device_slots import OUT_OF_MEMORY
 from federated_yolo.client.history import recall
+from federated_yolo.client.personal import PersonalResult, personalise
 from federated_yolo.common.arrays import Arrays, select
 from federated_yolo.common.errors import AbortedError
 from federated_yolo.common.files import write_atomically
@@ -234,6 +236,16 @@ class YoloClient(NumPyClient):
             _keep_best(self.settings, self.model, "best", round_number, result.fitness)
         return _as_reply(result, started)
 
+    def personalise(self, parameters: list[np.ndarray], config: dict[str, Any]) -> PersonalResult:
+        """Train on from these global arrays, with the client's private ones, for itself alone.
+
+        parameters: As for `evaluate`. config: As for `personalise` in personal.py, and
+        "server-round".
+        """
+        shared = dict(zip(self.names, parameters, strict=True))
+        self._load(shared, int(config["server-round"]))
+        return personalise(self, config)
+
     def evaluate_whole(self, arrays: Arrays) -> tuple[float, int, dict[str, Any]]:
         """Evaluate a whole model of any client on the val split; returns the same as `evaluate`."""
         started = time.perf_counter()
@@ -242,13 +254,7 @@ class YoloClient(NumPyClient):
 
     def local_model(self) -> Arrays:
         """Return this client's best model after its own epochs; ValueError if none exists."""
-        path = self.settings.private_dir / f"{LOCAL_BEST}.pt"
-        if not path.exists():
-            raise ValueError(
-                f"client '{self.name}' has no {path.name}: it has not trained in a round that was "
-                "evaluated"
-            )
-        return to_arrays(load_checkpoint_module(str(path), where=f"client '{self.name}'"))
+        return _arrays_of(self.settings.private_dir / f"{LOCAL_BEST}.pt", f"client '{self.name}'")
 
     def personal_model(self, parameters: list[np.ndarray], round_number: int) -> Arrays:
         """Return these global arrays with the client's private ones: its own model."""
@@ -278,6 +284,15 @@ class YoloClient(NumPyClient):
         _keep_best(self.settings, self.model, LOCAL_BEST, round_number, result.fitness)
         scores = {**result.metrics, "fitness": result.fitness}
         return {f"local/{name}": value for name, value in scores.items()}
+
+
+def _arrays_of(path: Path, where: str) -> Arrays:
+    """Return the arrays of a client's local model. Raises ValueError if there is none."""
+    if not path.exists():
+        raise ValueError(
+            f"{where} has no {path.name}: it has not trained in a round that was evaluated"
+        )
+    return to_arrays(load_checkpoint_module(str(path), where=where))
 
 
 def _keep_best(

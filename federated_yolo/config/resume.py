@@ -11,8 +11,8 @@ from yaml import YAMLError
 from federated_yolo.common.files import read_yaml
 from federated_yolo.config.loading import read_config
 
-# Settings that may change on resume: the weights of a round do not depend on them, except that
-# another number of threads rounds differently.
+# Settings that may change on resume: the rounds' weights do not depend on them, except that another
+# number of threads rounds differently.
 RESUME_SETTINGS = (
     "client",
     "client_resources",
@@ -20,6 +20,7 @@ RESUME_SETTINGS = (
     "max_statistics_factor",
     "min_clients",
     "patience",
+    "personalise",
     "ray",
     "round_timeout_s",
     "trust_checkpoint",

@@ -188,6 +188,20 @@ class EvaluateConfig(FrozenModel, frozen=True):
         return bool(self.every) and (round_number % self.every == 0 or round_number == num_rounds)
 
 
+class PersonaliseConfig(FrozenModel, frozen=True):
+    """A training of each client for itself, after the last round.
+
+    It starts from the best round's global model, and has a schedule of its own. A client keeps the
+    result only if it scores higher than the global model on its val split.
+    """
+
+    epochs: Annotated[NonNegativeInt, Field(le=MAX_LOCAL_EPOCHS)] = 0
+    """Epochs that each client trains for itself; 0 is none."""
+    lr0: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    """Its initial learning rate; null is that of the rounds, without the factor for a batch that is
+    spread over clients."""
+
+
 def name_client(value: Any) -> Any:
     """Accept a bare path; its client is named after the file, or its folder if it is data.yaml."""
     if not isinstance(value, str):
@@ -297,6 +311,8 @@ class Config(FrozenModel, frozen=True):
     """Ultralytics' train arguments by name, the same for all clients."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Which scores are computed, and when."""
+    personalise: PersonaliseConfig = PersonaliseConfig()
+    """Whether each client makes a model of its own from the global one, after the last round."""
     loggers: Annotated[Literal["settings"] | tuple[str, ...], BeforeValidator(_check_loggers)] = ()
     """Tracking that shows the run live: tensorboard, wandb, mlflow; `settings` means those that
     `yolo settings` switches on."""
@@ -342,12 +358,19 @@ class ResolvedResources(ClientResources, frozen=True):
     num_gpus: Annotated[float, Field(strict=True, ge=0)] = 0.0
 
 
+class ResolvedPersonalise(PersonaliseConfig, frozen=True):
+    """A client's training for itself, with a final `lr0`."""
+
+    lr0: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.01  # Ultralytics' own
+
+
 class ResolvedConfig(Config, frozen=True):
     """A config that has passed every check, with settings that depend on machine and data resolved.
 
     checks/resolve.py makes it. Its YAML is a config that gives the same run again. Paths are
     absolute; `train` has `batch`, `nbs`, `optimizer`, and the image size if it is not the default;
-    `global_batch` is null, since `train.batch` is each client's part of it.
+    `global_batch` is null, since `train.batch` is each client's part of it; `personalise.lr0` is a
+    number.
     """
 
     datasets: list[ClientData]
@@ -355,6 +378,7 @@ class ResolvedConfig(Config, frozen=True):
     names: Annotated[tuple[str, ...], Field(min_length=1)]  # pyright: ignore[reportGeneralTypeIssues]
     global_batch: None = None
     client_resources: ResolvedResources = ResolvedResources()
+    personalise: ResolvedPersonalise = ResolvedPersonalise()
     loggers: tuple[str, ...] = ()
 
     def with_num_gpus(self, num_gpus: float) -> "ResolvedConfig":

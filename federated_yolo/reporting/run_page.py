@@ -20,6 +20,7 @@ from federated_yolo.common.text import (
 )
 from federated_yolo.reporting.charts import Chart, bar_chart, heat_chart, line_chart
 from federated_yolo.reporting.page import Mark, Number, Page, Picture, Section, Sheet
+from federated_yolo.reporting.personal_section import personal_section
 from federated_yolo.reporting.run_numbers import (
     MAX_CLASSES,
     ClientResult,
@@ -54,6 +55,7 @@ def run_page(run: Run) -> Page:
         _classes_section(run),
         _matrix_section(run),
         _tests_section(run),
+        personal_section(run),
         _cost_section(run),
         _notes_section(run),
         _data_section(run),

@@ -22,6 +22,7 @@ from federated_yolo.storage.run_dir import (
     CONFIG_FILE,
     DESCRIPTION_FILE,
     ENDED_EARLY,
+    PERSONAL,
     RESULTS,
     read_csv,
 )
@@ -33,12 +34,13 @@ PRIMARY = (
     "metrics/mAP50-95(B)",
     "metrics/accuracy_top1",
 )
-TEXT_COLUMNS = {"client", "class", "note", "model", "owner", "data"}
+TEXT_COLUMNS = {"client", "class", "note", "model", "owner", "data", "kept"}
 NEEDED_COLUMNS = {
     "clients.csv": ("round", "client"),
     "classes.csv": ("round", "client", "class"),
     "test.csv": ("client",),
     "cross_client.csv": ("model", "owner", "data"),
+    PERSONAL: ("client", "kept"),
 }
 
 Row = dict[str, Any]
@@ -61,6 +63,7 @@ class Run:
     classes: list[Row]
     tests: list[Row]
     matrix: list[Row]
+    personal_models: list[Row]
 
     @cached_property
     def client_names(self) -> list[str]:
@@ -141,6 +144,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         classes=tables["classes.csv"],
         tests=tables["test.csv"],
         matrix=tables["cross_client.csv"],
+        personal_models=tables[PERSONAL],
     )
 
 

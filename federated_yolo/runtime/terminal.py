@@ -43,6 +43,7 @@ from federated_yolo.config.resume import words_said_again
 from federated_yolo.config.schema import Config
 from federated_yolo.protocol.clipping import noise_of_mean
 from federated_yolo.reporting.draw import draw_report
+from federated_yolo.reporting.personal_section import personal_summary
 from federated_yolo.reporting.run_record import read_run
 from federated_yolo.runtime.run_tables import (
     headline_table,
@@ -59,7 +60,7 @@ from federated_yolo.server.results import (
     is_done,
     result_of,
 )
-from federated_yolo.storage.run_dir import CONFIG_FILE, RESULTS, RunDir
+from federated_yolo.storage.run_dir import CONFIG_FILE, PERSONAL, RESULTS, RunDir
 
 SPEED_PERIOD_S = 7 * 86400.0  # Rich would forget steps that are older than half a minute
 
@@ -191,6 +192,8 @@ def show_end(console: Console, result: RunResult, federation: Federation) -> Non
     if (result.run_dir / "test.csv").exists():
         models = "each client's last model" if is_personal else "best.pt and last.pt"
         files[f"{run_dir}/test.csv"] = f"scores of {models} on the test splits"
+    if (result.run_dir / PERSONAL).exists():
+        files[f"{run_dir}/{PERSONAL}"] = personal_summary(read_run(result.run_dir))
     files[f"{run_dir}/report.html"] = "all of it to look at, in a browser"
     width = max(map(len, files))
     for path, meaning in files.items():

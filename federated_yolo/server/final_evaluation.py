@@ -1,8 +1,8 @@
-"""The steps after the last round: test splits, the cross-client matrix, pictures.
+"""The steps after the last round: test splits, cross-client matrix, pictures, personal models.
 
 On the test splits, the models of the best and of the last round are scored, which a run leaves.
-All other steps use the last round. The matrix is that of cross-site validation: every model on
-every client's val split.
+Personal models start from that of the best. All other steps use the last round. The matrix is that
+of cross-site validation: every model on every client's val split.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,11 @@ from federated_yolo.common.command_line import inside
 from federated_yolo.common.files import write_atomically
 from federated_yolo.common.text import reason_of
 from federated_yolo.protocol.records import to_record, views
+from federated_yolo.server.personalising import lacking, personalise
 from federated_yolo.server.replies import Score, checked_arrays
 from federated_yolo.server.results import early_end
 from federated_yolo.server.server import Server, disk_errors
-from federated_yolo.storage.run_dir import JPEG, SERVER, RunDir
+from federated_yolo.storage.run_dir import JPEG, PERSONAL, SERVER, RunDir
 from federated_yolo.yolo.evaluator import class_metrics
 
 TEST, CROSS_CLIENT = "test.csv", "cross_client.csv"
@@ -28,14 +29,18 @@ FINISHED = "server/finished"
 
 def is_finished(server: Server) -> bool:
     """Whether `finish` has completed its work in this run directory, or has nothing to do."""
+    return _is_evaluated(server) and not lacking(server)
+
+
+def _is_evaluated(server: Server) -> bool:
     never = not server.config.evaluate.every
     return never or (server.run_dir.path / FINISHED).exists()
 
 
 def withdraw(run_dir: RunDir) -> None:
     """Delete what `finish` has left in the directory of a run that goes on after all."""
-    for path in (run_dir.path / FINISHED, run_dir.path / TEST, run_dir.path / CROSS_CLIENT):
-        path.unlink(missing_ok=True)
+    for name in (FINISHED, TEST, CROSS_CLIENT, PERSONAL):
+        (run_dir.path / name).unlink(missing_ok=True)
     for picture in run_dir.path.glob("predictions*.jpg"):
         picture.unlink()
 
@@ -47,8 +52,12 @@ def finish(server: Server, grid: Grid) -> None:
     repeats the steps.
     """
     _tell_early_end(server)
-    if not is_finished(server):
+    if not _is_evaluated(server):
         _evaluate(server, grid)
+    if lacking(server):
+        start = next(iter(_kept_models(server, PERSONAL).items()))
+        with disk_errors("after the last round", server.run_dir):
+            personalise(server, grid, *start)
     if server.config.client:
         _end_clients(server, grid)
     server.display.step(len(server.rounds), "stopping the clients", [])
@@ -102,7 +111,7 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
     if not (server.registry.nodes_with_test or is_on_server):
         return
     rows = []
-    for round_number, arrays in _kept_models(server).items():
+    for round_number, arrays in _kept_models(server, TEST).items():
         scores = _scores_on_test(server, grid, round_number, arrays)
         if server.evaluator and is_on_server:
             whole = server.model.deployed if arrays is None else arrays
@@ -112,15 +121,18 @@ def evaluate_on_test(server: Server, grid: Grid) -> None:
         server.run_dir.append_rows(TEST, rows)
 
 
-def _kept_models(server: Server) -> dict[int, Arrays | None]:
-    """Return the arrays of best.pt and last.pt by round; None for the arrays deployed now."""
+def _kept_models(server: Server, table: str) -> dict[int, Arrays | None]:
+    """Return the arrays of best.pt and last.pt by round; None for the arrays deployed now.
+
+    table: The table that they are for, to name it if the best are no longer there.
+    """
     best, last = server.best, len(server.rounds)
     if best is None or best.round == last or not server.model.is_whole:
         return {last: None}
     arrays = _arrays_of(server, best.round)
     if arrays is None:
         server.display.notice(
-            f"{TEST}: without best.pt: the arrays of its round {best.round} are no longer there"
+            f"{table}: without best.pt: the arrays of its round {best.round} are no longer there"
         )
         return {last: None}
     return {best.round: arrays, last: None}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from federated_yolo.common.arrays import Arrays
@@ -49,13 +49,17 @@ class Scorer:
         """
         config = self.messenger.config_record()
         config.update({"server-round": round_number, "split": split})
+        return self.read(grid, self.messages("evaluate", config, nodes, arrays), journal)
+
+    def messages(
+        self, kind: str, config: ConfigRecord, nodes: Iterable[int], arrays: Arrays | None
+    ) -> list[Message]:
+        """Return a message of this kind for each node, with a model. arrays: As for `ask`."""
         sent = self.model.deployed if arrays is None else arrays
         record = RecordDict({"arrays": to_record(sent), "config": config})
         if arrays is not None:
-            messages = self.messenger.messages(record, nodes, "evaluate")
-        else:
-            messages = self.messenger.addressed([Message(record, n, "evaluate") for n in nodes])
-        return self.read(grid, messages, journal)
+            return self.messenger.messages(record, nodes, kind)
+        return self.messenger.addressed([Message(record, node, kind) for node in nodes])
 
     def read(self, grid: Grid, messages: list[Message], journal: RoundJournal) -> list[Score]:
         """Send evaluate messages; return the scores of clients that sent one, ordered by name."""

@@ -30,7 +30,8 @@ SERVER = "(server)"  # in place of a client's name; no client can have this name
 JPEG = b"\xff\xd8\xff"  # first bytes of a picture of predictions
 CLIENTS, CLASSES = "clients.csv", "classes.csv"
 RESULTS = "results.csv"  # a round is complete once its row is here: it is written last
-TABLES = (RESULTS, CLIENTS, CLASSES)
+PERSONAL = "personal.csv"  # a row per client: its model of its own after the last round
+TABLES = (RESULTS, CLIENTS, CLASSES, PERSONAL)
 
 
 class RunDir:
@@ -215,12 +216,15 @@ class RunDir:
         return path
 
     def append_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Append rows to a CSV: one header, missing values empty, columns in order of arrival.
+        """Append rows to a CSV, as `write_rows` does."""
+        self.write_rows(name, [*self._rows.get(name, []), *rows])
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write all rows of a CSV: one header, missing values empty, columns in order of arrival.
 
         Texts are made safe for spreadsheets by `as_cell`; `read_csv` returns the original texts.
         """
-        table = self._rows.setdefault(name, [])
-        table.extend(dict(row) for row in rows)
+        table = self._rows[name] = [dict(row) for row in rows]
         columns = list(dict.fromkeys(column for row in table for column in row))
 
         def write(file: BinaryIO) -> None:

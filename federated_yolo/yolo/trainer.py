@@ -77,6 +77,7 @@ class SliceTrainer:
         self._trainer: Any = None
         self._last_round = 0
         self._training: Any = None  # the trainer while it trains
+        self._other: SliceTrainer | None = None  # while it trains (`train_alone`)
         self._callbacks: list[tuple[str, Callable[[Any], None]]] = []
 
     def abort(self, reason: str) -> None:
@@ -88,6 +89,8 @@ class SliceTrainer:
         trainer = self._training
         if trainer is not None:
             trainer.abort_reason = reason
+        if self._other is not None:
+            self._other.abort(reason)
 
     def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
         """Register a function for an event of Ultralytics' trainer; call before the first slice."""
@@ -141,6 +144,26 @@ class SliceTrainer:
             losses=_mean_losses(trainer),
             notes=tuple(notes),
         )
+
+    def train_alone(self, settings: SliceSettings, arrays: Arrays) -> SliceResult:
+        """Train a whole other training of one round, with the callbacks of this one.
+
+        No state of it is kept. The memory of this one is freed first; its next slice starts from
+        its saved state.
+
+        settings: Settings with another `private_dir`. arrays: All arrays that are shared there.
+        Raises any error of the training.
+        """
+        self._trainer = None
+        gc.collect()  # trainers are in reference cycles
+        settings.private_dir.mkdir(parents=True, exist_ok=True)
+        self._other = SliceTrainer(settings)
+        self._other._callbacks = self._callbacks
+        try:
+            return self._other.train(1, arrays)
+        finally:
+            self._other.forget(1)
+            self._other = None
 
     def private_arrays(self, round_number: int) -> Arrays:
         """Return the private arrays after the last round that this client trained up to this one.

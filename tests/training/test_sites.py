@@ -1,6 +1,7 @@
 """Sites that come, are refused, go and come back; in one process, through the real messages."""
 
 import gc
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from federated_yolo.protocol.handshake import Introduction
 from federated_yolo.runtime.startup import make_server
 from federated_yolo.server.results import RunResult
 from federated_yolo.storage.run_dir import RunDir, read_csv
+from federated_yolo.yolo.evaluator import Evaluation, Evaluator
 
 NO_SCORES: dict[str, Any] = {"evaluate": {"every": 0}}  # where nothing looks at scores
 
@@ -48,6 +50,43 @@ def test_a_site_keeps_the_global_model_and_its_paths_to_itself(tmp_path: Path) -
     for message in (*grid.received, *grid.sent):
         records = message.content.config_records if message.has_content() else {}
         assert str(tmp_path / "north") not in str([dict(r) for r in records.values()])
+
+
+def test_a_site_keeps_the_model_that_it_trains_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a site that is not there is asked when the run is resumed."""
+    scores = itertools.count(1)  # so that it is better
+    monkeypatch.setattr(
+        Evaluator, "__call__", lambda *_, **__: Evaluation({}, next(scores) / 1000, 2, {})
+    )
+    grid, display = sites(tmp_path, "north", "south"), Silent()
+
+    def leave(_: Any) -> None:
+        grid.gone = {1007}
+
+    display.round_done = leave  # type: ignore[method-assign]
+    settings = {"num_rounds": 1, "personalise": {"epochs": 1}, **NO_SCORES}
+    result, _ = run(grid, tmp_path, display, **settings)
+    reply = grid.received[-1]
+    assert reply.metadata.message_type == "train.personalise"
+    assert not reply.content.array_records
+    (private,) = (tmp_path / "private" / "north").glob("train-*")
+    assert (private / "personal.pt").exists()
+    assert not (result.run_dir / "clients" / "north").exists()
+    rows = read_csv(result.run_dir / "personal.csv")
+    assert [(row["client"], row["kept"], row["note"]) for row in rows] == [
+        ("north", "true", ""),
+        ("south", "", "it was not there"),
+    ]
+    assert display.notices[-1] == "personal.csv lacks south; a resumed run tries again"
+    gc.collect()  # nobody holds its directory any more
+    listed = [{"name": "north"}, {"name": "south"}]
+    grid = sites(tmp_path, "north", "south")
+    run(grid, tmp_path, resume=result.run_dir, datasets=listed, **settings)
+    asked = [m.metadata for m in grid.sent if m.metadata.message_type == "train.personalise"]
+    assert [metadata.dst_node_id for metadata in asked] == [1007]
+    assert [row["kept"] for row in read_csv(result.run_dir / "personal.csv")] == ["true", "true"]
 
 
 def test_a_site_that_fails_says_why_without_paths(tmp_path: Path) -> None:

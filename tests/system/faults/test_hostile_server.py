@@ -96,6 +96,13 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any], s
         "server-round",
     ),
     "a pull that is none": ("train", lambda _, c: c.update({"proximal-mu": -1.0}), "proximal-mu"),
+    "a training for itself without end": (
+        "train",
+        lambda _, c: c.update({"epochs": 10**9}),
+        "epochs: found 1000000000",
+    ),
+    "a learning rate that is none": ("train", lambda _, c: c.update({"lr0": -1.0}), "lr0: found"),
+    "scores of a split, perhaps": ("train", lambda _, c: c.update({"on-test": 3}), "on-test"),
     "no classes": ("train", lambda i, _: i.update(names=[]), "names: found 0"),
     "a class twice": ("train", lambda i, _: i.update(names=["a", "a", "b"]), "names: found 3"),
     "no time": ("train", lambda i, _: i.update(round_timeout_s=-1.0), "round_timeout_s"),

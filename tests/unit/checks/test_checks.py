@@ -311,6 +311,27 @@ def test_a_clients_own_batch_and_optimizer_stay_as_given(tmp_path: Path, sites: 
     assert (train["batch"], train["nbs"], train["lr0"]) == (8, 64, 0.01)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"train": {}}, 0.001429),  # and 0.002021 in the rounds
+        ({"train": {}, "personalise": {"lr0": 0.5}}, 0.5),
+        ({"train": {"batch": 4}}, 0.001429),
+        ({"train": {"optimizer": "SGD", "lr0": 0.02}}, 0.02),
+        ({"train": {"optimizer": "AdamW"}}, 0.01),  # Ultralytics' own
+    ],
+)
+def test_a_client_that_trains_alone_has_the_learning_rate_without_the_factor(
+    tmp_path: Path, sites: Sites, settings: dict[str, Any], expected: float
+) -> None:
+    with checked(config_of(tmp_path, sites, **settings)) as federation:
+        assert federation.config.personalise.lr0 == expected
+        (tmp_path / "args.yaml").write_text(federation.config.to_yaml())
+    later = load_config(tmp_path / "args.yaml", ["personalise.epochs=5"])  # as a resumed run has it
+    with checked(later) as again:
+        assert (again.config.personalise.epochs, again.config.personalise.lr0) == (5, expected)
+
+
 def test_what_is_resolved_is_resolved_to_itself(tmp_path: Path, sites: Sites) -> None:
     """args.yaml has the resolved settings, and running it again must be the same run."""
     with checked(config_of(tmp_path, sites, train={"imgsz": 50})) as federation:

@@ -19,6 +19,7 @@ SETTLED: dict[str, Any] = {
     "names": ["x"],
     "client_resources": {"num_gpus": 0.5},
     "loggers": ["mlflow"],
+    "personalise": {"lr0": 0.01},
     "train": {"batch": 2},
 }
 
@@ -31,6 +32,7 @@ SETTLED: dict[str, Any] = {
         {"names": None},
         {"client_resources": {"num_gpus": "auto"}},
         {"global_batch": 16},
+        {"personalise": {"lr0": None}},
         {"loggers": "settings"},
     ],
 )
@@ -67,6 +69,7 @@ def test_the_checks_change_only_what_was_open(tmp_path: Path, sites: Sites) -> N
             "momentum": 0.9,
             "warmup_bias_lr": 0.0,
         },
+        "personalise": {"epochs": 0, "lr0": round(0.002 * 5 / (4 + 3), 6)},
     }
     assert isinstance(after["client_resources"]["num_gpus"], float)
 
