@@ -84,16 +84,13 @@ class Journal:
         numbers: dict[str, float] = {}
         try:
             yield numbers
-        finally:
-            self.note(f"{place}: {_shown(numbers) or 'done'}", doing=IDLE, **_state_of(numbers))
-
-
-def _state_of(numbers: Mapping[str, float]) -> dict[str, Any]:
-    """Return the values of the state that these numbers of a reply change."""
-    losses = {name: value for name, value in numbers.items() if name.endswith("_loss")}
-    if losses or "num-steps" in numbers:
-        return {"training": _plain(numbers)}
-    return {"score": _plain(numbers)} if "fitness" in numbers else {}
+        except BaseException:  # the reason is noted where it is answered
+            self.note(f"{place}: {doing} failed", doing=IDLE)
+            raise
+        # Of whole models, which may be another site's, no score is kept.
+        own = {"train": "training", "evaluate": "score"}.get(kind)
+        state = {own: {"round": round_number, **_plain(numbers)}} if own else {}
+        self.note(f"{place}: {(own and _shown(numbers)) or 'done'}", doing=IDLE, **state)
 
 
 def _plain(numbers: Mapping[str, float]) -> dict[str, float | None]:

@@ -137,7 +137,7 @@ def of_this_user() -> dict[str, str]:
 
 def issue_certificates(state: Consortium, folder: Path, authority: Authority) -> list[Path]:
     """Write new certificates for the SuperLink, and for nginx if the CA is the kit's own."""
-    wanted = {"superlink": LOCAL}
+    wanted: dict[str, tuple[str, ...]] = {"superlink": LOCAL}
     if state.settings.tls is None and not state.settings.is_trial:
         wanted["nginx"] = (state.settings.host_name,)
     written = []

@@ -1,6 +1,6 @@
 """Which key may come under which name, as the operator's kit says, and who has come.
 
-A kit's start.sh names its sites.json in a variable; each node's ID there stands for its key. Without
+A kit's start.sh names its sites.json in a variable; a node's ID there stands for its key. Without
 the variable, in a deployment that was set up by hand, every registered key chooses its name.
 """
 
