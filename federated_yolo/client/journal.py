@@ -41,8 +41,11 @@ class Journal:
         except (OSError, ValueError):
             return {}
 
-    def note(self, text: str, *, is_error: bool = False, **state: Any) -> None:
-        """Append a line to the log, and change these values of the state; None removes one."""
+    def note(
+        self, text: str, changes: Mapping[str, Any] | None = None, *, is_error: bool = False
+    ) -> None:
+        """Append a line to the log, and make these changes to the state; None removes a value."""
+        state = dict(changes or {})
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         if is_error:
             state["last_error"] = {"time": now, "text": in_one_line(text)}
@@ -64,7 +67,7 @@ class Journal:
         )
         try:
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-5s %(message)s"))
-            handler.emit(log.makeRecord(LOG, level, "", 0, in_one_line(text), None, None))
+            handler.emit(log.makeRecord(LOG, level, "", 0, in_one_line(text), (), None))
         finally:
             handler.close()
 
@@ -79,18 +82,19 @@ class Journal:
         doing = DOING.get(kind.partition(".")[0], kind)
         place = f"run {run}" + (f", round {round_number} of {num_rounds}" if round_number else "")
         self.note(
-            f"{place}: {doing}", doing=doing, run=run, round=round_number, num_rounds=num_rounds
+            f"{place}: {doing}",
+            {"doing": doing, "run": run, "round": round_number, "num_rounds": num_rounds},
         )
         numbers: dict[str, float] = {}
         try:
             yield numbers
         except BaseException:  # the reason is noted where it is answered
-            self.note(f"{place}: {doing} failed", doing=IDLE)
+            self.note(f"{place}: {doing} failed", {"doing": IDLE})
             raise
         # Of whole models, which may be another site's, no score is kept.
         own = {"train": "training", "evaluate": "score"}.get(kind)
-        state = {own: {"round": round_number, **_plain(numbers)}} if own else {}
-        self.note(f"{place}: {(own and _shown(numbers)) or 'done'}", doing=IDLE, **state)
+        changes = {own: {"round": round_number, **_plain(numbers)}} if own else {}
+        self.note(f"{place}: {(own and _shown(numbers)) or 'done'}", {"doing": IDLE, **changes})
 
 
 def _plain(numbers: Mapping[str, float]) -> dict[str, float | None]:

@@ -67,14 +67,10 @@ def init(options: argparse.Namespace) -> int:
     folder = (options.folder or Path(settings.name)).absolute()
     make_consortium(settings, folder)
     shown = inside(folder)
-    print(
-        f"{shown}/server/start.sh       runs the server; {shown}/server/ has units and compose too"
-    )
+    print(f"{shown}/server/start.sh   runs the server; units and a compose file are there, too")
     for site in settings.sites:
         print(f"{shown}/invitations/{site}.zip   for {site}; it has no secret")
-    print(
-        f"{shown}/authority/ca.key      the CA's key: keep a copy in a safe place, and nowhere else"
-    )
+    print(f"{shown}/authority/ca.key   the CA's key: keep a copy in a safe place, nowhere else")
     return 0
 
 
