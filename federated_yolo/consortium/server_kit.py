@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from federated_yolo import __version__
+import federated_yolo
 from federated_yolo.common.errors import InputError
 from federated_yolo.consortium import bundle
 from federated_yolo.consortium.folder import APPROVED, Consortium, SiteState, server_of, write_state
@@ -131,7 +131,7 @@ def of_this_user() -> dict[str, str]:
     return {
         "user": pwd.getpwuid(os.getuid()).pw_name,
         "owner": f"{os.getuid()}:{os.getgid()}",
-        "image": f"federated-yolo:{re.sub('[^A-Za-z0-9_.-]', '-', __version__)}",
+        "image": f"federated-yolo:{re.sub('[^A-Za-z0-9_.-]', '-', federated_yolo.__version__)}",
     }
 
 
