@@ -1,6 +1,7 @@
 """The registry of clients: nodes introduce themselves, are accepted or refused, leave, return."""
 
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -180,7 +181,7 @@ class ClientRegistry:
                 if reason == before:
                     continue
                 if not reply.has_error():  # a node that reports the error itself knows it
-                    _tell(grid, node, reason)
+                    _tell(grid, node, reason, self.clients)
                 yield f"node {node}", reason
         if self.approvals:
             reasons = {node: reason for node, (reason, _) in self.refused.items() if node in nodes}
@@ -197,7 +198,7 @@ class ClientRegistry:
         self.online.discard(node)
         del self.names_by_node[node]
         self.refused[node] = reason, time.monotonic() + ASK_AGAIN_S
-        _tell(grid, node, reason)
+        _tell(grid, node, reason, self.clients)
 
     def _take(self, node: int, introduction: Introduction) -> None:
         if introduction.partition is not None:
@@ -291,7 +292,12 @@ class ClientRegistry:
             raise Unfit(f"SuperNode '{name}': {problem}")
 
 
-def _tell(grid: Grid, node: int, reason: str) -> None:
+def _tell(grid: Grid, node: int, reason: str, clients: Iterable[ClientData]) -> None:
+    """Tell a node why it is refused, without the names of other sites."""
+    own = re.match(r"\w+ '([^']*)'", reason)
+    reason = re.sub(r"(federation's clients) \[[^]]*\]", r"\1", reason)
+    for name in {data.name for data in clients} - ({own[1]} if own else set()):
+        reason = reason.replace(f"'{name}'", "another site's name")
     record = RecordDict({"config": ConfigRecord({"reason": reason})})
     grid.push_messages([Message(record, node, "query.refused")])  # nobody waits for an answer
 

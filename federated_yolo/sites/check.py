@@ -29,6 +29,7 @@ from federated_yolo.sites.probe import (
 MIN_FREE = 5 << 30
 GIB = 1 << 30
 CLOCK_TOLD_S = 2.0  # a difference that NTP does not leave
+NVIDIA = Path("/proc/driver/nvidia/version")  # of a driver
 SHOWN = 3  # of each kind
 TICKS = {True: "✓", False: "✗", None: "–"}
 
@@ -158,18 +159,11 @@ def gpu() -> Finding:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Finding("GPU", True, f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
-    if Path("/proc/driver/nvidia/version").exists():
-        return (
-            Finding(
-                "GPU",
-                False,
-                f"there is one, and PyTorch {torch.__version__} cannot use it",
-                "install PyTorch for CUDA in the same version, or a newer driver; "
-                "CUDA_VISIBLE_DEVICES= says that the CPU is meant",
-            )
-            if os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-            else Finding("GPU", None, "not used")
-        )
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if NVIDIA.exists() and not is_hidden:
+        text = f"there is one, and PyTorch {torch.__version__} cannot use it"
+        remedy = "install PyTorch for CUDA in the same version, or a newer driver; "
+        return Finding("GPU", False, text, remedy + "CUDA_VISIBLE_DEVICES= if the CPU is meant")
     return Finding("GPU", None, "none; the CPU trains")
 
 

@@ -143,7 +143,7 @@ def registration(address: str, ca: Path | None, private_key: bytes) -> Registrat
         NodeAuthHttpInterceptor(key, public),
     ]
     request = ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=0.0)
-    certificates = str(ca) if ca else None
+    certificates = ca.read_bytes() if ca else None
     with FleetHttpClient.from_server_address(address, False, certificates, interceptors) as client:
         try:
             client.ActivateNode(request)

@@ -31,7 +31,6 @@ RUNNING = "running.json"  # exists while the SuperNode runs
 NODE_CONFIG = "node.toml"
 RETRY_S = 15.0
 END_S = 30.0  # for a SuperNode to say goodbye, so that it can come back at once
-PORT = 9094  # Flower's, for the SuperNode's own processes
 MAX_LOG_BYTES, MAX_LOGS = 5 << 20, 3
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux
 
@@ -162,7 +161,7 @@ def _keep(stream: IO[str], path: Path) -> None:
         path, maxBytes=MAX_LOG_BYTES, backupCount=MAX_LOGS, encoding="utf-8"
     )
     for line in stream:
-        text = in_one_line(line)
+        text = " " * (len(line) - len(line.lstrip())) + in_one_line(line)
         record = logging.LogRecord("", logging.INFO, "", 0, text, (), None)
         with suppress(OSError, ValueError):  # a full disk, or a terminal that has gone
             handler.emit(record)
@@ -170,12 +169,10 @@ def _keep(stream: IO[str], path: Path) -> None:
 
 
 def _free_port() -> int:
-    """Return Flower's port if nobody listens there, else another one."""
-    for port in (PORT, 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return probe.getsockname()[1]
-    raise FederationError("no port of 127.0.0.1 is free")
+    """Return a port that nobody listens on: Flower's usual one may be taken."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _end(process: subprocess.Popen[str]) -> None:
