@@ -3,7 +3,7 @@
     federated-yolo consortium init consortium.yaml   make the server's kit and the invitations
     NAME/server/start.sh                             run the server: SuperLink and nginx
     federated-yolo consortium approve KEYLINE        admit a site, by the line that it has sent
-    federated-yolo consortium run CONFIG [key=value] start a run and follow it
+    federated-yolo consortium run CONFIG [key=value] start a run and follow it; RUN_DIR resumes one
     federated-yolo consortium status                 each site: online, round, seconds, failures
     federated-yolo consortium add-site NAME          invite one more site
     federated-yolo consortium revoke NAME            admit a site no longer
@@ -161,10 +161,11 @@ def run(options: argparse.Namespace) -> int:
     """Start a run of the consortium's app, and follow it unless told not to."""
     folder = _folder(options)
     config = options.config.absolute()
-    if not config.is_file():
-        raise InputError(f"run: {options.config}: no such file; give the config of the run")
+    if not config.exists():
+        raise InputError(f"run: {options.config}: not there; give a config, or a run to resume")
+    first = f"resume={config}" if config.is_dir() else str(config)
     superlink = SuperLink(folder)
-    run_id = superlink.submit(shlex.join([str(config), *options.overrides]))
+    run_id = superlink.submit(shlex.join([first, *options.overrides]))
     print(f"run {run_id}", flush=True)
     if options.detach:
         return 0
@@ -233,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     admitted.add_argument("key_line", nargs="+", metavar="KEYLINE")
     admitted.add_argument("--yes", action="store_true", help="the digits have been compared")
     started = command("run", run, "start a run and follow it; Ctrl-C ends only the following")
-    started.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    started.add_argument("config", type=Path, metavar="CONFIG")
     started.add_argument("overrides", nargs="*", metavar="key=value")
     started.add_argument("--detach", action="store_true", help="do not follow it")
     command("status", status, "show each site, the run, and what needs attention")

@@ -43,10 +43,9 @@ def join(options: argparse.Namespace) -> int:
     print(f"{key.line}\n")
     print("2. Read these digits to each other, by a telephone number that you know to be right:\n")
     print(f"    {key.spoken}\n\n   ({key.fingerprint})\n")
-    start = inside(folder / "start.sh")
-    print(f"3. {start if start.is_absolute() else f'./{start}'} checks the site and runs it.")
+    print(f"3. {folder / 'start.sh'} checks the site and runs it.")
     if not read_settings(folder / SITE_SETTINGS).get("data"):
-        print(f"   Before that, write where the data is into {inside(folder / SITE_SETTINGS)}.")
+        print(f"   Before that, write where the data is into {folder / SITE_SETTINGS}.")
     return 0
 
 

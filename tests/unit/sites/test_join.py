@@ -67,7 +67,7 @@ def test_what_is_asked_for_later_is_told_and_data_that_is_not_there_refused(
     site = site_command.find_site(tmp_path / "lungs-north")
     assert f"\n{site.public_key.line}\n" in told
     assert f"\n    {site.public_key.spoken}\n" in told
-    assert "write where the data is into lungs-north/site.yaml" in told
+    assert f"write where the data is into {site.path}/site.yaml" in told
     with pytest.raises(InputError, match="data: is empty"):
         site.node_config()
     (tmp_path / "data").mkdir()
