@@ -45,7 +45,7 @@ def show_status(console: Any, state: Consortium, folder: Path) -> int:
         f"node {node}: {reason}" for node, reason in attendance.refused.items() if node not in known
     ]
     if nodes is not None:
-        lines += stray_nodes(state, nodes)
+        lines += stray_nodes(state, nodes, folder)
     lines += ending_soon(state, folder)
     for line in lines:
         console.print(f"! {line}", markup=False, soft_wrap=True)
@@ -124,14 +124,14 @@ def seen(node: str, nodes: Mapping[str, Node] | None) -> tuple[str, str]:
             return other or "unknown to the SuperLink: approve it again", ""
 
 
-def stray_nodes(state: Consortium, nodes: Mapping[str, Node]) -> Iterator[str]:
+def stray_nodes(state: Consortium, nodes: Mapping[str, Node], folder: Path) -> Iterator[str]:
     """Yield a line for each key that the SuperLink admits and this kit has not approved."""
     own = {site.node for site in state.sites.values()}
     for node in nodes.values():
         if node.node not in own and node.status != "unregistered":
             yield (
-                f"node {node.node}: {node.status}, but of no approved site; it was registered by "
-                f"hand: flwr supernode unregister {node.node}"
+                f"node {node.node}: {node.status}, but of no approved site, as by hand; end that: "
+                f"FLWR_HOME={server_of(folder)}/flwr flwr supernode unregister {node.node}"
             )
 
 

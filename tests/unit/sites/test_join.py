@@ -1,8 +1,11 @@
 """Joining: the key is made here, the app is read-only, and nothing of the site's own is lost."""
 
 import os
+import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import yaml
@@ -14,6 +17,8 @@ from federated_yolo.common.errors import InputError
 from federated_yolo.consortium import bundle
 from federated_yolo.sites import join as join_module
 from federated_yolo.sites import site_command
+
+NOBODY = 65534
 
 
 def test_a_site_joins_with_a_key_of_its_own_that_nobody_else_can_read(tmp_path: Path) -> None:
@@ -126,9 +131,20 @@ def test_a_name_other_than_the_one_of_the_key_is_refused(tmp_path: Path) -> None
         site.node_config()
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_flower_cannot_install_another_app(tmp_path: Path) -> None:
+def test_a_user_cannot_put_another_app_beside_the_reviewed_one(tmp_path: Path) -> None:
+    """Flower makes a folder there for each app; as root, the test asks another user to."""
     consortium(tmp_path / "lungs")
-    site = joined(tmp_path / "lungs", "north", tmp_path / "n")
-    with pytest.raises(PermissionError):
-        (site.flower_home / "apps" / "other").mkdir()
+    with tempfile.TemporaryDirectory() as temporary:  # where that user comes to
+        site = joined(tmp_path / "lungs", "north", Path(temporary) / "n")
+        user = NOBODY if os.getuid() == 0 else None
+        if user is not None:
+            for path in (Path(temporary), *Path(temporary).rglob("*")):
+                os.chown(path, user, user)
+
+        def makes(folder: Path) -> bool:
+            command = ["mkdir", str(folder)]
+            return subprocess.run(command, user=user, stderr=PIPE, check=False).returncode == 0
+
+        assert makes(site.flower_home / "other")
+        assert not makes(site.flower_home / "apps" / "other")
+        join_module._make_writable(site.flower_home)  # for the clean-up
