@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from as_exports import as_coco
 from kit import consortium, joined
 from recipes import make_dataset
 
@@ -42,6 +43,17 @@ def test_a_site_without_a_server_lacks_nothing_else_and_nothing_is_written(
     assert list(found) == ["server"]
     assert "allow this machine to connect to 127.0.0.1:9 (TCP, outbound)" in found["server"]
     assert files_of(site.path.parent) == before
+
+
+def test_an_export_is_read_without_writing_what_is_made_of_it(site: SiteFolder) -> None:
+    top = site.path.parent
+    export = as_coco(top / "data" / "data.yaml", top / "export")
+    joined(top / "lungs", "north", site.path, str(export))
+    before = files_of(top)
+    found = check.data(site)
+    assert found.is_good, found.text
+    assert "6 train and 3 val images, classes a, b, c" in found.text
+    assert files_of(top) == before
 
 
 def test_settings_are_checked_with_all_their_problems(site: SiteFolder) -> None:
