@@ -99,11 +99,18 @@ class Kit:
         return find_site(folder)
 
     def end(self) -> None:
-        """End everything."""
+        """End everything; start.sh ends nginx, which shows no environment to be found by."""
         for process in self.started:
-            process.kill()
-            process.wait()
+            process.terminate()
+        for process in self.started:
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         end_all(f"{MARKER}={self.marker}")
+        pid = self.folder / "server" / "nginx" / "nginx.pid"
+        assert wait_until(lambda: not pid.exists(), 20), "nginx stays behind"
 
 
 @pytest.fixture(scope="module")
