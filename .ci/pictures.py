@@ -20,6 +20,8 @@ FLOORS = (
     ("server",),
     ("checks",),
     ("runtime",),
+    ("consortium",),
+    ("sites",),
 )
 TOP = ("cli.py  ·  api.py  ·  app.py", "The command, the Python interface and the two Flower apps.")
 WIDTH, BOX, GAP, CHARACTER = 920, 74, 14, 6.3  # pixels; a character of 12 px text is CHARACTER wide

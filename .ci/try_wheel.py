@@ -23,6 +23,7 @@ NEEDED = (
     "federated_yolo/configs/demo.yaml",
     "federated_yolo/configs/example.yaml",
     "federated_yolo/reporting/report.html.md",
+    "federated_yolo/consortium/templates/nginx.conf.md",
 )
 
 

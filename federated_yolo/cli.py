@@ -26,6 +26,8 @@ USAGE = """Federated fine-tuning of an Ultralytics YOLO model with Flower.
     {name} export BASE ROUND.npz [-o model.pt]      a round as a .pt, ONNX, TensorRT, ...
     {name} partition SOURCE --clients N -o DIR      one data set becomes many clients
     {name} report RUN_DIR [RUN_DIR ...]             draw a run again, or compare runs
+    {name} consortium init consortium.yaml          sites on machines of their own: the operator
+    {name} site join INVITATION                     the same: a site
     {name} certificates FOLDER                      keys and TLS to try a deployment with
     {name} --version
 
@@ -36,9 +38,9 @@ Examples:
     {name} resume runs/federated/train2
     {name} export yolo11n.pt runs/federated/train/weights/round50.npz --format onnx
 
-`{name} COMMAND --help` tells more of export, partition, report and certificates. run CONFIG.yaml is
-the same as CONFIG.yaml alone, and resume=RUN_DIR the same as resume RUN_DIR; resume=true is the
-newest run.
+`{name} COMMAND --help` tells more of export, partition, report, consortium, site and
+certificates. run CONFIG.yaml is the same as CONFIG.yaml alone, and resume=RUN_DIR the same as
+resume RUN_DIR; resume=true is the newest run.
 
 Exit codes: 0 done, 1 failed while running (finished rounds stay usable), 2 wrong input (nothing was
 started), 130 interrupted (or SIGTERM).
@@ -48,6 +50,8 @@ COMMANDS = {
     "export": "federated_yolo.yolo.export_command",
     "partition": "federated_yolo.partitioning.command",
     "report": "federated_yolo.reporting.draw",
+    "consortium": "federated_yolo.consortium.operator_command",
+    "site": "federated_yolo.sites.site_command",
     "certificates": "federated_yolo.runtime.certificates",
 }
 RUN_COMMANDS = ("run", "check", "resume", "demo")

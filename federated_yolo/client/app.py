@@ -3,7 +3,8 @@
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -18,6 +19,7 @@ from federated_yolo.client.attempts import attempt
 from federated_yolo.client.custom_class import client_class
 from federated_yolo.client.device_slots import DeviceSlots, device_name, with_slot
 from federated_yolo.client.history import remember
+from federated_yolo.client.journal import journal_at
 from federated_yolo.client.kept_arrays import HeldArrays, Residuals, missing_state
 from federated_yolo.client.redaction import paths_at, without_paths
 from federated_yolo.client.request import Request, read_request
@@ -71,7 +73,10 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
                         return request.reply(RecordDict({"client": lacks})), number
 
             # The attempt's time limit must not include the wait for a slot, so it starts inside.
-            (reply, number), shortage = with_slot(_device_slots(request), work, held_clients.clear)
+            with _noted(request, context) as numbers:
+                slots = _device_slots(request)
+                (reply, number), shortage = with_slot(slots, work, held_clients.clear)
+                numbers.update(_numbers_in(reply))
             identity: Any = reply.content.setdefault("client", ConfigRecord())
             notes = [str(note) for note in (identity.get("note"), shortage) if note]
             note = "; ".join(_for_others(notes, context))
@@ -85,6 +90,24 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
             return _error_reply(error, message, context)
 
     return wrapped
+
+
+@contextmanager
+def _noted(request: Request, context: Context) -> Iterator[dict[str, float]]:
+    """Note a site's work in its journal; yield a dict for the numbers of the reply."""
+    journal = journal_at(context.node_config)
+    if journal is None:
+        yield {}
+        return
+    kind, told = request.message.metadata.message_type, request.instructions
+    round_number = int(request.config.get("server-round", 0)) or None
+    with journal.work(kind, told.run_id, round_number, told.num_rounds) as numbers:
+        yield numbers
+
+
+def _numbers_in(reply: Message) -> dict[str, float]:
+    found: Any = reply.content.metric_records.get("metrics", {})
+    return {name: float(value) for name, value in found.items() if not isinstance(value, list)}
 
 
 def _keep_traceback(folder: Path) -> None:
@@ -104,7 +127,10 @@ def _error_reply(error: BaseException, message: Message, context: Context) -> Me
     else:
         problems = [f"{type(error).__name__}: {error}"]
     if is_site(context.node_config):
-        log.error("error: %s", "; ".join(in_one_line(problem) for problem in problems))
+        text = "; ".join(in_one_line(problem) for problem in problems)
+        log.error("error: %s", text)
+        if journal := journal_at(context.node_config):
+            journal.note(text, is_error=True)
     if not isinstance(error, UnsoundInstructionsError):
         problems = _for_others(problems, context)
     reason = in_one_line("; ".join(problems))
@@ -167,6 +193,9 @@ def _introduction(theirs: Hello, context: Context) -> Introduction:
             f"site '{site.name}': node-config: not-annotated: '{unknown[0]}' is not one of its "
             f"classes [{', '.join(summary.names)}]{nearest(unknown[0], summary.names)}"
         )
+    if journal := journal_at(node):
+        counts = f"{summary.num_train} train and {summary.num_val} val images"
+        journal.note(f"introduced to the server: {counts}")
     return Introduction(
         name=site.name,
         summary=summary,
@@ -180,6 +209,8 @@ def refused(message: Message, context: Context) -> Message:
     """Log at the site why the server refused it."""
     reason = in_one_line(str(message.content.config_records["config"]["reason"]))
     log.error("refused by the server: %s", reason)
+    if journal := journal_at(context.node_config):
+        journal.note(f"refused by the server: {reason}", is_error=True)
     return Message(RecordDict(), reply_to=message)
 
 

@@ -19,6 +19,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str]) 
     problems = [
         f"--hosts {host}: expected a name or an IP address, without scheme or port"
         for host in hosts
-        if not (HOST_NAME.fullmatch(host) or _is_address(host))
+        if not is_host(host)
     ]
     problems += [
         f"--sites {site}: expected letters, digits, - and _; choose another name"
@@ -71,54 +72,83 @@ def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str]) 
         raise InputError(problems)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        _write_new(folder / name, content, is_private=b"PRIVATE KEY" in content)
+        write_new(folder / name, content, is_private=b"PRIVATE KEY" in content)
     return [folder / name for name in files]
 
 
 def _site_files(sites: Sequence[str]) -> dict[str, bytes]:
-    """Make key pairs of SuperNodes; Flower reads OpenSSH's formats with NIST curves."""
     files = {}
     for site in sites:
-        key = ec.generate_private_key(ec.SECP384R1())
-        files[site] = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        files[f"{site}.pub"] = public + f" {site}\n".encode()
+        files[site], files[f"{site}.pub"] = make_site_key(site)
     return files
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A CA of one's own."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def make(cls, name: str, validity: timedelta = VALIDITY) -> "Authority":
+        """Make a CA that signs certificates of servers, and no other CAs."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            _unsigned(subject, subject, key.public_key(), validity)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(is_authority=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate, key)
+
+    def issue(self, name: str, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+        """Return a server's certificate for these names and addresses, and its key, as PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        own = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
+        certificate = (
+            _unsigned(subject, self.certificate.subject, key.public_key(), VALIDITY)
+            .add_extension(x509.SubjectAlternativeName(map(_alternative_name, hosts)), False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(is_authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), False
+            )
+            .sign(self.key, hashes.SHA256())
+        )
+        return certificate.public_bytes(Encoding.PEM), as_pem(key)
+
+
+def as_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as unencrypted PEM (PKCS #8)."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def make_site_key(comment: str) -> tuple[bytes, bytes]:
+    """Make a SuperNode's key pair, private and public; Flower reads OpenSSH's with NIST curves."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return private, public + f" {comment}\n".encode()
 
 
 def _server_files(hosts: Sequence[str]) -> dict[str, bytes]:
     """Make a CA's certificate, and the server's certificate with its private key."""
-    authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test CA, not for production")])
-    server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SuperLink")])
-    own = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
-    authority_certificate = (
-        _unsigned(authority, authority, authority_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(is_authority=True), critical=True)
-        .add_extension(own, critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    server_certificate = (
-        _unsigned(server, authority, server_key.public_key())
-        .add_extension(x509.SubjectAlternativeName(map(_alternative_name, hosts)), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(is_authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own), critical=False
-        )
-        .sign(authority_key, hashes.SHA256())
-    )
+    authority = Authority.make("Test CA, not for production")
+    certificate, key = authority.issue("SuperLink", hosts)
     return {
-        "ca.crt": authority_certificate.public_bytes(Encoding.PEM),
-        "server.pem": server_certificate.public_bytes(Encoding.PEM),
-        "server.key": server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        "ca.crt": authority.certificate.public_bytes(Encoding.PEM),
+        "server.pem": certificate,
+        "server.key": key,
     }
 
 
 def _unsigned(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, validity: timedelta
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return x509.CertificateBuilder(
@@ -127,7 +157,7 @@ def _unsigned(
         public_key=key,
         serial_number=x509.random_serial_number(),
         not_valid_before=now - CLOCK_DIFFERENCE,
-        not_valid_after=now + VALIDITY,
+        not_valid_after=now + validity,
     )
 
 
@@ -151,6 +181,11 @@ def _alternative_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
+def is_host(text: str) -> bool:
+    """Whether a text is a host's name or IP address."""
+    return bool(HOST_NAME.fullmatch(text)) or _is_address(text)
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -159,7 +194,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _write_new(path: Path, content: bytes, *, is_private: bool) -> None:
+def write_new(path: Path, content: bytes, *, is_private: bool) -> None:
     """Write a file that must not exist yet; a private one is never readable by others."""
     mode = 0o600 if is_private else 0o644
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

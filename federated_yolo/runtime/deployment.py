@@ -12,6 +12,7 @@ from federated_yolo.checks.resolve import fraction_of
 from federated_yolo.config.schema import Config
 from federated_yolo.protocol.handshake import hello
 from federated_yolo.runtime.startup import make_server
+from federated_yolo.server.approvals import approvals_of_kit
 from federated_yolo.server.final_evaluation import finish, is_finished
 from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.results import Display, RunResult
@@ -25,6 +26,8 @@ SETTLE_S = 15.0  # SuperNodes that were started together have all joined within 
 
 def run_on(grid: Grid, federation: Federation, display: Display, run_dir: RunDir) -> RunResult:
     """Run the federation on the connected nodes. Raises FederationError as `simulate` does."""
+    if federation.registry is not None and federation.registry.approvals is not None:
+        federation.registry.approvals.began(run_dir.path)
     server = make_server(federation, display, run_dir)
     try:
         if not (server.is_done and is_finished(server)):
@@ -46,6 +49,7 @@ def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> C
         config.clients, hello(task, fraction_of(config)), is_open=is_open, has_sites=True
     )
     registry.names = tuple(config.names) if config.names else None
+    registry.approvals = approvals_of_kit()
 
     def tell(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

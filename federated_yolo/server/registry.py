@@ -1,9 +1,10 @@
 """The registry of clients: nodes introduce themselves, are accepted or refused, leave, return."""
 
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from federated_yolo.config.schema import CLIENT_NAME, ClientData
 from federated_yolo.data.label_space import class_problems
 from federated_yolo.data.summary import DataSummary, form_problems, without_unlabelled_test
 from federated_yolo.protocol.handshake import Hello, Introduction
+from federated_yolo.server.approvals import Approvals
 from federated_yolo.server.plausible import MAX_IMAGES, MAX_INTRODUCTION
 
 ASK_AGAIN_S = 60.0  # a refused site may have been repaired by then
@@ -63,6 +65,7 @@ class ClientRegistry:
         self.moved: list[tuple[str, int, int]] = []  # (name, old node, new node), to be shown
         self.at_start: dict[str, DataSummary] = {}  # what each client's data was, by client
         self.trained: dict[str, int] = {}  # the last round that each client has trained in
+        self.approvals: Approvals | None = None  # which node may have which name; None for any
         self._surplus: set[int] = set()  # nodes of a simulation that have no client
 
     @property
@@ -150,7 +153,8 @@ class ClientRegistry:
         ask: Function that sends messages and yields the replies.
         """
         nodes = set(grid.get_node_ids())
-        self.online = nodes & set(self.names_by_node)
+        approved = self.approvals.names() if self.approvals else None
+        self.online = _still_approved(nodes & set(self.names_by_node), self.names_by_node, approved)
         record = ConfigRecord({"hello": self.hello.to_json()})
         now = time.monotonic()
         refused = {node for node, (_, until) in self.refused.items() if now < until}
@@ -168,15 +172,20 @@ class ClientRegistry:
                         f"SuperNode '{name}': {numbers[name]} nodes have come under this name, so "
                         "none is taken; give each its own"
                     )
-                self._take(node, _introduction_in(reply))
+                introduction = _introduction_in(reply)
+                _check_approved(node, introduction.name, approved)
+                self._take(node, introduction)
             except Unfit as error:
                 reason, (before, _) = in_one_line(str(error)), self.refused.get(node, ("", 0))
                 self.refused[node] = reason, now + ASK_AGAIN_S
                 if reason == before:
                     continue
                 if not reply.has_error():  # a node that reports the error itself knows it
-                    self._tell(grid, node, reason)
+                    _tell(grid, node, reason, self.clients)
                 yield f"node {node}", reason
+        if self.approvals:
+            reasons = {node: reason for node, (reason, _) in self.refused.items() if node in nodes}
+            self.approvals.note(self.present, reasons)
 
     def forget_absent(self) -> None:
         """Forget clients that left before the start; they introduce themselves if they return."""
@@ -189,11 +198,7 @@ class ClientRegistry:
         self.online.discard(node)
         del self.names_by_node[node]
         self.refused[node] = reason, time.monotonic() + ASK_AGAIN_S
-        self._tell(grid, node, reason)
-
-    def _tell(self, grid: Grid, node: int, reason: str) -> None:
-        record = RecordDict({"config": ConfigRecord({"reason": reason})})
-        grid.push_messages([Message(record, node, "query.refused")])  # nobody waits for an answer
+        _tell(grid, node, reason, self.clients)
 
     def _take(self, node: int, introduction: Introduction) -> None:
         if introduction.partition is not None:
@@ -285,6 +290,39 @@ class ClientRegistry:
         others = {f"'{n}'": m.summary for n, m in self.by_name.items() if n != name and m.summary}
         for problem in form_problems(summary, others):
             raise Unfit(f"SuperNode '{name}': {problem}")
+
+
+def _tell(grid: Grid, node: int, reason: str, clients: Iterable[ClientData]) -> None:
+    """Tell a node why it is refused, without the names of other sites."""
+    own = re.match(r"\w+ '([^']*)'", reason)
+    reason = re.sub(r"(federation's clients) \[[^]]*\]", r"\1", reason)
+    for name in {data.name for data in clients} - ({own[1]} if own else set()):
+        reason = reason.replace(f"'{name}'", "another site's name")
+    record = RecordDict({"config": ConfigRecord({"reason": reason})})
+    grid.push_messages([Message(record, node, "query.refused")])  # nobody waits for an answer
+
+
+def _still_approved(
+    nodes: Iterable[int], names: Mapping[int, str], approved: Mapping[int, str] | None
+) -> set[int]:
+    """Return those of these nodes whose key has not been revoked meanwhile."""
+    return {node for node in nodes if approved is None or approved.get(node) == names[node]}
+
+
+def _check_approved(node: int, name: str, approved: Mapping[int, str] | None) -> None:
+    """Raise Unfit if the operator has not approved this node's key under this name."""
+    if approved is None:
+        return
+    if node not in approved:
+        raise Unfit(
+            f"SuperNode '{name}': its key is registered, but not approved in this consortium; "
+            "the operator's 'federated-yolo consortium approve' does that"
+        )
+    if approved[node] != name:
+        raise Unfit(
+            f"SuperNode '{name}': its key is approved for '{approved[node]}' alone; write that "
+            "name in its site.yaml"
+        )
 
 
 def _implausible(introduction: Introduction, summary: DataSummary) -> list[str]:

@@ -19,6 +19,8 @@ FLOORS = (
     "server",
     "checks",
     "runtime",
+    "consortium",
+    "sites",
 )
 FILE_LINES, CLASS_LINES, FUNCTION_LINES = 500, 250, 50
 NEVER = {"server": "client"}  # beside what floors say: they meet over messages alone
