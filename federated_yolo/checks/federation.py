@@ -14,6 +14,7 @@ from federated_yolo.checks.gpu_sharing import CudaMemory, MemoryProbe
 from federated_yolo.checks.resolve import (
     resolve,
     resolve_train,
+    with_averages,
     with_personal_lr0,
     with_whole_strides,
 )
@@ -140,8 +141,8 @@ def check(
     summaries, server_summary = scored(data, selected_classes(config.train, names))
     counted = summaries if resumed is None else as_at_start(summaries, resumed)
     base = settings.base_from_anywhere
-    num_images = sum(summary.num_train for summary in counted.values())
-    train = resolve_train(config, base, len(data.clients), num_images, len(names))
+    config = with_averages(config, images := [summary.num_train for summary in counted.values()])
+    train = resolve_train(config, base, len(data.clients), sum(images), len(names))
     built = check_model(config, base, settings.weights, train, model_data(counted.values(), names))
     train = with_whole_strides(train, built.model)
     is_open = config.new_clients if sites is None else sites.is_open

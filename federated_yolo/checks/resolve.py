@@ -1,12 +1,14 @@
 """Decides settings once for all clients: batch, optimiser, image size, paths."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from federated_yolo.aggregation.strategies import entry_of
 from federated_yolo.checks.setting_rules import absolute_client
 from federated_yolo.config.schema import ClientData, Config, ResolvedConfig
 from federated_yolo.config.train_arguments import train_problems
@@ -15,6 +17,9 @@ from federated_yolo.server.tracking import loggers_of_settings
 from federated_yolo.yolo.checkpoint import CLASSIFY_IMGSZ, LoadedBase, train_args_of_base
 
 LR0_DIGITS = 6  # to which Ultralytics rounds the lr0 that it chooses
+STEPS_PER_AVERAGE, MOST_AVERAGES = 4, 8
+MAX_STEPS = 2000  # of the median client in a run
+MAX_FACTOR = 4.0
 MIN_BATCH = 2  # for one client: BatchNorm has no variance in one image's smallest features
 
 
@@ -85,10 +90,7 @@ def resolve_train(
     given: with Ultralytics' 64, a client with few images would take one optimiser step for several
     batches, and lose the gradients that are left at the end of a round.
     `optimizer=auto` follows Ultralytics' rule (`BaseTrainer.build_optimizer`, 8.4), applied to the
-    images of all clients together. AdamW divides by the noise of its gradients, which is
-    sqrt(global_batch / batch) times that of the global batch, and averaging removes the noise
-    again: so lr0 is multiplied by that factor (the square-root rule of Malladi et al. 2022, arXiv
-    2205.10287, for a batch that is spread over clients).
+    images of all clients together; lr0 is multiplied by `_spread_factor`.
 
     num_clients: Clients of the federation. num_images: Train images of all clients together.
     num_classes: Classes of the federation; with `single_cls`, 1 is used instead.
@@ -98,19 +100,19 @@ def resolve_train(
         num_classes = 1
     global_batch = _global_batch(config)
     batch: Any = resolved.get("batch")
-    noise = 1.0
+    factor = 1.0
     if batch is None:
-        batch = max(MIN_BATCH, round(global_batch / config.num_training(num_clients)))
-        noise = _spread_noise(config, batch)
+        batch = _batch_of_client(config, num_clients)
+        factor = _spread_factor(config, batch)
     resolved["batch"] = batch
     resolved.setdefault("nbs", batch)
     if str(resolved.get("optimizer", "auto")).lower() == "auto":
-        step = max(batch if noise == 1 else global_batch, resolved["nbs"])
+        step = max(batch if factor == 1 else global_batch, resolved["nbs"])
         if math.ceil(num_images / step) * config.num_epochs > 10000:
             resolved.update(optimizer="MuSGD", lr0=0.01)
         else:
             lr0 = round(0.002 * 5 / (4 + num_classes), LR0_DIGITS)
-            resolved.update(optimizer="AdamW", lr0=lr0 * noise, momentum=0.9)
+            resolved.update(optimizer="AdamW", lr0=lr0 * factor, momentum=0.9)
         resolved["warmup_bias_lr"] = 0.0
     if base.task == "classify":  # trainer and validator have other defaults
         resolved.setdefault("imgsz", CLASSIFY_IMGSZ)
@@ -134,7 +136,7 @@ def with_personal_lr0(config: Config, base: LoadedBase, train: Mapping[str, Any]
     given = {**arguments_of_base(config, base), **config.train}
     is_auto = str(given.get("optimizer", "auto")).lower() == "auto"
     if is_auto and train["optimizer"] == "AdamW" and given.get("batch") is None:
-        lr0 = round(lr0 / _spread_noise(config, train["batch"]), LR0_DIGITS)
+        lr0 = round(lr0 / _spread_factor(config, train["batch"]), LR0_DIGITS)
     personalise = config.personalise.model_copy(update={"lr0": lr0})
     return config.model_copy(update={"personalise": personalise})
 
@@ -144,9 +146,57 @@ def _global_batch(config: Config) -> int:
     return config.global_batch or default
 
 
-def _spread_noise(config: Config, batch: int) -> float:
-    """Return the noise of a client's gradients, in that of the global batch's."""
-    return math.sqrt(max(1.0, _global_batch(config) / batch))
+def _batch_of_client(config: Config, num_clients: int) -> int:
+    """Return a client's share of the global batch."""
+    return max(MIN_BATCH, round(_global_batch(config) / config.num_training(num_clients)))
+
+
+def _spread_factor(config: Config, batch: int) -> float:
+    """Return the factor of AdamW's lr0 for a global batch that is spread over clients.
+
+    AdamW divides by the noise of its gradients, which is sqrt(global_batch / batch) times that of
+    the global batch, and averaging removes the noise again: so lr0 is multiplied by that factor
+    (the square-root rule of Malladi et al. 2022, arXiv 2205.10287). If clients are averaged every
+    few steps, their mean moves as far in a pass as pooled training in a client's small batches does
+    with the factor global_batch / batch; it was measured up to MAX_FACTOR.
+    """
+    spread = max(1.0, _global_batch(config) / batch)
+    averages = config.averages_per_round
+    is_often = averages != "auto" and averages > 1
+    return min(spread, MAX_FACTOR) if is_often else math.sqrt(spread)
+
+
+def with_averages(config: Config, images: Sequence[int]) -> Config:
+    """Decide how often a round averages the clients, if that is `auto`.
+
+    Few images are few steps, and clients that drift apart in them waste these. So a short run
+    averages about every STEPS_PER_AVERAGE steps of the median client, up to MOST_AVERAGES times a
+    round, and never more often than the smallest client has batches. All else averages once: a run
+    of more than MAX_STEPS steps, for which this was not measured; sites, a codec and local_epochs
+    above 1, whose messages are dear; strategies that do not take a plain mean; and a batch, a
+    class, an average or privacy of the user's own, which count by the round.
+
+    images: Train images of each client.
+    """
+    if config.averages_per_round != "auto":
+        return config
+    batch = _batch_of_client(config, len(images))
+    batches = [math.ceil(num / batch) for num in images]
+    strategy = entry_of(config.strategy)
+    averages = 1
+    if (
+        len(images) > 1
+        and statistics.median(batches) * config.num_rounds <= MAX_STEPS
+        and "batch" not in config.train
+        and config.local_epochs == 1
+        and config.codec.name == "none"
+        and config.privacy.mode == "none"
+        and not (config.has_sites or config.client or config.server_ema)
+        and not (strategy.state or strategy.needs_all)
+    ):
+        wanted = round(statistics.median(batches) / STEPS_PER_AVERAGE)
+        averages = max(1, min(wanted, MOST_AVERAGES, *batches))
+    return config.model_copy(update={"averages_per_round": averages})
 
 
 def with_whole_strides(train: Mapping[str, Any], model: Any) -> dict[str, Any]:

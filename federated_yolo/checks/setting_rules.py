@@ -139,6 +139,11 @@ def sharing_problems(config: Config) -> list[str]:
             f"patience: found {config.patience}, but with evaluate.every 0 no round has a score; "
             "set every to 1, or patience to null"
         )
+    if config.averages_per_round not in ("auto", 1) and config.privacy.mode != "none":
+        problems.append(
+            f"averages_per_round: found {config.averages_per_round}, but privacy counts one mean "
+            "in a round; set it to 1 or auto, or privacy.mode to none"
+        )
     if shared.is_partial and not config.evaluate.every:
         problems.append(
             "evaluate.every: 0 would leave no model, since clients write theirs when they are "

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ from federated_yolo.protocol.instructions import Instructions, UnsoundInstructio
 from federated_yolo.protocol.records import CLIENT_ERROR, LACKS_ARRAYS, UNCHANGED, to_record
 from federated_yolo.yolo.checkpoint import TASKS
 from federated_yolo.yolo.model import build_model, parameter_names, to_arrays
-from federated_yolo.yolo.slice_state import KEPT_STATES, PRIVATE_START, save_private_start
+from federated_yolo.yolo.slice_state import PRIVATE_START, save_private_start
 
 MAX_ON_DEVICE = 256
 
@@ -260,7 +261,8 @@ def train(request: Request) -> Message:
     """Train one slice."""
     client, arrays = _unpack(request)
     instructions, round_number = request.instructions, request.round_number
-    lost = _lost_state(client, request, round_number - 1)
+    number = request.slice_number
+    lost = _lost_state(client, request, number - 1)
     parameters, num_examples, metrics = client.fit(arrays, dict(request.config))
     about = ConfigRecord({"note": one_note([*client.notes, lost])})
     remember(request.state, "train", round_number, metrics)
@@ -274,12 +276,12 @@ def train(request: Request) -> Message:
             trained, received, client.moved_names, instructions.privacy, noise_source()
         )
     if instructions.sends_deltas:
-        residuals = Residuals(client.settings.private_dir, KEPT_STATES)
+        residuals = Residuals(client.settings.private_dir, instructions.averages_per_round)
         delta, residual = _encoding(client, instructions).delta(
-            trained, received, residuals.before(round_number)
+            trained, received, residuals.before(number)
         )
         if residual:
-            residuals.save(round_number, residual)
+            residuals.save(number, residual)
         record["encoded"] = to_record(delta)
     else:  # arrays that have not changed, such as frozen layers, are not sent
         changed = changed_names(trained, received)
@@ -300,7 +302,9 @@ def _lost_state(client: YoloClient, request: Request, last: int) -> str:
         has_lost = client.is_personal and not (folder / PRIVATE_START).exists()
     if not has_lost:
         return ""
-    lost = f"its folder has lost what it kept {f'after round {trained}' if trained else 'so far'}"
+    round_number = math.ceil(trained / request.instructions.averages_per_round)
+    since = f"after round {round_number}" if trained else "so far"
+    lost = f"its folder has lost what it kept {since}"
     if client.is_personal:
         raise ValueError(
             f"{lost}, and with it the arrays that are its own; put it back, or take part under "
@@ -319,7 +323,7 @@ def _encoding(client: YoloClient, instructions: Instructions) -> Encoding:
 def evaluate(request: Request) -> Message:
     """Evaluate the global model."""
     client, arrays = _unpack(request)
-    _lost_state(client, request, request.round_number)
+    _lost_state(client, request, request.slice_number)
     score: Any = client.evaluate(arrays, dict(request.config))
     if not (isinstance(score, tuple) and len(score) == 3):
         raise TypeError(
@@ -347,7 +351,7 @@ def evaluate_whole(request: Request) -> Message:
 def personalise(request: Request) -> Message:
     """Let the client train on for itself; its model stays with it, and scores are sent."""
     client, arrays = _unpack(request)
-    _lost_state(client, request, request.round_number)
+    _lost_state(client, request, request.slice_number)
     result = client.personalise(arrays, dict(request.config))
     about = ConfigRecord({"is-kept": result.is_kept, "note": one_note(client.notes)})
     numbers = MetricRecord({"num-examples": result.num_examples, **result.scores})
@@ -368,7 +372,7 @@ def local(request: Request) -> Message:
 def personal(request: Request) -> Message:
     """Send the client's own model, under the same conditions as `local`."""
     client, arrays = _unpack(request)
-    _lost_state(client, request, request.round_number)
+    _lost_state(client, request, request.slice_number)
     _refuse_without_consent(request)
     model = client.personal_model(arrays, request.round_number)
     return request.reply(RecordDict({"arrays": to_record(model)}))

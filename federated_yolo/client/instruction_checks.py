@@ -16,7 +16,7 @@ import ultralytics.nn.modules
 
 from federated_yolo.common.text import in_one_line
 from federated_yolo.common.torchvision_nms import ensure_torchvision_nms
-from federated_yolo.config.schema import CLIENT_NAME, MAX_LOCAL_EPOCHS, MAX_ROUNDS
+from federated_yolo.config.schema import CLIENT_NAME, MAX_AVERAGES, MAX_LOCAL_EPOCHS, MAX_ROUNDS
 from federated_yolo.config.train_arguments import train_problems
 from federated_yolo.protocol.handshake import ClientAssignment
 from federated_yolo.protocol.instructions import UnsoundInstructionsError
@@ -53,7 +53,7 @@ def refuse_unsound(
     """
     problems = [
         *instruction_problems(instructions, root),
-        *_message_problems(config, assignment, kind, instructions.num_rounds),
+        *_message_problems(config, assignment, kind, instructions),
     ]
     if problems:
         lines = [in_one_line(problem)[:MAX_LINE] for problem in problems[:MAX_LINES]]
@@ -82,6 +82,7 @@ def instruction_problems(told: "Instructions", root: Path) -> Iterator[str]:
     for name, least, most in (
         ("num_rounds", 1, MAX_ROUNDS),
         ("local_epochs", 1, MAX_LOCAL_EPOCHS),
+        ("averages_per_round", 1, MAX_AVERAGES),
         ("seed", 0, 2**31 - 1),
         ("num_clients", 0, MAX_CLIENTS),
     ):
@@ -111,12 +112,13 @@ def client_problems(name: str, root: Path) -> Iterator[str]:
 
 
 def _message_problems(
-    config: Mapping[str, Any], assignment: ClientAssignment, kind: str, num_rounds: int
+    config: Mapping[str, Any], assignment: ClientAssignment, kind: str, told: "Instructions"
 ) -> Iterator[str]:
+    num_rounds, parts = told.num_rounds, told.averages_per_round
     if not 0 <= assignment.index < MAX_CLIENTS:
         yield f"assignment: found index {assignment.index}, expected 0 to {MAX_CLIENTS - 1}"
-    if not 0 <= assignment.trained <= num_rounds:
-        yield f"assignment: found trained {assignment.trained}, expected 0 to {num_rounds}"
+    if not 0 <= assignment.trained <= num_rounds * parts:
+        yield f"assignment: found trained {assignment.trained}, expected 0 to {num_rounds * parts}"
     split = config.get("split", "val")
     if split not in SPLITS:
         yield f"split: found {split!r}, expected {' or '.join(SPLITS)}"
@@ -124,6 +126,9 @@ def _message_problems(
     number = config.get("server-round", first)
     if type(number) is not int or not first <= number <= num_rounds:
         yield f"server-round: found {number!r}, expected {first} to {num_rounds}"
+    part = config.get("part", 1)
+    if type(part) is not int or not 1 <= part <= parts:
+        yield f"part: found {part!r}, expected 1 to {parts}"
     mu = config.get("proximal-mu", 0.0)
     if type(mu) not in (int, float) or not 0 <= mu <= MAX_NUMBER:
         yield f"proximal-mu: found {mu!r}, expected a number from 0 to {MAX_NUMBER}"

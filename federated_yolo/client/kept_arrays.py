@@ -8,6 +8,7 @@ from federated_yolo.common.arrays import Arrays, Layout, checksum
 from federated_yolo.protocol.delta import Encoding, LackingArraysError, logger
 from federated_yolo.protocol.instructions import Instructions
 from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
+from federated_yolo.yolo.parts import kept_slices
 from federated_yolo.yolo.slice_state import KEPT_STATES, saved_states, state_path
 
 
@@ -50,45 +51,44 @@ class HeldArrays:
 
 
 class Residuals:
-    """What the codec left out of a client's updates in its last rounds; files beside its states."""
+    """What the codec left out of a client's updates in its last slices; files beside its states."""
 
-    def __init__(self, private_dir: Path, num_kept: int) -> None:
+    def __init__(self, private_dir: Path, averages_per_round: int) -> None:
         self.folder = private_dir / "state"
-        self.num_kept = num_kept
+        self.averages_per_round = averages_per_round
 
-    def before(self, round_number: int) -> Arrays:
-        """Return the residual after the client's last round before this one; empty if none."""
-        last = max((r for r in self.rounds() if r < round_number), default=None)
+    def before(self, number: int) -> Arrays:
+        """Return the residual after the client's last slice before this one; empty if none."""
+        last = max((n for n in self.slices() if n < number), default=None)
         return {} if last is None else load_arrays(self.path(last))[0]
 
-    def save(self, round_number: int, residual: Arrays) -> None:
-        """Write the residual of a round; keep the last `num_kept` up to it, delete the others."""
+    def save(self, number: int, residual: Arrays) -> None:
+        """Write the residual of a slice; keep those that may be needed again, delete the others."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_arrays(self.path(round_number), residual, RoundMeta(round_number, (), "", ""))
-        rounds = self.rounds()
-        kept = sorted(r for r in rounds if r <= round_number)[-self.num_kept :]
-        for other in set(rounds) - set(kept):
+        save_arrays(self.path(number), residual, RoundMeta(number, (), "", ""))
+        saved = self.slices()
+        for other in set(saved) - kept_slices(saved, number, self.averages_per_round, KEPT_STATES):
             self.path(other).unlink(missing_ok=True)
 
-    def rounds(self) -> list[int]:
-        """Rounds whose residual is on disk."""
+    def slices(self) -> list[int]:
+        """Slices whose residual is on disk."""
         paths = self.folder.glob("residual*.npz")
         return [int(p.stem.removeprefix("residual")) for p in paths]
 
-    def path(self, round_number: int) -> Path:
-        """Return the path of a round's residual."""
-        return self.folder / f"residual{round_number}.npz"
+    def path(self, number: int) -> Path:
+        """Return the path of a slice's residual."""
+        return self.folder / f"residual{number}.npz"
 
 
 def missing_state(folder: Path, instructions: Instructions, trained: int, last: int) -> Path | None:
     """Return a missing file without which a client cannot continue exactly, or None.
 
-    folder: The client's private folder. trained: The last round that it has trained, at least 1.
-    last: The round that it continues from; later states belong to work that will be repeated.
+    folder: The client's private folder. trained: The last slice that it has trained, at least 1.
+    last: The slice that it continues from; later states belong to work that will be repeated.
     """
     kept = {state_path(folder, trained): saved_states(folder)}
     if instructions.codec.name != "none":
-        residuals = Residuals(folder, KEPT_STATES)
-        kept[residuals.path(trained)] = residuals.rounds()
-    lost = (path for path, rounds in kept.items() if not any(trained <= n <= last for n in rounds))
+        residuals = Residuals(folder, instructions.averages_per_round)
+        kept[residuals.path(trained)] = residuals.slices()
+    lost = (path for path, saved in kept.items() if not any(trained <= n <= last for n in saved))
     return next(lost, None)

@@ -44,6 +44,7 @@ def personal_settings(settings: SliceSettings, epochs: int, lr0: float) -> Slice
         train={**settings.train, "lr0": lr0},
         num_rounds=1,
         local_epochs=epochs,
+        averages_per_round=1,
         shared=SharedConfig(),
     )
 

@@ -61,6 +61,16 @@ class Request:
         """The message's round. Raises KeyError if it belongs to no round."""
         return int(self.config["server-round"])
 
+    @property
+    def slice_number(self) -> int:
+        """The slice that the message asks for, among those of all rounds (1-based).
+
+        For a message that does not ask to train, the last one of its round.
+        """
+        parts = self.instructions.averages_per_round
+        part = int(self.config.get("part", parts))
+        return (self.round_number - 1) * parts + part
+
     def arrays(self, name: str) -> Arrays:
         """Return the named arrays of a record of the message."""
         return from_record(self.message.content.array_records[name])

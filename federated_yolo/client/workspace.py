@@ -40,6 +40,7 @@ def client_for(request: Request) -> YoloClient:
             train=instructions.train,
             num_rounds=instructions.num_rounds,
             local_epochs=instructions.local_epochs,
+            averages_per_round=instructions.averages_per_round,
             seed=instructions.seed + SEED_STEP * workspace.index,
             device=workspace.device,
             num_threads=workspace.num_threads,

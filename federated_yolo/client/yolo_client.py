@@ -97,7 +97,7 @@ class YoloClient(NumPyClient):
             AbortedError: If `abort` was called meanwhile.
         """
         proximal_mu = float(config.get("proximal-mu", 0.0))
-        return self.trainer.train(round_number, arrays, proximal_mu)
+        return self.trainer.train(round_number, arrays, proximal_mu, _part(config))
 
     def finish(self) -> None:
         """Clean up; called after the last round, in one of the client's processes."""
@@ -196,7 +196,7 @@ class YoloClient(NumPyClient):
                     "SliceResult of super().train(...)"
                 )
         except AbortedError:
-            self.trainer.forget(round_number)
+            self.trainer.forget(round_number, _part(config))
             raise
         self.notes += result.notes
         seconds = time.perf_counter() - started
@@ -293,6 +293,11 @@ def _arrays_of(path: Path, where: str) -> Arrays:
             f"{where} has no {path.name}: it has not trained in a round that was evaluated"
         )
     return to_arrays(load_checkpoint_module(str(path), where=where))
+
+
+def _part(config: Mapping[str, Any]) -> int:
+    """Return which slice of its round a message asks for, 1 if the round has one."""
+    return int(config.get("part", 1))
 
 
 def _keep_best(

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from federated_yolo.common.files import at_home
 
-MAX_ROUNDS, MAX_LOCAL_EPOCHS = 1_000_000, 10_000
+MAX_ROUNDS, MAX_LOCAL_EPOCHS, MAX_AVERAGES = 1_000_000, 10_000, 1000
 DEFAULT_SAVE_DIR = "runs/federated"
 DEFAULT_FRACTION = 0.65  # for topk, chosen by benchmarks/traffic.py
 LOGGER_NAMES = ("tensorboard", "wandb", "mlflow")  # implemented in server/tracking.py
@@ -261,6 +261,9 @@ class Config(FrozenModel, frozen=True):
     local_epochs: Annotated[PositiveInt, Field(le=MAX_LOCAL_EPOCHS)] = 1
     """Epochs that a client trains in a round. Learning-rate schedule and warm-up span all rounds
     together."""
+    averages_per_round: Annotated[PositiveInt, Field(le=MAX_AVERAGES)] | Literal["auto"] = "auto"
+    """How often the server averages the clients in a round; between two averages, each trains its
+    epochs' share of the images. `auto` averages a short run every few steps, else once."""
     patience: NonNegativeInt | None = None
     """Rounds without a better score after which the run ends, as in Ultralytics; null or 0 runs all
     rounds. Only a round that is evaluated can end the run."""
@@ -377,6 +380,7 @@ class ResolvedConfig(Config, frozen=True):
     # No default here; Pyright objects, since the field of the base class has one.
     names: Annotated[tuple[str, ...], Field(min_length=1)]  # pyright: ignore[reportGeneralTypeIssues]
     global_batch: None = None
+    averages_per_round: Annotated[PositiveInt, Field(le=MAX_AVERAGES)] = 1
     client_resources: ResolvedResources = ResolvedResources()
     personalise: ResolvedPersonalise = ResolvedPersonalise()
     loggers: tuple[str, ...] = ()

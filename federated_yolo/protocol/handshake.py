@@ -73,7 +73,7 @@ class ClientAssignment:
     """A client's place in the federation; it is part of each message to that client.
 
     index: Position in the config's `datasets`, which makes its seed differ from the others'.
-    trained: Last round in which it has trained, 0 before the first. summary: Its data as they were
+    trained: Last slice that it has trained, 0 before the first. summary: Its data as they were
     when the server checked them. not_annotated: Those of its classes that it does not annotate.
 
     Only for a client of a simulation, whose data the server's config names: data: Path of its

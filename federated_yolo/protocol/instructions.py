@@ -36,6 +36,7 @@ class Instructions:
     train: dict[str, Any]
     num_rounds: int
     local_epochs: int
+    averages_per_round: int
     seed: int
     num_clients: int
     device: str

@@ -16,6 +16,7 @@ from federated_yolo.server.approvals import approvals_of_kit
 from federated_yolo.server.final_evaluation import finish, is_finished
 from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.results import Display, RunResult
+from federated_yolo.server.server import finish_loggers
 from federated_yolo.server.transport import exchange
 from federated_yolo.storage.run_dir import RunDir
 
@@ -35,7 +36,7 @@ def run_on(grid: Grid, federation: Federation, display: Display, run_dir: RunDir
             finish(server, grid)
         return server.result
     finally:
-        server.finish_loggers()
+        finish_loggers(server)
 
 
 def wait_for_sites(grid: Grid, console: Console, config: Config, task: str) -> ClientRegistry:

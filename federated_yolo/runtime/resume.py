@@ -33,13 +33,14 @@ def take_up(
     try:
         _check_start(run_dir, base_model, model)
         last = run_dir.last_round()
-        registry.trained = {
-            row["client"]: int(row["round"])
+        parts = instructions.averages_per_round
+        registry.trained = {  # of a round, it may have trained the first slice alone
+            row["client"]: (int(row["round"]) - 1) * parts + 1
             for row in run_dir.rows("clients.csv")
             if row.get("num_examples")
         }
         if not registry.has_sites:  # a site keeps its own state, and reports it if it is lost
-            _check_states(run_dir, instructions, registry.trained, last)
+            _check_states(run_dir, instructions, registry.trained, last * parts)
         if last:
             model.load(last)
             if aggregation.has_state:
@@ -66,8 +67,8 @@ def _check_states(
     run_dir: RunDir, instructions: Instructions, trained: dict[str, int], last: int
 ) -> None:
     """Raise ValueError if a client that has trained lacks the state that it would continue from."""
-    for name, round_number in trained.items():
-        missing = missing_state(run_dir.client_dir(name), instructions, round_number, last)
+    for name, number in trained.items():
+        missing = missing_state(run_dir.client_dir(name), instructions, number, last)
         if missing:
             raise ValueError(
                 f"{missing}: no such file, so client '{name}' cannot go on where it was; put "

@@ -21,7 +21,7 @@ from federated_yolo.protocol.records import MAX_ATTEMPTS
 from federated_yolo.runtime.startup import make_server
 from federated_yolo.server.final_evaluation import finish, is_finished
 from federated_yolo.server.results import Display, RunResult
-from federated_yolo.server.server import Server
+from federated_yolo.server.server import Server, finish_loggers
 from federated_yolo.storage.run_dir import RunDir
 
 
@@ -37,7 +37,7 @@ def simulate(federation: Federation, display: Display, run_dir: RunDir) -> RunRe
         return _run_simulation(server, federation.config, run_dir)
     finally:
         server.stop()  # the server runs in a Flower thread, which would wait for replies for ever
-        server.finish_loggers()
+        finish_loggers(server)
 
 
 def _run_simulation(server: Server, config: ResolvedConfig, run_dir: RunDir) -> RunResult:

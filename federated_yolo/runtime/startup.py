@@ -216,6 +216,7 @@ def _instructions(federation: Federation, run_id: str) -> Instructions:
         train=train,
         num_rounds=config.num_rounds,
         local_epochs=config.local_epochs,
+        averages_per_round=config.averages_per_round,
         seed=config.seed,
         num_clients=len(config.clients),
         device="0" if config.client_resources.num_gpus else "cpu",

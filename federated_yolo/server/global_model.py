@@ -71,13 +71,13 @@ class GlobalModel:
         """The arrays that are evaluated and saved in checkpoints: the average if there is one."""
         return self.arrays if self.average is None else self.average
 
-    def advance(self, arrays: Arrays) -> None:
-        """Set the arrays of a new round, and update the average.
+    def advance(self, arrays: Arrays, *, ends_round: bool = True) -> None:
+        """Set new arrays, and update the moving average if they end a round.
 
         The average is decay * average + (1 - decay) * arrays, starting with the first round's.
         """
         self.arrays = arrays
-        if not self.server_ema:
+        if not self.server_ema or not ends_round:
             return
         if self.average is None:
             self.average = arrays

@@ -24,10 +24,10 @@ class Clock:
         self._started = self._lap = time.perf_counter()
 
     def stop(self, part: str) -> None:
-        """End a part; a part with an empty name is not recorded."""
+        """End a part, which may come several times; one with an empty name is not recorded."""
         now = time.perf_counter()
         if part:
-            self.parts[part] = round(now - self._lap, 3)
+            self.parts[part] = round(self.parts.get(part, 0.0) + now - self._lap, 3)
         self._lap = now
 
     def total(self) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from federated_yolo.common.arrays import Layout
+from federated_yolo.yolo.parts import part_sizes
 from federated_yolo.yolo.slice_mixin import leaves_single_out
 
 MAX_IMAGES = 2**29  # of a client; with more, a weighted mean is not exact (aggregation/mean.py)
@@ -37,7 +38,7 @@ MAX_INTRODUCTION = 1 << 24  # characters; 10000 class names fit
 
 @dataclass(frozen=True)
 class Work:
-    """The work in a client's round, as the settings determine it.
+    """The work of a client between two averages, as the settings determine it.
 
     drops_single: Whether a last batch of one image is left out of its epoch (`leaves_single_out`).
     is_plain: Whether the class is YoloClient; a user's own class may stop early, or start from
@@ -47,24 +48,26 @@ class Work:
     batch: int
     nbs: int
     local_epochs: int
+    averages_per_round: int = 1
     drops_single: bool = False
     is_plain: bool = True
     may_skip_steps: bool = False
 
-    def num_batches(self, num_images: int) -> int:
-        """Return the number of batches in a round with so many training images."""
+    def num_batches(self, num_images: int) -> tuple[int, int]:
+        """Return the least and the most batches of so many training images."""
         num = math.ceil(num_images / self.batch)
         if self.drops_single and leaves_single_out(num_images, self.batch):
             num -= 1
-        return num * self.local_epochs
+        least, most = part_sizes(num, self.averages_per_round)
+        return least * self.local_epochs, most * self.local_epochs
 
     def step_problem(self, num_images: int, num_steps: int) -> str:
         """Check for at most one step per batch, and at least one per nominal batch (nbs).
 
         Too few steps are as bad as too many, because FedNova divides by them.
         """
-        most = self.num_batches(num_images)
-        least = math.ceil(most / max(1, round(self.nbs / self.batch))) if self.is_plain else 1
+        least, most = self.num_batches(num_images)
+        least = math.ceil(least / max(1, round(self.nbs / self.batch))) if self.is_plain else 1
         if self.may_skip_steps:
             least = max(1, least - SKIPPED_STEPS - math.ceil(SKIPPED_SHARE * least))
         if least <= num_steps <= most:
@@ -73,6 +76,7 @@ class Work:
         return (
             f"num-steps: found {num_steps}, expected {expected} for {num_images} images in "
             f"batches of {self.batch}, {self.local_epochs} times"
+            + (f" in {self.averages_per_round} parts" if self.averages_per_round > 1 else "")
         )
 
 
@@ -162,8 +166,8 @@ def counter_problems(
         found, least = int(new[name]), int(old[name])
         if not least <= found <= least + num_batches:
             problems.append(
-                f"{name}: found {found}, expected {least} to {least + num_batches}: a round has "
-                f"{num_batches} batches"
+                f"{name}: found {found}, expected {least} to {least + num_batches}: it has trained "
+                f"{num_batches} batches at most"
             )
     return problems
 

@@ -64,7 +64,7 @@ class ClientRegistry:
         self.refused: dict[int, tuple[str, float]] = {}  # the reason, and when to ask again
         self.moved: list[tuple[str, int, int]] = []  # (name, old node, new node), to be shown
         self.at_start: dict[str, DataSummary] = {}  # what each client's data was, by client
-        self.trained: dict[str, int] = {}  # the last round that each client has trained in
+        self.trained: dict[str, int] = {}  # the last slice that each client has trained
         self.approvals: Approvals | None = None  # which node may have which name; None for any
         self._surplus: set[int] = set()  # nodes of a simulation that have no client
 

@@ -139,7 +139,7 @@ class ReplyReader:
         local = {k: v for k, v in numbers.items() if k.startswith("local/")}
         losses = {k: v for k, v in numbers.items() if k not in local}
         arrays = checked_arrays(self._rebuilt(reply), self.model.layout, "arrays were")
-        factor = self._check_work(arrays, self.work.num_batches(trained))
+        factor = self._check_work(arrays, self.work.num_batches(trained)[1])
         num_examples, num_steps = counted(num_images, num_steps, known)
         start = self.model.arrays
         norm = distance(arrays, start, [name for name in start if name in self.parameters])
@@ -315,6 +315,7 @@ def work_of(config: ResolvedConfig, instructions: Instructions, model: Any) -> W
         batch=int(train["batch"]),
         nbs=int(train["nbs"]),
         local_epochs=config.local_epochs,
+        averages_per_round=config.averages_per_round,
         drops_single=smallest_imgsz(imgsz, multi_scale, stride) < 2 * stride,
         is_plain=not config.client,
         may_skip_steps=is_mixed and on_gpu,

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from federated_yolo.aggregation.aggregator import Update
 from federated_yolo.server.journal import RoundJournal, Traffic
@@ -28,6 +28,33 @@ class RoundOutcome:
     journal: RoundJournal
     scores: Sequence[Score] = ()
     on_server: Evaluation | None = None
+
+
+def joined(parts: Sequence[Sequence[Update]]) -> list[Update]:
+    """Return the updates of a round's parts as one for each client, without arrays.
+
+    Losses are means, weighted by steps; the norm and the factor are the largest.
+    """
+    if len(parts) == 1:
+        return list(parts[0])
+    of_client: dict[str, list[Update]] = defaultdict(list)
+    for part in parts:
+        for update in part:
+            of_client[update.name].append(update)
+    return [
+        replace(
+            updates[-1],
+            arrays={},
+            num_steps=sum(update.num_steps for update in updates),
+            losses=weighted_means(
+                [update.losses for update in updates], [update.num_steps for update in updates]
+            ),
+            seconds=sum(update.seconds for update in updates),
+            norm=max(update.norm for update in updates),
+            statistics_factor=max(update.statistics_factor for update in updates),
+        )
+        for _, updates in sorted(of_client.items())
+    ]
 
 
 def summarise(

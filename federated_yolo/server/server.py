@@ -21,7 +21,13 @@ from federated_yolo.server.messenger import Messenger
 from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.replies import ReplyReader, Score
 from federated_yolo.server.results import Display, RoundResult, RunResult, is_done
-from federated_yolo.server.round_tables import RoundOutcome, class_rows, client_rows, summarise
+from federated_yolo.server.round_tables import (
+    RoundOutcome,
+    class_rows,
+    client_rows,
+    joined,
+    summarise,
+)
 from federated_yolo.server.scorer import Scorer
 from federated_yolo.server.tracking import Loggers
 from federated_yolo.storage.run_dir import CLASSES, CLIENTS, RESULTS, SERVER, RunDir
@@ -95,13 +101,6 @@ class Server:
         """Make `run` raise FederationError at its next step; callable from any thread."""
         self.messenger.stop()
 
-    def finish_loggers(self) -> None:
-        """End the loggers, with the best round as the summary; callable from any thread."""
-        if self.loggers:
-            best = self.best
-            numbers = {"best/round": best.round, "best/fitness": best.score or 0} if best else {}
-            self.loggers.finish(numbers, is_done=self.is_done)
-
     def run(self, grid: Grid) -> RunResult:
         """Run the remaining rounds; every finished one is on disk.
 
@@ -121,11 +120,9 @@ class Server:
         """Run one round: train, aggregate, evaluate, save. Its row in results.csv completes it."""
         self.enrolment.wait_for(self.min_updates, grid)
         self.journal = RoundJournal(self.display)
-        updates = self.train_clients(grid, round_number)
-        self.journal.clock.stop("train_seconds")
-        updates = self.limit_norms(round_number, updates)
-        arrays = self.aggregate(round_number, updates)
-        self.model.advance(self.messenger.sendable(arrays))
+        averages = self.config.averages_per_round
+        parts = [self.average(grid, round_number, part + 1) for part in range(averages)]
+        updates = joined(parts)
         self.save_state(round_number)
         self.journal.clock.stop("")
         scores, on_server = self.evaluate(grid, round_number)
@@ -133,6 +130,16 @@ class Server:
         return self.record(RoundOutcome(round_number, updates, self.journal, scores, on_server))
 
     # The steps of a round, in their order.
+
+    def average(self, grid: Grid, round_number: int, part: int) -> list[Update]:
+        """Let the clients train this part of a round (1-based), and average them."""
+        updates = self.train_clients(grid, round_number, part)
+        self.journal.clock.stop("train_seconds")
+        updates = self.limit_norms(round_number, updates)
+        arrays = self.messenger.sendable(self.aggregate(round_number, updates))
+        self.model.advance(arrays, ends_round=part == self.config.averages_per_round)
+        self.journal.clock.stop("")
+        return updates
 
     @property
     def min_updates(self) -> int:
@@ -145,7 +152,7 @@ class Server:
         is_one_class = self.config.train.get("single_cls")
         return {} if is_one_class else self.registry.absent(self.model.meta.names)
 
-    def train_clients(self, grid: Grid, round_number: int) -> list[Update]:
+    def train_clients(self, grid: Grid, round_number: int, part: int) -> list[Update]:
         """Send the global arrays, receive and check the clients' updates.
 
         An update is added to the mean as soon as those of all clients before it, by name, have
@@ -162,7 +169,8 @@ class Server:
         updates = self.inbox.updates
         found = ""
         for tries_left in reversed(range(ROUND_TRIES)):
-            self._train(grid, round_number, [n for n in nodes if name_of[n] not in updates])
+            asked = [node for node in nodes if name_of[node] not in updates]
+            self._train(grid, round_number, part, asked)
             if len(updates) >= needed:
                 return [updates[name] for name in sorted(updates)]
             found = f"{len(updates)} of {len(nodes)} clients returned a usable update"
@@ -179,23 +187,25 @@ class Server:
             f"{ROUND_TRIES} times, the reasons are in {self.run_dir.path}/clients.csv"
         )
 
-    def _train(self, grid: Grid, round_number: int, nodes: list[int]) -> None:
+    def _train(self, grid: Grid, round_number: int, part: int, nodes: list[int]) -> None:
         self.display.step(round_number, "train", self.registry.names_of(nodes))
         record = self.messenger.config_record()
-        evaluate = self.config.evaluate
-        if evaluate.cross_client and evaluate.is_due(round_number, self.config.num_rounds):
+        record["part"] = part
+        averages, evaluate = self.config.averages_per_round, self.config.evaluate
+        is_scored = evaluate.cross_client and evaluate.is_due(round_number, self.config.num_rounds)
+        if is_scored and part == averages:
             record["keep-local"] = True
         messages = self.aggregation.configure(round_number, self.model.arrays, record, nodes)
         for reply in self.exchange(grid, self.messenger.addressed(messages)):
-            self._take_in(reply, round_number)
+            self._take_in(reply, (round_number - 1) * averages + part)
             del reply  # frees its arrays, which would stay until the next reply
 
-    def _take_in(self, reply: Message, round_number: int) -> None:
+    def _take_in(self, reply: Message, slice_number: int) -> None:
         if self.privacy and not reply.has_error():  # it has left its client, usable or not
             self.privacy.count(self.registry.names_by_node[reply.metadata.src_node_id])
         update = self.reader.update(reply, self.journal)
         if update is not None:
-            self.registry.trained[update.name] = round_number
+            self.registry.trained[update.name] = slice_number
             self.inbox.put(update)
             text = f"loss {update.loss:.3g}, {update.seconds:.1f} s"
             self.display.client_done(update.name, text)
@@ -230,7 +240,7 @@ class Server:
         if self.privacy and self.config.privacy.mode == "central":
             # All later steps see the noisy mean alone, and no class is absent from it: rows of a
             # class that some do not annotate would otherwise carry others' updates without noise.
-            updates, absent = [self._noisy_mean(updates)], {}
+            updates, absent = [noisy_mean(updates, self.privacy, self.model.arrays)], {}
         combined = self.aggregation.aggregate(round_number, updates, absent)
         if combined is None:
             raise FederationError(
@@ -241,12 +251,6 @@ class Server:
             return self.model.cast(combined)
         except ValueError as error:
             raise FederationError(f"round {round_number}: aggregation: {error}") from error
-
-    def _noisy_mean(self, updates: list[Update]) -> Update:
-        """Return all updates of a round as one, under central differential privacy."""
-        assert self.privacy
-        arrays = self.privacy.release((update.arrays for update in updates), self.model.arrays)
-        return Update(SERVER, arrays, num_examples=1, num_steps=1, losses={}, seconds=0.0, norm=0.0)
 
     def save_state(self, round_number: int) -> None:
         """Write the global arrays of the round, and the states of the strategy and the codec."""
@@ -292,3 +296,17 @@ class Server:
     def exchange(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
         """Send messages and yield each reply when it arrives; the journal counts bytes."""
         return self.messenger.exchange(grid, messages, self.journal)
+
+
+def noisy_mean(updates: Iterable[Update], privacy: ServerPrivacy, origin: Arrays) -> Update:
+    """Return all updates of a round as one, under central differential privacy."""
+    arrays = privacy.release((update.arrays for update in updates), origin)
+    return Update(SERVER, arrays, num_examples=1, num_steps=1, losses={}, seconds=0.0, norm=0.0)
+
+
+def finish_loggers(server: Server) -> None:
+    """End the loggers, with the best round as the summary; callable from any thread."""
+    if server.loggers:
+        best = server.best
+        numbers = {"best/round": best.round, "best/fitness": best.score or 0} if best else {}
+        server.loggers.finish(numbers, is_done=server.is_done)

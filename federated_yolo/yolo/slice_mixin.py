@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import RandomSampler
 from ultralytics.data import build_dataloader
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import unwrap_model
 
 from federated_yolo.common.errors import AbortedError, InputError
@@ -25,6 +26,7 @@ from federated_yolo.yolo.checkpoint import MODEL_YAML, is_rtdetr
 from federated_yolo.yolo.class_branch import Architecture, model_of
 from federated_yolo.yolo.losses import AnnotatedClassesLoss
 from federated_yolo.yolo.model import trainer_class
+from federated_yolo.yolo.parts import in_parts, place_part
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class SliceSettings:
         num_threads: PyTorch's CPU threads.
         shared: Which arrays are federated; the others stay in `private_dir`.
         keep_optimizer: Whether the optimiser keeps its state between rounds.
+        averages_per_round: Slices of a round. Each is followed by an average, and has
+            `local_epochs` parts of passes; a pass has as many parts.
     """
 
     architecture: Architecture
@@ -58,6 +62,7 @@ class SliceSettings:
     num_threads: int = 1
     shared: SharedConfig = field(default_factory=SharedConfig)
     keep_optimizer: bool = True
+    averages_per_round: int = 1
 
 
 class SliceDone(Exception):
@@ -91,7 +96,7 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         self.epochs_with_mosaic = 0  # epochs drawn from the loader before mosaic was closed, and
         self.epochs_without_mosaic = 0  # after: closing resets the loader
         self.epoch_losses: list[dict[str, float]] = []
-        self.slice_end = 0
+        self.slice_end = self.epoch = 0
         self.num_steps = 0
         self.proximal_mu = 0.0
         self.proximal_pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
@@ -102,19 +107,27 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
         # A client must not run Ultralytics' integrations (loggers, its platform).
         self.callbacks = defaultdict(list)
         self.add_callback("on_train_start", self._set_threads)
+        self.add_callback("on_train_epoch_start", self._place_part)
         self.add_callback("on_train_batch_end", self._leave_if_aborted)
         self.add_callback("on_train_epoch_end", self._count_epoch)
         self.add_callback("on_fit_epoch_end", self._leave_after_slice)
 
     @staticmethod
     def _overrides(settings: SliceSettings) -> dict[str, Any]:
+        # To Ultralytics, a part of a pass is an epoch.
+        parts = settings.averages_per_round
+        counted: dict[str, Any] = {
+            name: settings.train.get(name, DEFAULT_CFG_DICT[name]) * parts
+            for name in ("close_mosaic", "warmup_epochs")
+        }
         return {
             **settings.train,
+            **(counted if parts > 1 else {}),
             "task": settings.task,
             "mode": "train",
             "model": MODEL_YAML,
             "data": str(settings.data),
-            "epochs": settings.num_rounds * settings.local_epochs,
+            "epochs": settings.num_rounds * settings.local_epochs * parts,
             "seed": settings.seed,
             "device": settings.device,
             "save_dir": str(settings.private_dir / "ultralytics"),
@@ -164,6 +177,11 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
 
         The next epoch draws another order, so another image is left out.
         """
+        loader = self._whole_loader(dataset_path, batch_size, rank, mode)
+        parts = self.settings.averages_per_round
+        return in_parts(loader, parts) if mode == "train" and parts > 1 else loader
+
+    def _whole_loader(self, dataset_path: Any, batch_size: int, rank: int, mode: str) -> Any:
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         num, batch = len(loader.dataset), loader.batch_size
         smallest = smallest_imgsz(self.args.imgsz, self.args.multi_scale, self.stride)
@@ -255,6 +273,10 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     def _close_dataloader_mosaic(self) -> None:
         super()._close_dataloader_mosaic()
         self.mosaic_is_closed = True
+        parts, loader = self.settings.averages_per_round, self.train_loader
+        if parts > 1 and loader.num_workers:  # they have read ahead, and begin anew after this
+            epoch = max(self.start_epoch, self.epoch)
+            loader.batch_sampler.sampler.rewind(epoch % parts)
 
     def validate(self) -> tuple[dict[str, float], None]:
         """Skip: evaluation is a separate step, and here it would draw from the random state."""
@@ -272,6 +294,9 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
     def _set_threads(self, _: Any) -> None:
         # Ultralytics sets PyTorch's threads to nearly all cores whenever it selects the CPU.
         torch.set_num_threads(self.settings.num_threads)
+
+    def _place_part(self, _: Any) -> None:
+        place_part(self.train_loader, self.epoch, self.settings.averages_per_round)
 
     def _count_epoch(self, _: Any) -> None:
         if self.mosaic_is_closed:

@@ -1,5 +1,6 @@
 """State of a client between slices: optimiser, loss scaler, data order, random states, arrays."""
 
+import itertools
 import random
 import re
 from pathlib import Path
@@ -11,19 +12,20 @@ import torch
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
 from federated_yolo.yolo.model import load_into
+from federated_yolo.yolo.parts import place_part
 
 PRIVATE_START = "start.npz"
 
 KEPT_STATES = 2  # the last round's, and the one before it for a round that is tried again
 
 
-def state_path(private_dir: Path, round_number: int) -> Path:
-    """Return the path of a client's state after a round."""
-    return private_dir / "state" / f"round{round_number}.pt"
+def state_path(private_dir: Path, slice_number: int) -> Path:
+    """Return the path of a client's state after a slice (1-based; a round has one or more)."""
+    return private_dir / "state" / f"round{slice_number}.pt"
 
 
 def saved_states(private_dir: Path) -> list[int]:
-    """Return the rounds whose state a client has saved."""
+    """Return the slices whose state a client has saved."""
     names = (private_dir / "state").glob("round*.pt")
     return [int(m.group(1)) for p in names if (m := re.fullmatch(r"round(\d+)", p.stem))]
 
@@ -60,9 +62,7 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.scaler.load_state_dict(state["scaler"])
     trainer.epochs_with_mosaic = state["epochs_with_mosaic"]
     trainer.epochs_without_mosaic = state["epochs_without_mosaic"]
-    _replay_loader(
-        trainer.train_loader, [trainer.epochs_with_mosaic, trainer.epochs_without_mosaic]
-    )
+    _replay_loader(trainer)
     if hasattr(trainer.train_loader.dataset, "buffer"):
         _refill_mosaic_buffer(trainer, state["mosaic_buffer"])
 
@@ -70,23 +70,30 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
 # unstable: torch.utils.data.DataLoader._get_iterator
 # unstable: torch.utils.data.dataloader._BaseDataLoaderIter._next_index
 # unstable: ultralytics.data.build.InfiniteDataLoader says 'self.iterator'
-def _replay_loader(loader: Any, num_epochs: list[int]) -> None:
+def _replay_loader(trainer: Any) -> None:
     """Advance the loader's image order to the end of these epochs without reading any image.
 
     If the number of images has changed, the order is as if it had been the present one throughout.
 
-    num_epochs: Epochs before and after mosaic was closed, where Ultralytics resets the loader.
-    Loader workers (GPU only) read ahead, so their order cannot be replayed; it starts from the
-    seed again instead.
+    Ultralytics resets the loader where it closes mosaic. Loader workers (GPU only) read ahead, so
+    their order cannot be replayed; it starts from the seed again instead.
     """
+    loader, num_parts = trainer.train_loader, trainer.settings.averages_per_round
+    num_epochs = [trainer.epochs_with_mosaic, trainer.epochs_without_mosaic]
     loader.reset()
     loader.generator.manual_seed(loader.generator.initial_seed())
+    if num_parts > 1:
+        part = sum(num_epochs) % num_parts if loader.num_workers else 0
+        loader.batch_sampler.sampler.rewind(part)
     if loader.num_workers:
         return
+    epochs = iter(range(sum(num_epochs)))
     for count in filter(None, num_epochs):
         loader.iterator = loader._get_iterator()
-        for _ in range(count * len(loader)):
-            loader.iterator._next_index()
+        for epoch in itertools.islice(epochs, count):
+            place_part(loader, epoch, num_parts)
+            for _ in range(len(loader)):
+                loader.iterator._next_index()
 
 
 def _mosaic_buffer(trainer: Any) -> list[tuple[int, str]]:

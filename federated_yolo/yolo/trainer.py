@@ -28,6 +28,7 @@ from federated_yolo.common.files import write_atomically
 from federated_yolo.data.changes import SplitState, split_signature, told_changes
 from federated_yolo.data.data_yaml import CLASS_MAP
 from federated_yolo.yolo.model import load_into, shared_names, to_arrays
+from federated_yolo.yolo.parts import kept_slices, place_part
 from federated_yolo.yolo.slice_mixin import (
     LossIsNotFiniteError,
     SliceDone,
@@ -75,7 +76,7 @@ class SliceTrainer:
     def __init__(self, settings: SliceSettings) -> None:
         self.settings = settings
         self._trainer: Any = None
-        self._last_round = 0
+        self._last = 0  # the slice that `_trainer` has trained
         self._training: Any = None  # the trainer while it trains
         self._other: SliceTrainer | None = None  # while it trains (`train_alone`)
         self._callbacks: list[tuple[str, Callable[[Any], None]]] = []
@@ -96,23 +97,27 @@ class SliceTrainer:
         """Register a function for an event of Ultralytics' trainer; call before the first slice."""
         self._callbacks.append((event, function))
 
-    def forget(self, round_number: int) -> None:
-        """Discard the state after this round, whether or not the round was trained."""
-        self._path(round_number).unlink(missing_ok=True)
+    def forget(self, round_number: int, part: int = 1) -> None:
+        """Discard the state after this slice, whether or not it was trained."""
+        self._path(self._number(round_number, part)).unlink(missing_ok=True)
         self._trainer = None
 
-    def train(self, round_number: int, arrays: Arrays, proximal_mu: float = 0.0) -> SliceResult:
-        """Train the slice of this round (1-based), starting from the given global arrays.
+    def train(
+        self, round_number: int, arrays: Arrays, proximal_mu: float = 0.0, part: int = 1
+    ) -> SliceResult:
+        """Train a slice of this round (1-based), starting from the given global arrays.
 
-        arrays: The shared arrays; private ones continue from this client's last round.
-        proximal_mu: FedProx's coefficient, which pulls the weights towards `arrays`.
+        arrays: The shared arrays; private ones continue from this client's last slice.
+        proximal_mu: FedProx's coefficient, which pulls the weights towards `arrays`. part: Which
+        slice of the round (1-based), if the round has several (`averages_per_round`).
         Raises any error of the training; the next call then starts from the last saved state.
         """
-        trainer, state = self._take_trainer(round_number)
+        number = self._number(round_number, part)
+        trainer, state = self._take_trainer(number)
         shared = shared_names(trainer.model, self.settings.shared)
         load_into(trainer.model, arrays, shared)
-        _place_schedules(trainer, round_number, self.settings.local_epochs)
-        _place_options(trainer, round_number, self.settings, shared, proximal_mu)
+        _place_schedules(trainer, number, self.settings)
+        _place_options(trainer, number, self.settings, shared, proximal_mu)
         if state is not None:
             init_seeds(trainer.args.seed, deterministic=trainer.args.deterministic)
             restore_random_states(state["random"])
@@ -131,12 +136,12 @@ class SliceTrainer:
         trained = to_arrays(trainer.model)
         _refuse_infinite(trained)
         private = {name: array for name, array in trained.items() if name not in set(shared)}
-        self._save_state(state_of(trainer, private), round_number)
-        self._trainer, self._last_round = trainer, round_number
+        self._save_state(state_of(trainer, private), number)
+        self._trainer, self._last = trainer, number
         dataset = trainer.train_loader.dataset
         now = SplitState(trainer.signature, len(dataset), trainer.data.get(CLASS_MAP))
         private_dir = self.settings.private_dir
-        notes = told_changes(private_dir, "train", round_number, now, dataset.num_damaged)
+        notes = told_changes(private_dir, "train", number, now, dataset.num_damaged)
         return SliceResult(
             arrays=select(trained, shared),
             num_examples=len(dataset),
@@ -170,25 +175,30 @@ class SliceTrainer:
 
         Before its first round they are the base model's; empty if all arrays are shared.
         """
-        last = max((r for r in self._saved() if r <= round_number), default=0)
+        end = self._number(round_number, self.settings.averages_per_round)
+        last = max((n for n in self._saved() if n <= end), default=0)
         if not last:
             return load_private_start(self.settings.private_dir)
         return {name: tensor.numpy() for name, tensor in self._load_state(last)["private"].items()}
 
-    def _take_trainer(self, round_number: int) -> tuple[Any, dict[str, Any] | None]:
-        """Return a trainer in the state after this client's last round before `round_number`.
+    def _number(self, round_number: int, part: int) -> int:
+        """Return the number of a slice among those of all rounds, 1 for the first."""
+        return (round_number - 1) * self.settings.averages_per_round + part
 
-        Returns also that state. The trainer held here is used as it is if it trained that round. It
+    def _take_trainer(self, number: int) -> tuple[Any, dict[str, Any] | None]:
+        """Return a trainer in the state after this client's last slice before this one.
+
+        Returns also that state. The trainer held here is used as it is if it trained that slice. It
         is set to the saved state if the client has meanwhile trained in another process or the
-        round is tried again. If images or labels have changed, a new trainer continues from it.
+        slice is tried again. If images or labels have changed, a new trainer continues from it.
         """
-        last = max((r for r in self._saved() if r < round_number), default=0)
+        last = max((n for n in self._saved() if n < number), default=0)
         state = self._load_state(last) if last else None
         trainer, self._trainer = self._trainer, None  # kept again only if the slice succeeds
         if trainer is not None and trainer.signature != split_signature(trainer.data["train"]):
             trainer = None
             gc.collect()  # the old trainer is in reference cycles
-        if trainer is not None and self._last_round != last:
+        if trainer is not None and self._last != last:
             mosaic_open = state is not None and not state["epochs_without_mosaic"]
             if state is None or (mosaic_open and trainer.mosaic_is_closed):
                 trainer = None  # Ultralytics cannot go back to these states
@@ -198,29 +208,29 @@ class SliceTrainer:
                 trainer.add_callback(event, function)
             trainer._setup_train()
             trainer.nominal_accumulate = trainer.accumulate
-            self._last_round = 0
+            self._last = 0
             start = load_private_start(self.settings.private_dir)
             load_into(trainer.model, start, start)
-        if state is not None and self._last_round != last:
+        if state is not None and self._last != last:
             restore_state(trainer, state)
         return trainer, state
 
     def _saved(self) -> list[int]:
         return saved_states(self.settings.private_dir)
 
-    def _path(self, round_number: int) -> Path:
-        return state_path(self.settings.private_dir, round_number)
+    def _path(self, number: int) -> Path:
+        return state_path(self.settings.private_dir, number)
 
-    def _load_state(self, round_number: int) -> dict[str, Any]:
-        return torch.load(self._path(round_number), weights_only=True)
+    def _load_state(self, number: int) -> dict[str, Any]:
+        return torch.load(self._path(number), weights_only=True)
 
-    def _save_state(self, state: dict[str, Any], round_number: int) -> None:
-        path = self._path(round_number)
+    def _save_state(self, state: dict[str, Any], number: int) -> None:
+        path = self._path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: torch.save(state, file))
         saved = self._saved()
-        kept = sorted(r for r in saved if r <= round_number)[-KEPT_STATES:]
-        for other in set(saved) - set(kept):
+        kept = kept_slices(saved, number, self.settings.averages_per_round, KEPT_STATES)
+        for other in set(saved) - kept:
             self._path(other).unlink(missing_ok=True)
 
 
@@ -242,7 +252,7 @@ def try_batches(
     trainer._setup_train()
     trainer.nominal_accumulate = trainer.accumulate
     shared = shared_names(trainer.model, settings.shared)
-    _place_schedules(trainer, 1, settings.local_epochs)
+    _place_schedules(trainer, 1, settings)
     _place_options(trainer, 1, settings, shared, proximal_mu=0.0)
     trainer.add_callback("on_train_batch_end", leave)
     with suppress(SliceDone):
@@ -264,10 +274,11 @@ def set_up(settings: SliceSettings) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None:
-    """Set everything that Ultralytics counts by epoch to the start of this round's slice."""
-    start = (round_number - 1) * local_epochs
-    trainer.start_epoch, trainer.slice_end = start, start + local_epochs
+def _place_schedules(trainer: Any, number: int, settings: SliceSettings) -> None:
+    """Set everything that Ultralytics counts by epoch to the start of this slice."""
+    start = (number - 1) * settings.local_epochs
+    trainer.start_epoch, trainer.slice_end = start, start + settings.local_epochs
+    place_part(trainer.train_loader, start, settings.averages_per_round)
     trainer.stop = False
     trainer.epoch_losses = []
     trainer.accumulate = trainer.nominal_accumulate  # warm-up leaves a smaller value
@@ -287,7 +298,7 @@ def _place_schedules(trainer: Any, round_number: int, local_epochs: int) -> None
 
 
 def _place_options(
-    trainer: Any, round_number: int, settings: SliceSettings, shared: list[str], proximal_mu: float
+    trainer: Any, number: int, settings: SliceSettings, shared: list[str], proximal_mu: float
 ) -> None:
     """Apply the options of strategy and sharing to this slice; weights are already loaded."""
     trainer.num_steps = 0
@@ -298,10 +309,11 @@ def _place_options(
         for name, parameter in unwrap_model(trainer.model).named_parameters()
         if proximal_mu and parameter.requires_grad and name in names
     ]
+    round_number, part = divmod(number - 1, settings.averages_per_round)
     trainer.batchnorm_is_frozen = settings.shared.batchnorm_is_frozen(
-        round_number, settings.num_rounds
+        round_number + 1, settings.num_rounds
     )
-    if not settings.keep_optimizer:
+    if not settings.keep_optimizer and part == 0:
         trainer.optimizer.state.clear()
 
 

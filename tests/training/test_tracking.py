@@ -52,7 +52,7 @@ def run(
         try:
             server.run(LocalGrid(2))  # pyright: ignore[reportArgumentType]
         finally:
-            server.finish_loggers()
+            finish_loggers(server)
             run_dir._lock.release()
     return run_dir.path
 

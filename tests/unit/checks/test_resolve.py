@@ -20,6 +20,7 @@ SETTLED: dict[str, Any] = {
     "client_resources": {"num_gpus": 0.5},
     "loggers": ["mlflow"],
     "personalise": {"lr0": 0.01},
+    "averages_per_round": 2,
     "train": {"batch": 2},
 }
 
@@ -33,6 +34,7 @@ SETTLED: dict[str, Any] = {
         {"client_resources": {"num_gpus": "auto"}},
         {"global_batch": 16},
         {"personalise": {"lr0": None}},
+        {"averages_per_round": "auto"},
         {"loggers": "settings"},
     ],
 )
@@ -69,6 +71,7 @@ def test_the_checks_change_only_what_was_open(tmp_path: Path, sites: Sites) -> N
             "momentum": 0.9,
             "warmup_bias_lr": 0.0,
         },
+        "averages_per_round": 1,
         "personalise": {"epochs": 0, "lr0": round(0.002 * 5 / (4 + 3), 6)},
     }
     assert isinstance(after["client_resources"]["num_gpus"], float)

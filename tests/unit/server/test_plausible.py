@@ -130,7 +130,8 @@ def test_counters_go_on_by_the_batches_of_a_round_at_most() -> None:
     for counter in (9, 14, 2**62):
         (problem,) = counter_problems(statistics(counter=counter), statistics(), 3)
         assert problem == (
-            f"{BN}num_batches_tracked: found {counter}, expected 10 to 13: a round has 3 batches"
+            f"{BN}num_batches_tracked: found {counter}, expected 10 to 13: it has trained 3 "
+            "batches at most"
         )
 
 
