@@ -8,7 +8,7 @@ from federated_yolo.common.arrays import Arrays, Layout, checksum
 from federated_yolo.protocol.delta import Encoding, LackingArraysError, logger
 from federated_yolo.protocol.instructions import Instructions
 from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
-from federated_yolo.yolo.parts import kept_slices
+from federated_yolo.yolo.passes import kept_slices
 from federated_yolo.yolo.slice_state import KEPT_STATES, saved_states, state_path
 
 

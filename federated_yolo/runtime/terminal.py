@@ -129,10 +129,12 @@ def _show_model(console: Console, federation: Federation) -> None:
     if not resources.num_gpus and not torch.cuda.is_available():
         device = "No GPU found: on the CPU"
     base_model = escape(Path(config.base_model).name)
+    averages = config.averages_per_round
+    often = f" (averaged {averages} times)" if averages > 1 else ""
     console.print(
         f"[bold]{base_model}[/]: {counted(len(config.clients), 'client')}, "
-        f"{counted(config.num_rounds, 'round')} of {counted(config.local_epochs, 'epoch')}, "
-        f"{federation.task}, {config.strategy.name}"
+        f"{counted(config.num_rounds, 'round')} of {counted(config.local_epochs, 'epoch')}"
+        f"{often}, {federation.task}, {config.strategy.name}"
     )
     if federation.class_change:
         console.print(f"{base_model}: {federation.class_change}", soft_wrap=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from federated_yolo.common.arrays import Layout
-from federated_yolo.yolo.parts import part_sizes
+from federated_yolo.yolo.passes import part_sizes
 from federated_yolo.yolo.slice_mixin import leaves_single_out
 
 MAX_IMAGES = 2**29  # of a client; with more, a weighted mean is not exact (aggregation/mean.py)

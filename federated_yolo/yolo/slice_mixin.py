@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import RandomSampler
 from ultralytics.data import build_dataloader
 from ultralytics.engine.trainer import BaseTrainer
@@ -26,7 +27,7 @@ from federated_yolo.yolo.checkpoint import MODEL_YAML, is_rtdetr
 from federated_yolo.yolo.class_branch import Architecture, model_of
 from federated_yolo.yolo.losses import AnnotatedClassesLoss
 from federated_yolo.yolo.model import trainer_class
-from federated_yolo.yolo.parts import in_parts, place_part
+from federated_yolo.yolo.passes import in_parts, place_part
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class LossIsNotFiniteError(RuntimeError):
 
 # unstable: ultralytics.engine.trainer.BaseTrainer._setup_train
 # unstable: ultralytics.engine.trainer.BaseTrainer._build_train_pipeline
+# unstable: ultralytics.engine.trainer.BaseTrainer._setup_scheduler
 # unstable: ultralytics.engine.trainer.BaseTrainer._handle_nan_recovery
 # unstable: ultralytics.engine.trainer.BaseTrainer._model_train
 # unstable: ultralytics.engine.trainer.BaseTrainer._close_dataloader_mosaic
@@ -114,20 +116,22 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
 
     @staticmethod
     def _overrides(settings: SliceSettings) -> dict[str, Any]:
-        # To Ultralytics, a part of a pass is an epoch.
-        parts = settings.averages_per_round
-        counted: dict[str, Any] = {
-            name: settings.train.get(name, DEFAULT_CFG_DICT[name]) * parts
-            for name in ("close_mosaic", "warmup_epochs")
-        }
+        parts, epochs = settings.averages_per_round, settings.num_rounds * settings.local_epochs
+        counted: dict[str, Any] = {}
+        if parts > 1:  # to Ultralytics, a part of a pass is an epoch
+            given = {**DEFAULT_CFG_DICT, **settings.train}
+            counted = {
+                "close_mosaic": given["close_mosaic"] * parts,
+                "warmup_epochs": min(given["warmup_epochs"], epochs - 1) * parts,
+            }
         return {
             **settings.train,
-            **(counted if parts > 1 else {}),
+            **counted,
             "task": settings.task,
             "mode": "train",
             "model": MODEL_YAML,
             "data": str(settings.data),
-            "epochs": settings.num_rounds * settings.local_epochs * parts,
+            "epochs": epochs * parts,
             "seed": settings.seed,
             "device": settings.device,
             "save_dir": str(settings.private_dir / "ultralytics"),
@@ -207,6 +211,16 @@ class _SliceMixin(BaseTrainer if TYPE_CHECKING else object):
             ema.enabled = False  # the raw weights are federated
             self.optimizer.register_step_pre_hook(self._before_step)
         self.scheduler.last_epoch = self.start_epoch - 1
+
+    def _setup_scheduler(self) -> None:
+        """Let the learning rate change once in a pass, as in plain training."""
+        super()._setup_scheduler()
+        parts = self.settings.averages_per_round
+        of_part: Any = self.lf
+        if parts > 1:
+            self.lf = lambda epoch: of_part(epoch // parts * parts)
+            optimizer: Any = self.optimizer
+            self.scheduler = LambdaLR(optimizer, lr_lambda=self.lf)
 
     def _build_train_pipeline(self) -> None:
         """Raise MemoryError where Ultralytics would retry with a smaller batch."""

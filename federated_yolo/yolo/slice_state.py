@@ -12,7 +12,7 @@ import torch
 from federated_yolo.common.arrays import Arrays
 from federated_yolo.storage.archive import RoundMeta, load_arrays, save_arrays
 from federated_yolo.yolo.model import load_into
-from federated_yolo.yolo.parts import place_part
+from federated_yolo.yolo.passes import place_part
 
 PRIVATE_START = "start.npz"
 

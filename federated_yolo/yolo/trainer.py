@@ -28,7 +28,7 @@ from federated_yolo.common.files import write_atomically
 from federated_yolo.data.changes import SplitState, split_signature, told_changes
 from federated_yolo.data.data_yaml import CLASS_MAP
 from federated_yolo.yolo.model import load_into, shared_names, to_arrays
-from federated_yolo.yolo.parts import kept_slices, place_part
+from federated_yolo.yolo.passes import kept_slices, place_part
 from federated_yolo.yolo.slice_mixin import (
     LossIsNotFiniteError,
     SliceDone,

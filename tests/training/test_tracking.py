@@ -24,6 +24,7 @@ from federated_yolo.checks.federation import checked
 from federated_yolo.common.errors import FederationError
 from federated_yolo.runtime.startup import make_server
 from federated_yolo.server import tracking as loggers_module
+from federated_yolo.server.server import finish_loggers
 from federated_yolo.server.tracking import (
     LOGGERS,
     Loggers,

@@ -10,6 +10,7 @@ from recipes import make_checkpoint
 from sound_configs import Sites, config_of
 
 from federated_yolo.checks.federation import checked
+from federated_yolo.checks.resolve import _spread_factor, with_averages
 from federated_yolo.config.schema import Config, ResolvedConfig
 from federated_yolo.yolo import checkpoint as checkpoint_module
 
@@ -96,3 +97,54 @@ def test_each_checkpoint_is_read_once_by_the_checks(
     with checked(config) as federation:
         assert federation.class_change.startswith("2 classes before, 3 now; 1 of them")
     assert read == [str(file) for file in files[: 1 + has_pretrained]]
+
+
+def averages(num_images: list[int], **settings: Any) -> Any:
+    clients = [f"sites/c{i}/data.yaml" for i in range(len(num_images))]
+    config = Config.model_validate({"base_model": "yolo11n.pt", "datasets": clients, **settings})
+    return with_averages(config, num_images).averages_per_round
+
+
+@pytest.mark.parametrize(
+    ("num_images", "settings", "expected"),
+    [
+        ([69, 68, 68], {"num_rounds": 25}, 4),  # 14 batches of 5
+        ([101, 101, 101, 102], {"num_rounds": 25}, 6),  # 26 batches of 4
+        ([45, 45], {"num_rounds": 25}, 2),  # 6 batches of 8
+        ([400, 400], {"num_rounds": 10}, 8),  # at most
+        ([144, 41, 20], {"num_rounds": 25}, 2),  # 9 batches of 5 at the median
+        ([200, 200, 10], {"num_rounds": 25}, 2),  # 2 batches at the smallest
+        ([70] * 3, {"num_rounds": 143}, 1),  # 2002 steps
+        ([70] * 3, {"num_rounds": 142}, 4),
+        ([69], {"num_rounds": 25}, 1),
+        ([7] * 30, {"fraction_train": 0.3}, 1),  # 4 batches of 2
+        ([69, 68, 68], {"averages_per_round": 3, "train": {"batch": 2}}, 3),
+        ([69, 68, 68], {"train": {"batch": 5}}, 1),
+        ([69, 68, 68], {"local_epochs": 2}, 1),
+        ([69, 68, 68], {"codec": "int8"}, 1),
+        ([69, 68, 68], {"strategy": "fedavgm"}, 1),
+        ([69, 68, 68], {"strategy": "fedmedian"}, 1),
+        ([69, 68, 68], {"strategy": "fedprox"}, 4),
+        ([69, 68, 68], {"server_ema": 0.5}, 1),
+        ([69, 68, 68], {"client": "mine.py:Mine"}, 1),
+        ([69, 68, 68], {"privacy": {"mode": "local"}}, 1),
+        ([69, 68, 68], {"datasets": "supernodes"}, 1),
+    ],
+)
+def test_a_short_run_averages_every_few_steps(
+    num_images: list[int], settings: dict[str, Any], expected: int
+) -> None:
+    assert averages(num_images, **settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("averages_per_round", "global_batch", "factor"),
+    [(1, 16, 2.0), (4, 16, 4.0), (4, 32, 4.0), (4, 8, 2.0), (4, 2, 1.0), (1, 2, 1.0)],
+)
+def test_the_learning_rate_grows_with_the_batch_that_is_spread(
+    averages_per_round: int, global_batch: int, factor: float, tmp_path: Path, sites: Sites
+) -> None:
+    config = config_of(
+        tmp_path, sites, averages_per_round=averages_per_round, global_batch=global_batch
+    )
+    assert _spread_factor(config, 4) == factor

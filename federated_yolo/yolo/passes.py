@@ -1,5 +1,6 @@
 """A pass over the images in parts: a round may average the clients several times in a pass."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -22,13 +23,18 @@ class PassInParts(Sampler[list[int]]):
         self.num_parts = num_parts
         self.position = self.current = 0
         self._pass: list[list[int]] = []
+        self._drawn: Iterator[list[int]] = iter(())
 
     def __iter__(self) -> Iterator[list[int]]:
         part = self.position
         if part == 0 or not self._pass:
-            self._pass = list(self.batches)
+            self._drawn = iter(self.batches)
+            self._pass = list(itertools.islice(self._drawn, len(self.batches)))
         self.position = (part + 1) % self.num_parts
         yield from self._pass[slice(*bounds(len(self._pass), part, self.num_parts))]
+        if self.position == 0:
+            # RandomSampler draws once more at its end; in an epoch that is when more is asked for.
+            assert next(self._drawn, None) is None
 
     def __len__(self) -> int:
         first, end = bounds(len(self.batches), self.current, self.num_parts)
