@@ -135,7 +135,7 @@ def masking_jobs(options: argparse.Namespace, setup: Setup) -> list[Job]:
         )
     jobs = []
     for name, (variant, indices) in MASKING.items():
-        masked_clients, settings = dict(clients), []
+        masked_clients, settings = dict(clients), [*options.always]
         for index in indices:
             client = list(clients)[index]
             folder = setup.out / "data" / f"{variant}-{masked}-{split}-{client}"

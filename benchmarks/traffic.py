@@ -87,7 +87,9 @@ def name_of(codec: str, share: str) -> str:
 def settings_of(codec: str, share: str) -> tuple[str, ...]:
     """Settings of federated.py. codec: `NAME` or `NAME:FRACTION`."""
     name, _, fraction = codec.partition(":")
-    return (f"codec={name}", *([f"codec.fraction={fraction}"] if fraction else []), *SHARES[share])
+    chosen = [f"codec={name}", *([f"codec.fraction={fraction}"] if fraction else [])]
+    # By default, a federation without a codec would average more often than one with a codec.
+    return ("averages_per_round=1", *chosen, *SHARES[share])
 
 
 def markdown(records: Sequence[Mapping[str, Any]], out: Path, num_clients: int) -> str:
