@@ -81,7 +81,7 @@ class YoloClient(NumPyClient):
     def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
         """Train the epochs of this round, starting from these global arrays.
 
-        A subclass may change the result, or call this method with other arrays. It must call it or
+        Called once in a round, or `averages_per_round` times, each for its part of them. A subclass may change the result, or call this method with other arrays. It must call it or
         raise AbortedError, because this method saves the optimiser and the private arrays, which
         the next round needs.
 
@@ -174,7 +174,8 @@ class YoloClient(NumPyClient):
 
         Args:
             parameters: The shared arrays, in the order of `names`.
-            config: "proximal-mu", if present, is FedProx's mu. "keep-local" asks to score the
+            config: "part" says which part of the round is trained (`averages_per_round`).
+                "proximal-mu", if present, is FedProx's mu. "keep-local" asks to score the
                 trained model, and to keep the best of all rounds as local_best.pt.
 
         Returns:

@@ -152,10 +152,10 @@ def test_a_whole_model_that_is_another_is_an_error_and_not_kept(tmp_path: Path) 
 
 
 def test_a_round_that_is_tried_again_starts_from_the_residual_before_it(tmp_path: Path) -> None:
-    residuals = Residuals(tmp_path, num_kept=2)
+    residuals = Residuals(tmp_path, averages_per_round=1)
     assert residuals.before(1) == {}
     for number in (1, 2, 3, 3):
         residuals.save(number, {"bias": np.full(2, number, np.float32)})
-    assert sorted(residuals.rounds()) == [2, 3]
+    assert sorted(residuals.slices()) == [2, 3]
     assert residuals.before(3)["bias"].tolist() == [2, 2]
     assert residuals.before(9)["bias"].tolist() == [3, 3]
