@@ -81,9 +81,10 @@ class YoloClient(NumPyClient):
     def train(self, round_number: int, arrays: Arrays, config: dict[str, Any]) -> SliceResult:
         """Train the epochs of this round, starting from these global arrays.
 
-        Called once in a round, or `averages_per_round` times, each for its part of them. A subclass may change the result, or call this method with other arrays. It must call it or
-        raise AbortedError, because this method saves the optimiser and the private arrays, which
-        the next round needs.
+        Called once in a round, or `averages_per_round` times, each for its part of them. A subclass
+        may change the result, or call this method with other arrays. It must call it or raise
+        AbortedError, because this method saves the optimiser and the private arrays, which the next
+        round needs.
 
         Args:
             round_number: 1 for the first round.

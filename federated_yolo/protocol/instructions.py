@@ -19,10 +19,10 @@ class Instructions:
     disk. architecture: Architecture of the global model. digest: Digest of the model's layout.
     names: Class names of the federation. train: Resolved train arguments. num_clients: Number of
     clients that may work on one machine. averages_per_round: Averages in a round, and so the parts
-    of its epochs. device, num_threads: For a client in a simulation. round_timeout_s: Time limit for one message. client: Name of a class, see `client_class`.
-    cross_client: Whether clients may send their local models. sends_deltas: Whether arrays are sent
-    as deltas, see protocol/delta.py, with differences that codec encodes. privacy: Clients apply
-    mode "local" themselves.
+    of its epochs. device, num_threads: For a client in a simulation. round_timeout_s: Time limit
+    for one message. client: Name of a class, see `client_class`. cross_client: Whether clients may
+    send their local models. sends_deltas: Whether arrays are sent as deltas, see protocol/delta.py,
+    with differences that codec encodes. privacy: Clients apply mode "local" themselves.
     """
 
     run_id: str
