@@ -175,9 +175,8 @@ class YoloClient(NumPyClient):
 
         Args:
             parameters: The shared arrays, in the order of `names`.
-            config: "part" says which part of the round is trained (`averages_per_round`).
-                "proximal-mu", if present, is FedProx's mu. "keep-local" asks to score the
-                trained model, and to keep the best of all rounds as local_best.pt.
+            config: "part" of the round, from 1. "proximal-mu", if present, is FedProx's mu.
+                "keep-local" asks to score the model, and to keep the best as local_best.pt.
 
         Returns:
             The trained arrays, the number of training images, and the mean losses of the slice
