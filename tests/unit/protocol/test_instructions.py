@@ -23,6 +23,7 @@ def test_instructions_survive_json() -> None:
         train={"lr0": 1e-5, "freeze": [1, 2], "pretrained": True},
         num_rounds=3,
         local_epochs=2,
+        averages_per_round=3,
         seed=7,
         num_clients=3,
         device="cpu",
