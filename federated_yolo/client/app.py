@@ -107,7 +107,7 @@ def _noted(request: Request, context: Context) -> Iterator[dict[str, float]]:
 
 
 def _numbers_in(reply: Message) -> dict[str, float]:
-    # Not by `metric_records`, whose view and its owner refer to each other: the reply's arrays would
+    # Not by `metric_records`, whose view and its owner refer to each other: the arrays would
     # stay in memory until Python collects cycles.
     found: Any = reply.content.get("metrics", {})
     return {name: float(value) for name, value in found.items() if not isinstance(value, list)}

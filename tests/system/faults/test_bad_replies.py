@@ -133,7 +133,7 @@ BAD: dict[str, tuple[Callable[[Message], None], str]] = {
     ),
     "a counter that ran faster than its batches": (
         changed(lambda a: a.update({f"model.0.bn.{COUNTER}": np.array(500)})),
-        f"model.0.bn.{COUNTER}: found 500, expected 0 to 1: a round has 1 batches",
+        f"model.0.bn.{COUNTER}: found 500, expected 0 to 1: it has trained 1 batches at most",
     ),
     "a variance that silences its channel": (
         changed(lambda a: a[VARIANCE].__setitem__(3, 1e12)),
