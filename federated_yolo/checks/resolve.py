@@ -187,7 +187,7 @@ def with_averages(config: Config, images: Sequence[int]) -> Config:
     if (
         len(images) > 1
         and statistics.median(batches) * config.num_rounds <= MAX_STEPS
-        and "batch" not in config.train
+        and config.train.get("batch") is None
         and config.local_epochs == 1
         and config.codec.name == "none"
         and config.privacy.mode == "none"

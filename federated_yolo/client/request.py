@@ -17,6 +17,7 @@ from federated_yolo.config.schema import CLIENT_NAME
 from federated_yolo.protocol.handshake import ClientAssignment
 from federated_yolo.protocol.instructions import Instructions, UnsoundInstructionsError
 from federated_yolo.protocol.records import from_record
+from federated_yolo.yolo.passes import slice_number
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Request:
         """
         parts = self.instructions.averages_per_round
         part = int(self.config.get("part", parts))
-        return (self.round_number - 1) * parts + part
+        return slice_number(self.round_number, part, parts)
 
     def arrays(self, name: str) -> Arrays:
         """Return the named arrays of a record of the message."""

@@ -5,11 +5,11 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from federated_yolo.common.errors import InputError
+from federated_yolo.common.errors import FederationError, InputError
 
 # The scripts in utils/ by the command that each of them starts.
 SCRIPTS = {
@@ -105,3 +105,19 @@ def failed(problems: Iterable[str], exit_code: int) -> int:
     """Print problems and return the given exit code."""
     show_problems(problems)
     return exit_code
+
+
+def answer(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """Run the `function` that the parser chooses, and return its exit code, or that of its error.
+
+    The function takes the parsed arguments. Wrong input is 2, any other failure 1.
+    """
+    try:
+        options = parser.parse_args(arguments)
+        return options.function(options)
+    except InputError as error:
+        return failed(error.problems, 2)
+    except FederationError as error:
+        return failed([str(error)], 1)
+    except OSError as error:
+        return failed([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)

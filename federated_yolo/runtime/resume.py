@@ -13,6 +13,7 @@ from federated_yolo.server.global_model import GlobalModel
 from federated_yolo.server.registry import ClientRegistry
 from federated_yolo.server.results import RoundResult, result_of
 from federated_yolo.storage.run_dir import RESULTS, RunDir
+from federated_yolo.yolo.passes import slice_number
 
 
 def take_up(
@@ -35,7 +36,7 @@ def take_up(
         last = run_dir.last_round()
         parts = instructions.averages_per_round
         registry.trained = {  # of a round, it may have trained the first slice alone
-            row["client"]: (int(row["round"]) - 1) * parts + 1
+            row["client"]: slice_number(int(row["round"]), 1, parts)
             for row in run_dir.rows("clients.csv")
             if row.get("num_examples")
         }

@@ -32,6 +32,7 @@ from federated_yolo.server.scorer import Scorer
 from federated_yolo.server.tracking import Loggers
 from federated_yolo.storage.run_dir import CLASSES, CLIENTS, RESULTS, SERVER, RunDir
 from federated_yolo.yolo.evaluator import Evaluation, Evaluator
+from federated_yolo.yolo.passes import slice_number
 
 ROUND_TRIES = 3
 RETRY_WAIT_S = 5.0  # for passing problems: a folder that returns, a worker that restarts
@@ -197,7 +198,7 @@ class Server:
             record["keep-local"] = True
         messages = self.aggregation.configure(round_number, self.model.arrays, record, nodes)
         for reply in self.exchange(grid, self.messenger.addressed(messages)):
-            self._take_in(reply, (round_number - 1) * averages + part)
+            self._take_in(reply, slice_number(round_number, part, averages))
             del reply  # frees its arrays, which would stay until the next reply
 
     def _take_in(self, reply: Message, slice_number: int) -> None:

@@ -21,8 +21,8 @@ from pathlib import Path
 from rich.console import Console
 
 from federated_yolo.client.journal import LOG
-from federated_yolo.common.command_line import failed, inside, parser_of
-from federated_yolo.common.errors import FederationError, InputError
+from federated_yolo.common.command_line import answer, inside, parser_of
+from federated_yolo.common.errors import InputError
 from federated_yolo.common.files import at_home
 from federated_yolo.consortium.invitation import SITE_SETTINGS, read_invitation
 from federated_yolo.sites.folder import find_site, read_settings
@@ -126,12 +126,4 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    try:
-        options = _parser().parse_args(arguments)
-        return options.function(options)
-    except InputError as error:
-        return failed(error.problems, 2)
-    except FederationError as error:
-        return failed([str(error)], 1)
-    except OSError as error:
-        return failed([f"{error.filename or 'writing'}: {error.strerror or error}"], 1)
+    return answer(_parser(), arguments)

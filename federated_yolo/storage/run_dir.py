@@ -216,15 +216,20 @@ class RunDir:
         return path
 
     def append_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Append rows to a CSV, as `write_rows` does."""
-        self.write_rows(name, [*self._rows.get(name, []), *rows])
+        """Append rows to a CSV, as `write_rows` writes it."""
+        self._rows.setdefault(name, []).extend(dict(row) for row in rows)
+        self._write_table(name)
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Write all rows of a CSV: one header, missing values empty, columns in order of arrival.
 
         Texts are made safe for spreadsheets by `as_cell`; `read_csv` returns the original texts.
         """
-        table = self._rows[name] = [dict(row) for row in rows]
+        self._rows[name] = [dict(row) for row in rows]
+        self._write_table(name)
+
+    def _write_table(self, name: str) -> None:
+        table = self._rows[name]
         columns = list(dict.fromkeys(column for row in table for column in row))
 
         def write(file: BinaryIO) -> None:

@@ -73,6 +73,11 @@ def place_part(loader: Any, epoch: int, num_parts: int) -> None:
         loader.batch_sampler.sampler.current = epoch % num_parts
 
 
+def slice_number(round_number: int, part: int, num_parts: int) -> int:
+    """Return the number of a round's part (both 1-based) among the slices of all rounds."""
+    return (round_number - 1) * num_parts + part
+
+
 def kept_slices(saved: Collection[int], now: int, num_parts: int, num_kept: int) -> set[int]:
     """Return which of the saved slices a client keeps, once it has saved the slice `now`.
 

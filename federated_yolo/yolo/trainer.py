@@ -28,7 +28,7 @@ from federated_yolo.common.files import write_atomically
 from federated_yolo.data.changes import SplitState, split_signature, told_changes
 from federated_yolo.data.data_yaml import CLASS_MAP
 from federated_yolo.yolo.model import load_into, shared_names, to_arrays
-from federated_yolo.yolo.passes import kept_slices, place_part
+from federated_yolo.yolo.passes import kept_slices, place_part, slice_number
 from federated_yolo.yolo.slice_mixin import (
     LossIsNotFiniteError,
     SliceDone,
@@ -183,7 +183,7 @@ class SliceTrainer:
 
     def _number(self, round_number: int, part: int) -> int:
         """Return the number of a slice among those of all rounds, 1 for the first."""
-        return (round_number - 1) * self.settings.averages_per_round + part
+        return slice_number(round_number, part, self.settings.averages_per_round)
 
     def _take_trainer(self, number: int) -> tuple[Any, dict[str, Any] | None]:
         """Return a trainer in the state after this client's last slice before this one.
