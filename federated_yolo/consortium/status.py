@@ -38,7 +38,7 @@ def show_status(console: Any, state: Consortium, folder: Path) -> int:
         nodes = None
         lines.append(str(error))
     attendance = read_attendance(server_of(folder))
-    console.print(heading(state, attendance), markup=False)
+    console.print(heading(state, attendance), markup=False, soft_wrap=True)
     console.print(sites_table(state, nodes, attendance))
     known = {site.node for site in state.sites.values()}
     lines += [
