@@ -29,8 +29,8 @@ def folder(tmp_path: Path, run_dir: Path) -> Path:
     return folder
 
 
-def shown(folder: Path) -> tuple[int, list[str]]:
-    console = Console(width=300, record=True)
+def shown(folder: Path, width: int = 300) -> tuple[int, list[str]]:
+    console = Console(width=width, record=True)
     code = status.show_status(console, read_state(folder), folder)
     return code, console.export_text().splitlines()
 
@@ -74,3 +74,12 @@ def test_a_superlink_that_is_away_is_told_and_the_sites_are_shown(
     assert code == 1
     assert "! flwr supernode list: refused; start.sh starts it" in lines
     assert any(line.startswith("north") and "unknown" in line for line in lines)
+
+
+def test_a_long_path_does_not_break_the_line_of_the_last_run(
+    folder: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status.SuperLink, "nodes", lambda _: {})
+    _, lines = shown(folder, width=60)
+    assert any(line.startswith(f"last run {run_dir}: round ") for line in lines)
+    assert any(line.endswith(" is done") for line in lines)
