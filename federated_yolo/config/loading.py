@@ -277,6 +277,7 @@ _EXPECTED = {
     "show_images": "a whole number of images, from 0 to 16",
     "cross_client": "true or false",
     "names": "a list of class names",
+    "averages_per_round": "a whole number from 1 to 1000, or auto",
     "patience": "a whole number of rounds, or null for all",
     "shared": "'parts: ...' and 'batchnorm: ...' lines",
     "parts": "a list of 'backbone', 'neck' and 'head'",

@@ -78,6 +78,14 @@ def test_what_must_be_there_is_named(tmp_path: Path, text: str) -> None:
         ("num_rounds: 2.5", "num_rounds: found 2.5, expected a valid integer"),
         ("num_rounds: many", "num_rounds: found 'many', expected a valid integer"),
         ("num_rounds: true", "num_rounds: found True, expected a valid integer"),
+        *(
+            (
+                f"averages_per_round: {value}",
+                f"averages_per_round: found {shown}, expected a whole number from 1 to 1000, or "
+                "auto",
+            )
+            for value, shown in (("0", "0"), ("2.5", "2.5"), ("often", "'often'"), ("1001", "1001"))
+        ),
         ("patience: -1", "patience: found -1, expected a whole number of rounds, or null for all"),
         (
             "patience: 2.5",
